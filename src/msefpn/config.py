@@ -1,0 +1,191 @@
+"""The configuration of a run: a frozen dataclass; YAML in, YAML out.
+
+A recipe is a YAML file with some of `Config`'s keys and, if it builds on another one, `parent: NAME`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from msefpn.errors import UserError, unknown_name
+
+RECIPES = resources.files("msefpn") / "recipes"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run. The defaults are the paper's: mmdetection 2.x, 1x schedule."""
+
+    detector: str = "faster_rcnn"
+    """Name in `msefpn.models.DETECTORS`."""
+    detector_options: dict[str, Any] = field(default_factory=dict)
+    """Constructor arguments of the detector."""
+    backbone: str = "resnet50"
+    """Name of a timm model with four levels."""
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    """Constructor arguments of the backbone: frozen_stages, train_norm."""
+    neck: str = "mse_fpn"
+    """Name in `msefpn.necks.NECKS`."""
+    neck_options: dict[str, Any] = field(default_factory=dict)
+    """Constructor arguments of the neck."""
+    init: str = "imagenet"
+    """Initial weights: imagenet (timm's hub), none, or a file of a backbone or a whole detector."""
+
+    size: str = "1333x800"
+    """Images are resized, ratio kept, to fit into this: longest side x shortest side, or one number."""
+    augment: str = "paper"
+    """Augmentation while training: none, paper (flip), multiscale or strong."""
+
+    epochs: int = 12
+    batch: int = 16
+    """Images per step, over all devices and accumulated passes."""
+    accumulate: int = 1
+    """Forward passes per step."""
+    optimizer: str = "sgd"
+    """sgd (momentum 0.9) or adamw."""
+    lr: float = 0.02
+    """Learning rate for 16 images per step; scaled linearly to `batch`."""
+    weight_decay: float = 1e-4
+    schedule: str = "step"
+    """step (x0.1 after the epochs in `drops`) or cosine (to zero, by step)."""
+    drops: tuple[int, ...] = (8, 11)
+    warmup: int = 500
+    """Steps of linear warm-up from 0.001 of the learning rate."""
+    clip: float = 0.0
+    """Largest gradient norm; 0: not clipped."""
+    ema: float = 0.0
+    """Decay of the exponential moving average of the weights; 0: none."""
+
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu or gpu."""
+    devices: int = 1
+    """Processes or GPUs."""
+    precision: str = "auto"
+    """fp32, bf16, or auto: bf16 on a capable GPU, else fp32."""
+    workers: int = 2
+    """Processes that load images, per device."""
+
+    def __post_init__(self) -> None:
+        parse_size(self.size)
+        for name, low in (("epochs", 1), ("batch", 1), ("accumulate", 1), ("devices", 1), ("workers", 0)):
+            if getattr(self, name) < low:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least {low}")
+        if self.batch % (self.devices * self.accumulate):
+            raise UserError(
+                f"batch {self.batch} cannot be shared by {self.devices} devices x {self.accumulate} passes: "
+                "choose a multiple"
+            )
+        if not self.lr > 0:
+            raise UserError(f"lr is {self.lr}: it must be above 0")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema is {self.ema}: it must be at least 0 and below 1")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise unknown_name(name, getattr(self, name), known)
+
+    @property
+    def scaled_lr(self) -> float:
+        """The learning rate for this run's batch (linear scaling rule, arXiv 1706.02677)."""
+        return self.lr * self.batch / 16
+
+
+_CHOICES = {
+    "augment": ("none", "paper", "multiscale", "strong"),
+    "optimizer": ("sgd", "adamw"),
+    "schedule": ("step", "cosine"),
+    "device": ("auto", "cpu", "gpu"),
+    "precision": ("auto", "fp32", "bf16"),
+}
+_TYPES = typing.get_type_hints(Config)
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """Read '1333x800' or '320' as (longest side, shortest side), pixels. Raises UserError."""
+    parts = str(size).lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() for part in parts):
+        raise UserError(f"size '{size}' is not understood: give one number or two, like 320 or 1333x800")
+    long, short = max(map(int, parts)), min(map(int, parts))
+    if not 32 <= short <= long <= 8192:
+        raise UserError(f"size '{size}' is out of range: each side must be 32 to 8192 pixels")
+    return long, short
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(item.name[:-5] for item in RECIPES.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_recipe(name: str, **overrides: Any) -> Config:
+    """Resolve a recipe (a shipped name or a YAML file) and override the values that are not None."""
+    values = _read_chain(name)
+    values |= {key: value for key, value in overrides.items() if value is not None}
+    return from_dict(values, source=name)
+
+
+def from_dict(values: dict[str, Any], source: str) -> Config:
+    """Build a Config from plain values, as read from YAML. Raises UserError naming `source` and the key."""
+    return Config(**{key: _coerce(key, value, source) for key, value in values.items()})
+
+
+def to_yaml(config: Config) -> str:
+    """Write a configuration as YAML that `load_recipe` reads back to an equal one."""
+    values = dataclasses.asdict(config) | {"drops": list(config.drops)}
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _read_chain(name: str) -> dict[str, Any]:
+    values = _read_yaml(name)
+    parent = values.pop("parent", None)
+    if parent is None:
+        return values
+    base = _read_yaml(parent)
+    if "parent" in base:
+        raise UserError(f"recipe '{name}': its parent '{parent}' has a parent itself; one level is the most")
+    return base | values
+
+
+def _read_yaml(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(
+                f"recipe file '{name}' does not exist: check the path, or name one of {recipe_names()}"
+            )
+        text = path.read_text(encoding="utf-8")
+    elif name in recipe_names():
+        text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise unknown_name("recipe", name, recipe_names())
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe '{name}' is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"recipe '{name}' must hold 'key: value' lines")
+    return values
+
+
+def _coerce(key: str, value: Any, source: str) -> Any:
+    if key not in _TYPES:
+        raise UserError(f"recipe '{source}': {unknown_name('key', key, _TYPES)}")
+    kind = typing.get_origin(_TYPES[key]) or _TYPES[key]
+    try:
+        if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            return float(value)  # YAML reads 1e-4 as a string
+        if kind is str and isinstance(value, (str, int)) and not isinstance(value, bool):
+            return str(value)
+        if kind is tuple and isinstance(value, (list, tuple)):
+            return tuple(int(item) for item in value)
+        if isinstance(value, kind) and not isinstance(value, bool):
+            return value
+    except ValueError:
+        pass
+    raise UserError(f"recipe '{source}': {key} is {value!r}, but must be of type {kind.__name__}")

@@ -1,0 +1,56 @@
+"""The three values that travel between the parts: Batch, Targets, Detections.
+
+All are named tuples of tensors, so that they move between devices, processes and graphs as they are.
+B: images in the batch, G: boxes of the fullest image (at least 1), D: detections kept per image.
+Boxes are xyxy in pixels; y grows downwards; a box may touch the image's right and lower edge.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Targets(NamedTuple):
+    """Ground truth of a batch, padded to the fullest image."""
+
+    boxes: Tensor
+    """(B, G, 4) float32, xyxy, pixels of the padded image; zeros where not valid."""
+    labels: Tensor
+    """(B, G) int64, 0..K-1; 0 where not valid."""
+    valid: Tensor
+    """(B, G) bool: a real box, not padding."""
+
+
+class Batch(NamedTuple):
+    """Images of one batch, padded at the right and at the bottom to a common size."""
+
+    images: Tensor
+    """(B, 3, H, W) uint8, RGB; H and W are multiples of 32; zeros where padded."""
+    sizes: Tensor
+    """(B, 2) int64, height and width of each image inside the padded tensor, pixels."""
+    original_sizes: Tensor
+    """(B, 2) int64, height and width of each image in its file, pixels."""
+    ids: Tensor
+    """(B,) int64, image ids of the annotation file."""
+    targets: Targets
+
+
+class Detections(NamedTuple):
+    """Detections of a batch, best first, padded to a fixed count."""
+
+    boxes: Tensor
+    """(B, D, 4) float32, xyxy, pixels of the padded image; see `to_original`."""
+    scores: Tensor
+    """(B, D) float32, 0..1; 0 where not valid."""
+    labels: Tensor
+    """(B, D) int64, 0..K-1."""
+    valid: Tensor
+    """(B, D) bool: a real detection, not padding."""
+    cut: Tensor
+    """(B,) int64, candidates over the score threshold that did not fit before suppression."""
+
+
+def to_original(boxes: Tensor, sizes: Tensor, original_sizes: Tensor) -> Tensor:
+    """Scale boxes (B, D, 4) from the resized images (B, 2: height, width) to those of the files."""
+    factor = (original_sizes / sizes).flip(-1).repeat(1, 2)  # (B, 4) as x, y, x, y
+    return boxes * factor[:, None].to(boxes.dtype)
