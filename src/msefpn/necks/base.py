@@ -1,0 +1,72 @@
+"""The contract that every neck keeps."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from msefpn.necks.layers import EXTRA_LEVELS
+
+
+class Neck(nn.Module):
+    """Maps the backbone's feature maps to a pyramid of maps of one width.
+
+    A subclass takes `in_channels`, `in_strides` and `out_channels` first and then its own options,
+    builds its layers, and implements `forward`. It sets nothing else: strides follow from the inputs.
+
+    Attributes:
+        in_channels: channels of the input maps, finest first.
+        in_strides: strides of the input maps, input pixels per cell, each twice the one before.
+        out_channels: channels of every output map.
+        out_strides: strides of the output maps.
+        start_level: index of the first input map that becomes an output; the ones before are at most read.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        out_channels: int = 256,
+        *,
+        start_level: int = 0,
+        extra_levels: str = "none",
+    ) -> None:
+        """Check the contract's arguments. Raises ValueError."""
+        super().__init__()
+        if len(in_channels) != len(in_strides) or not in_channels:
+            raise ValueError(
+                f"in_channels {list(in_channels)} and in_strides {list(in_strides)} must pair up"
+            )
+        if any(fine * 2 != coarse for fine, coarse in zip(in_strides, in_strides[1:], strict=False)):
+            raise ValueError(f"in_strides {list(in_strides)} must double from level to level")
+        if not 0 <= start_level < len(in_channels):
+            raise ValueError(f"start_level {start_level} is not one of the {len(in_channels)} input levels")
+        if extra_levels not in EXTRA_LEVELS:
+            raise ValueError(f"extra_levels '{extra_levels}' is unknown: known: {', '.join(EXTRA_LEVELS)}")
+        self.in_channels = list(in_channels)
+        self.in_strides = list(in_strides)
+        self.out_channels = out_channels
+        self.start_level = start_level
+        self.extra = EXTRA_LEVELS[extra_levels](in_channels[-1], out_channels)
+        self.out_strides = self.in_strides[start_level:]
+        self.out_strides += [in_strides[-1] * 2**i for i in range(1, self.extra.count + 1)]
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Fuse the maps.
+
+        Args:
+            features: maps (B, in_channels[i], H_i, W_i), finest first, one for each input level; H_i and W_i
+                are any size from 1 on, and need not be exact halves of the level below.
+
+        Returns:
+            Maps (B, out_channels, H_j, W_j), finest first, one for each of `out_strides`.
+        """
+        raise NotImplementedError
+
+
+def init_xavier(neck: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases in every convolution and linear layer (mmdetection's FPN)."""
+    for module in neck.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,47 @@
+"""FPN: Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017, arXiv 1612.03144."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from msefpn.necks.base import Neck, init_xavier
+from msefpn.necks.layers import upsample_nearest
+
+
+class FPN(Neck):
+    """Feature pyramid: 1x1 laterals, nearest top-down sums, 3x3 smoothing; no norm, no activation.
+
+    Args:
+        in_channels: channels of the input maps, finest first.
+        in_strides: strides of the input maps.
+        out_channels: channels of every output map.
+        start_level: first input level that becomes an output (0 for two-stage heads, 1 for RetinaNet).
+        extra_levels: coarser levels on top: `none`, `pool` (P6 for two-stage heads), `conv_c5` (P6 and P7
+            of RetinaNet) or `conv_p5_relu` (torchvision's RetinaNet).
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        out_channels: int = 256,
+        *,
+        start_level: int = 0,
+        extra_levels: str = "none",
+    ) -> None:
+        super().__init__(
+            in_channels, in_strides, out_channels, start_level=start_level, extra_levels=extra_levels
+        )
+        levels = self.in_channels[start_level:]
+        self.laterals = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for channels in levels)
+        self.outputs = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in levels)
+        init_xavier(self)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Fuse the maps; shapes as in `Neck.forward`."""
+        inputs = features[self.start_level :]
+        merged = [lateral(x) for lateral, x in zip(self.laterals, inputs, strict=True)]
+        for i in range(len(merged) - 2, -1, -1):
+            merged[i] = merged[i] + upsample_nearest(merged[i + 1], like=merged[i])
+        pyramid = [conv(x) for conv, x in zip(self.outputs, merged, strict=True)]
+        return pyramid + self.extra(features[-1], pyramid[-1])

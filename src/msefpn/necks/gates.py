@@ -1,0 +1,114 @@
+"""Gates on the top-down path: what may stand where GCG stands in MSE-FPN.
+
+Every gate here reads a map (B, C, H, W) and gives a map of the same shape.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from msefpn.necks.layers import rounded_width
+
+
+class Gate(nn.Module):
+    """Base of the gates: `forward` gates one map, `fuse` joins a level with the one above."""
+
+    def fuse(self, local: Tensor, above: Tensor) -> Tensor:
+        """Gate the sum of this level's map and the upsampled map of the level above, both (B, C, H, W)."""
+        return self(local + above)
+
+
+class NoGate(Gate):
+    """FPN's plain sum."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x as it is."""
+        return x
+
+
+class CAG(Gate):
+    """Channel attention guided module of CE-FPN (arXiv 2103.10643, section 3.3), on a single map.
+
+    x * sigmoid(relu(FC1(avg)) + relu(FC2(max))), pooled over the whole map. In CE-FPN one such weight vector
+    is made from an integrated map for all levels; here it is made from the level that it gates.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc_avg = nn.Conv2d(channels, channels, 1)
+        self.fc_max = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate x (B, C, H, W) by channel."""
+        average = self.fc_avg(x.mean(dim=(2, 3), keepdim=True)).relu()  # (B, C, 1, 1)
+        maximum = self.fc_max(x.amax(dim=(2, 3), keepdim=True)).relu()  # (B, C, 1, 1)
+        return x * (average + maximum).sigmoid()
+
+
+class CoordinateAttention(Gate):
+    """Coordinate Attention (arXiv 2103.02907, section 3.2): two strip poolings, two sigmoids, reduction 32."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(8, channels // 32)
+        self.shared = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1), nn.BatchNorm2d(hidden), nn.Hardswish(inplace=True)
+        )
+        self.rows = nn.Conv2d(hidden, channels, 1)
+        self.columns = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate x (B, C, H, W) by row and by column."""
+        height, width = x.shape[-2:]
+        strips = torch.cat([x.mean(3), x.mean(2)], dim=2).unsqueeze(3)  # (B, C, H + W, 1)
+        rows, columns = self.shared(strips).split([height, width], dim=2)
+        gate_rows = self.rows(rows).sigmoid()  # (B, C, H, 1)
+        gate_columns = self.columns(columns).sigmoid().transpose(2, 3)  # (B, C, 1, W)
+        return x * gate_rows * gate_columns
+
+
+class CBAM(Gate):
+    """CBAM (arXiv 1807.06521, equations 2 and 3): a channel gate, then a spatial gate."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = rounded_width(channels, 16)
+        self.mlp = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1)
+        )
+        self.spatial = nn.Sequential(
+            nn.Conv2d(2, 1, 7, padding=3, bias=False), nn.BatchNorm2d(1, momentum=0.01)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate x (B, C, H, W) by channel, then by cell."""
+        average = self.mlp(x.mean(dim=(2, 3), keepdim=True))  # (B, C, 1, 1)
+        maximum = self.mlp(x.amax(dim=(2, 3), keepdim=True))  # (B, C, 1, 1)
+        x = x * (average + maximum).sigmoid()
+        pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)  # (B, 2, H, W)
+        return x * self.spatial(pooled).sigmoid()
+
+
+class GMU(Gate):
+    """Gated multimodal unit (arXiv 1702.01992, section 3.1) of a level and the one above.
+
+    h = z * tanh(W1 local) + (1 - z) * tanh(W2 above), z = sigmoid(Wz [local; above]). The top level has
+    nothing above it and passes as it is.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.local = nn.Conv2d(channels, channels, 1)
+        self.above = nn.Conv2d(channels, channels, 1)
+        self.gate = nn.Conv2d(2 * channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x: a level with nothing above."""
+        return x
+
+    def fuse(self, local: Tensor, above: Tensor) -> Tensor:
+        """Blend two maps (B, C, H, W) cell by cell, channel by channel."""
+        z = self.gate(torch.cat([local, above], dim=1)).sigmoid()
+        return torch.lerp(self.above(above).tanh(), self.local(local).tanh(), z)

@@ -1,0 +1,92 @@
+"""Layers that several necks share."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
+    """Group normalisation with `groups` groups, or the largest divisor of `channels` below that."""
+    return nn.GroupNorm(next(g for g in range(groups, 0, -1) if channels % g == 0), channels)
+
+
+def rounded_width(channels: int, ratio: int) -> int:
+    """`channels / ratio` rounded to the nearest multiple of 8, at least 8."""
+    return max(8, math.floor(channels / ratio / 8 + 0.5) * 8)
+
+
+def upsample_nearest(x: Tensor, like: Tensor) -> Tensor:
+    """Resize x (B, C, h, w) to the height and width of `like`, nearest neighbour: the top-down step of FPN."""
+    return F.interpolate(x, size=like.shape[-2:], mode="nearest")
+
+
+def resize_bilinear(x: Tensor, like: Tensor) -> Tensor:
+    """Resize x (B, C, h, w) to the height and width of `like`, bilinear, align_corners off."""
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class NoExtra(nn.Module):
+    """The pyramid ends with the backbone's coarsest level."""
+
+    count = 0
+
+    def __init__(self, c5_channels: int, out_channels: int) -> None:
+        super().__init__()
+
+    def forward(self, c5: Tensor, p5: Tensor) -> list[Tensor]:
+        """No map."""
+        return []
+
+
+class PoolP5(nn.Module):
+    """P6 is every second cell of P5: the extra level of two-stage heads (FPN, section 4.1, footnote 2)."""
+
+    count = 1
+
+    def __init__(self, c5_channels: int, out_channels: int) -> None:
+        super().__init__()
+
+    def forward(self, c5: Tensor, p5: Tensor) -> list[Tensor]:
+        """One map (B, C, ceil(H5 / 2), ceil(W5 / 2))."""
+        return [F.max_pool2d(p5, kernel_size=1, stride=2)]
+
+
+class ConvC5(nn.Module):
+    """P6 = 3x3 stride-2 convolution of C5, P7 the same of P6, no ReLU between: mmdetection's RetinaNet."""
+
+    count = 2
+
+    def __init__(self, c5_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.p6 = nn.Conv2d(c5_channels, out_channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, c5: Tensor, p5: Tensor) -> list[Tensor]:
+        """Two maps, each half the size of the one before, rounded up."""
+        p6 = self.p6(c5)
+        return [p6, self.p7(p6)]
+
+
+class ConvP5Relu(nn.Module):
+    """P6 = 3x3 stride-2 convolution of P5, P7 the same of relu(P6): torchvision's RetinaNet."""
+
+    count = 2
+
+    def __init__(self, c5_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.p6 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, c5: Tensor, p5: Tensor) -> list[Tensor]:
+        """Two maps, each half the size of the one before, rounded up."""
+        p6 = self.p6(p5)
+        return [p6, self.p7(F.relu(p6))]
+
+
+EXTRA_LEVELS: dict[str, type[NoExtra | PoolP5 | ConvC5 | ConvP5Relu]] = {
+    "none": NoExtra,
+    "pool": PoolP5,
+    "conv_c5": ConvC5,
+    "conv_p5_relu": ConvP5Relu,
+}

@@ -1,0 +1,318 @@
+"""MSE-FPN: Guo et al., "Multi-scale semantic enhancement network for object detection", Sci. Rep. 13:7178, 2023.
+
+SEM gathers semantics from several backbone maps, SIM injects them into each level in place of FPN's 1x1
+lateral, GCG gates each level of the top-down path. Where the paper's text leaves a choice open, the choice is
+a constructor argument, the default first; `docs/mse-fpn.md` tells which sentence leaves it open.
+"""
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from msefpn.necks.base import Neck, init_xavier
+from msefpn.necks.gates import CAG, CBAM, GMU, CoordinateAttention, Gate, NoGate
+from msefpn.necks.layers import group_norm, resize_bilinear, rounded_width, upsample_nearest
+
+
+class SEM(nn.Module):
+    """Semantic enhancement module: one map of semantics from several levels.
+
+    The levels are average-pooled to half the coarsest map's size, rounded up, and concatenated to M (B, C, h, w),
+    C the sum of their channels, N = h * w. A spatial branch a (B, 1, h, w) weighs V = Wv M, a channel branch
+    m (B, C, 1, 1) weighs M:
+
+        R = (Wq M)^T (Wk M), normalised per sample over its N x N entries;  a = sigmoid(mean of R over queries)
+        m = sigmoid(W2 relu(W1 mean(M)))
+        G = a * V + m * M
+
+    Args:
+        in_channels: channels of the levels that are read, finest first.
+        branches: `both`, `spatial` (G = a * V), `channel` (G = m * M) or `conv` (G = 1x1 convolution of M,
+            the ablation without SEM).
+        combine: `add` (a * V + m * M), `cascade` (m * (a * V) + M) or `residual` (M + a * V + m * M).
+        score_norm: normalise the scores R `before` or `after` the mean over queries.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        *,
+        branches: str = "both",
+        combine: str = "add",
+        score_norm: str = "before",
+    ) -> None:
+        super().__init__()
+        _choose("branches", branches, ("both", "spatial", "channel", "conv"))
+        _choose("combine", combine, ("add", "cascade", "residual"))
+        _choose("score_norm", score_norm, ("before", "after"))
+        if combine != "add" and branches != "both":
+            raise ValueError(f"combine '{combine}' joins two branches, but branches is '{branches}'")
+        self.branches, self.combine, self.score_norm = branches, combine, score_norm
+        self.channels = channels = sum(in_channels)
+        if branches in ("both", "spatial"):
+            self.query = nn.Conv2d(channels, rounded_width(channels, 8), 1)
+            self.key = nn.Conv2d(channels, rounded_width(channels, 8), 1)
+            self.value = nn.Conv2d(channels, channels, 1)
+        if branches in ("both", "channel"):
+            hidden = rounded_width(channels, 16)
+            self.channel_gate = nn.Sequential(
+                nn.Conv2d(channels, hidden, 1),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(hidden, channels, 1),
+                nn.Sigmoid(),
+            )
+        if branches == "conv":
+            self.conv = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, features: list[Tensor], coarsest: Tensor) -> Tensor:
+        """Gather the semantics.
+
+        Args:
+            features: the levels that are read, (B, in_channels[i], H_i, W_i).
+            coarsest: the backbone's coarsest map, (B, C5, H5, W5): it sets the size.
+
+        Returns:
+            G, (B, C, ceil(H5 / 2), ceil(W5 / 2)).
+        """
+        size = tuple((side + 1) // 2 for side in coarsest.shape[-2:])
+        m = torch.cat([F.adaptive_avg_pool2d(x, size) for x in features], dim=1)  # (B, C, h, w)
+        if self.branches == "conv":
+            return self.conv(m)
+        if self.branches == "channel":
+            return self._channel_weight(m) * m
+        enhanced = self._spatial_weight(m) * self.value(m)
+        if self.branches == "spatial":
+            return enhanced
+        weight = self._channel_weight(m)
+        if self.combine == "cascade":
+            return weight * enhanced + m
+        gathered = enhanced + weight * m
+        return gathered + m if self.combine == "residual" else gathered
+
+    def _channel_weight(self, m: Tensor) -> Tensor:
+        return self.channel_gate(m.mean(dim=(2, 3), keepdim=True))  # (B, C, 1, 1)
+
+    def _spatial_weight(self, m: Tensor) -> Tensor:
+        """a (B, 1, h, w); the scores and their statistics in float32, also under autocast."""
+        query, key = self.query(m).flatten(2), self.key(m).flatten(2)  # (B, C', N)
+        with _float32(m):
+            scores = query.float().transpose(1, 2) @ key.float()  # (B, N queries, N keys)
+            if self.score_norm == "before":
+                scores = F.layer_norm(scores, scores.shape[1:])
+            pooled = scores.mean(dim=1)  # (B, N)
+            if self.score_norm == "after":
+                pooled = F.layer_norm(pooled, pooled.shape[1:])
+        return pooled.sigmoid().to(m.dtype).unflatten(1, m.shape[-2:]).unsqueeze(1)
+
+
+class SIM(nn.Module):
+    """Semantic injection module of one level: F = local * up(sigmoid(gate)) + up(embedding).
+
+    local is a 1x1 convolution of the level's map; gate and embedding are 1x1 convolutions of the semantics,
+    each with group normalisation, resized bilinearly to the level's size.
+
+    Args:
+        in_channels: channels of the level's map.
+        semantic_channels: channels of the semantics G.
+        out_channels: channels of F.
+        width: channels inside; where it is not `out_channels`, a 1x1 convolution follows.
+    """
+
+    def __init__(
+        self, in_channels: int, semantic_channels: int, out_channels: int, width: int | None = None
+    ) -> None:
+        super().__init__()
+        width = width or out_channels
+        self.local = nn.Conv2d(in_channels, width, 1)
+        self.gate = nn.Sequential(nn.Conv2d(semantic_channels, width, 1, bias=False), group_norm(width))
+        self.embedding = nn.Sequential(nn.Conv2d(semantic_channels, width, 1, bias=False), group_norm(width))
+        self.reduce = nn.Identity() if width == out_channels else nn.Conv2d(width, out_channels, 1)
+
+    def forward(self, x: Tensor, semantics: Tensor) -> Tensor:
+        """Inject semantics (B, semantic_channels, h, w) into x (B, in_channels, H, W): (B, out_channels, H, W)."""
+        local = self.local(x)
+        gate = resize_bilinear(self.gate(semantics).sigmoid(), like=x)
+        embedding = resize_bilinear(self.embedding(semantics), like=x)
+        return self.reduce(torch.addcmul(embedding, local, gate))
+
+
+class AddedSemantics(nn.Module):
+    """The ablation without SIM: F = 1x1 convolution of the level + up(1x1 convolution of the semantics)."""
+
+    def __init__(self, in_channels: int, semantic_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.local = nn.Conv2d(in_channels, out_channels, 1)
+        self.semantics = nn.Conv2d(semantic_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, semantics: Tensor) -> Tensor:
+        """Add semantics (B, semantic_channels, h, w) to x (B, in_channels, H, W): (B, out_channels, H, W)."""
+        return self.local(x) + resize_bilinear(self.semantics(semantics), like=x)
+
+
+class GCG(Gate):
+    """Gated channel guidance of one level: X * sigmoid(FC1(mean over width) FC2(mean over height)).
+
+    The product of the two strips is the outer product, channel by channel; no residual.
+
+    Args:
+        channels: channels of the map.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.rows = nn.Conv2d(channels, channels, 1)
+        self.columns = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate x (B, C, H, W)."""
+        rows = self.rows(x.mean(dim=3, keepdim=True))  # (B, C, H, 1)
+        columns = self.columns(x.mean(dim=2, keepdim=True))  # (B, C, 1, W)
+        return (rows * columns).sigmoid() * x
+
+
+GATES: dict[str, type[GCG | CAG | CoordinateAttention | CBAM | GMU | NoGate]] = {
+    "gcg": GCG,
+    "cag": CAG,
+    "coordinate": CoordinateAttention,
+    "cbam": CBAM,
+    "gmu": GMU,
+    "none": NoGate,
+}
+
+
+class MSEFPN(Neck):
+    """Multi-scale semantic enhancement feature pyramid.
+
+    G = SEM(maps);  F_i = SIM_i(C_i, G);  T_top = GCG(F_top);  T_i = GCG_i(F_i + up(T_{i+1}));  P_i = conv3x3(T_i)
+
+    Args:
+        in_channels: channels of the input maps, finest first.
+        in_strides: strides of the input maps.
+        out_channels: channels of every output map.
+        start_level: first input level that becomes an output (0 for two-stage heads, 1 for RetinaNet).
+        extra_levels: coarser levels on top, as in `FPN`.
+        preset: `shared`, every SIM reads all of G; or `split`, SIM_i reads the slice of G that came from C_i.
+        sem: branches of SEM (`both`, `spatial`, `channel`), `conv` for a 1x1 convolution in its place, or
+            `none` for FPN's plain laterals.
+        sem_strides: strides of the maps that SEM reads; None: the three coarsest for `shared`, all that become
+            outputs for `split` (which allows nothing else).
+        combine: how SEM joins its branches, see `SEM`.
+        score_norm: where SEM normalises its scores, see `SEM`.
+        sim: `inject` (SIM), `wide` (SIM at the level's own width, then a 1x1 convolution) or `add` (the
+            semantics through a 1x1 convolution, added to the lateral).
+        gate: `gcg`, or in its place `cag`, `coordinate`, `cbam`, `gmu` or `none`.
+        gate_at: gate the `merged` map, or the `lateral` map before the sum: T_i = GCG_i(F_i) + up(T_{i+1}).
+
+    Raises:
+        ValueError: an unknown choice, or choices that do not go together.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        out_channels: int = 256,
+        *,
+        start_level: int = 0,
+        extra_levels: str = "none",
+        preset: str = "shared",
+        sem: str = "both",
+        sem_strides: Sequence[int] | None = None,
+        combine: str = "add",
+        score_norm: str = "before",
+        sim: str = "inject",
+        gate: str = "gcg",
+        gate_at: str = "merged",
+    ) -> None:
+        super().__init__(
+            in_channels, in_strides, out_channels, start_level=start_level, extra_levels=extra_levels
+        )
+        _choose("preset", preset, ("shared", "split"))
+        _choose("sem", sem, ("both", "spatial", "channel", "conv", "none"))
+        _choose("sim", sim, ("inject", "wide", "add"))
+        _choose("gate", gate, tuple(GATES))
+        _choose("gate_at", gate_at, ("merged", "lateral"))
+        if gate == "gmu" and gate_at == "lateral":
+            raise ValueError("gate 'gmu' joins two maps: it needs gate_at 'merged'")
+        self.preset, self.gate_at = preset, gate_at
+        injected = self.in_channels[start_level:]
+        self.sem: SEM | None = None
+        if sem == "none":
+            self.laterals = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for channels in injected)
+        else:
+            self.sem_levels = self._sem_levels(sem_strides)
+            read = [self.in_channels[level] for level in self.sem_levels]
+            self.sem = SEM(read, branches=sem, combine=combine, score_norm=score_norm)
+            self.semantic_split = injected if preset == "split" else [self.sem.channels]
+            widths = injected if preset == "split" else [self.sem.channels] * len(injected)
+            self.laterals = nn.ModuleList(
+                _injection(sim, channels, width, out_channels)
+                for channels, width in zip(injected, widths, strict=True)
+            )
+        self.gates = nn.ModuleList(GATES[gate](out_channels) for _ in injected)
+        self.outputs = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in injected)
+        init_xavier(self)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Fuse the maps; shapes as in `Neck.forward`."""
+        merged = self._top_down(self._laterals(features))
+        pyramid = [conv(x) for conv, x in zip(self.outputs, merged, strict=True)]
+        return pyramid + self.extra(features[-1], pyramid[-1])
+
+    def _laterals(self, features: list[Tensor]) -> list[Tensor]:
+        inputs = features[self.start_level :]
+        if self.sem is None:
+            return [lateral(x) for lateral, x in zip(self.laterals, inputs, strict=True)]
+        gathered = self.sem([features[level] for level in self.sem_levels], features[-1])
+        semantics = list(gathered.split(self.semantic_split, dim=1))
+        if self.preset == "shared":
+            semantics = semantics * len(inputs)
+        return [lateral(x, own) for lateral, x, own in zip(self.laterals, inputs, semantics, strict=True)]
+
+    def _top_down(self, laterals: list[Tensor]) -> list[Tensor]:
+        merged = list(laterals)
+        gates: list[Gate] = list(self.gates)  # type: ignore[arg-type]  # a ModuleList forgets its items' type
+        merged[-1] = gates[-1](merged[-1])
+        for i in range(len(merged) - 2, -1, -1):
+            above = upsample_nearest(merged[i + 1], like=merged[i])
+            if self.gate_at == "merged":
+                merged[i] = gates[i].fuse(merged[i], above)
+            else:
+                merged[i] = gates[i](merged[i]) + above
+        return merged
+
+    def _sem_levels(self, strides: Sequence[int] | None) -> list[int]:
+        injected = list(range(self.start_level, len(self.in_strides)))
+        if strides is None:
+            return injected if self.preset == "split" else list(range(len(self.in_strides)))[-3:]
+        if unknown := [stride for stride in strides if stride not in self.in_strides]:
+            raise ValueError(f"sem_strides {unknown} are none of the input strides {self.in_strides}")
+        levels = sorted(self.in_strides.index(stride) for stride in set(strides))
+        if self.preset == "split" and levels != injected:
+            allowed = self.in_strides[self.start_level :]
+            raise ValueError(
+                f"preset 'split' needs sem_strides {allowed}, the injected levels: got {list(strides)}"
+            )
+        return levels
+
+
+def _injection(sim: str, channels: int, semantic_channels: int, out_channels: int) -> nn.Module:
+    if sim == "add":
+        return AddedSemantics(channels, semantic_channels, out_channels)
+    return SIM(channels, semantic_channels, out_channels, width=channels if sim == "wide" else None)
+
+
+def _choose(argument: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{argument} '{value}' is unknown: known: {', '.join(known)}")
+
+
+def _float32(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Switch autocast off where it is on."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
