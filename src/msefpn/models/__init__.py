@@ -1,0 +1,19 @@
+"""Detectors: backbone, neck and head, from a batch of images to losses or detections."""
+
+from msefpn.models.detector import DETECTORS, Detector, OneStage, TwoStage, build
+from msefpn.models.torchvision_weights import from_torchvision
+from msefpn.models.weights import InitReport, find_weights, init_weights, load, save
+
+__all__ = [
+    "DETECTORS",
+    "Detector",
+    "InitReport",
+    "OneStage",
+    "TwoStage",
+    "build",
+    "find_weights",
+    "from_torchvision",
+    "init_weights",
+    "load",
+    "save",
+]

@@ -1,0 +1,133 @@
+"""Boxes: deltas, clipping, IoU, suppression, selection. All boxes are xyxy in pixels."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_LOG_RATIO = math.log(1000 / 16)
+"""Bound of a decoded width's or height's log ratio to its anchor (mmdetection's wh_ratio_clip)."""
+
+PAD_SCORE = -1e4
+"""Score of a place that holds no candidate. A finite value: exported graphs compare with it."""
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """x in float32 if it is in a 16-bit type: what boxes, scores and losses are computed in."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def encode(boxes: Tensor, anchors: Tensor, stds: Sequence[float]) -> Tensor:
+    """Deltas (..., 4: x, y, w, h) that lead from anchors to boxes, both (..., 4) (R-CNN, appendix C)."""
+    centre, size = _centre_size(boxes)
+    anchor_centre, anchor_size = _centre_size(anchors)
+    deltas = torch.cat([(centre - anchor_centre) / anchor_size, (size / anchor_size).log()], dim=-1)
+    return deltas / deltas.new_tensor(stds)
+
+
+def decode(deltas: Tensor, anchors: Tensor, stds: Sequence[float], *, clamp_both: bool = True) -> Tensor:
+    """Boxes (..., 4) from deltas and anchors, the inverse of `encode`.
+
+    Args:
+        deltas: (..., 4).
+        anchors: (..., 4).
+        stds: what the four deltas were divided by.
+        clamp_both: bound the log ratios on both sides (mmdetection), else from above only (torchvision).
+    """
+    deltas = deltas * deltas.new_tensor(stds)
+    anchor_centre, anchor_size = _centre_size(anchors)
+    centre = deltas[..., :2] * anchor_size + anchor_centre
+    ratio = deltas[..., 2:].clamp(min=-MAX_LOG_RATIO if clamp_both else None, max=MAX_LOG_RATIO)
+    half = 0.5 * ratio.exp() * anchor_size
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Clip boxes (B, N, 4) to their images' sizes (B, 2: height, width)."""
+    limit = sizes.flip(-1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4) as x, y, x, y
+    return boxes.clamp(min=0).minimum(limit)
+
+
+def larger_than(boxes: Tensor, side: float) -> Tensor:
+    """Whether both sides of boxes (..., 4) exceed `side` pixels: (...) bool."""
+    return (boxes[..., 2:] - boxes[..., :2] > side).all(dim=-1)
+
+
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of every pair of a (..., N, 4) and b (..., M, 4): (..., N, M)."""
+    a, b = a[..., :, None, :], b[..., None, :, :]
+    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    intersection = overlap[..., 0] * overlap[..., 1]
+    union = _area(a) + _area(b) - intersection
+    return intersection / union.clamp(min=1e-6)
+
+
+def top_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` best of each row.
+
+    Args:
+        scores: (B, N).
+        count: candidates to keep. A row that is shorter gives all it has; in a traced graph, where N is
+            symbolic, the rest is filled with `PAD_SCORE`.
+
+    Returns:
+        Scores and indices, (B, count) or (B, N), best first.
+    """
+    if not torch.compiler.is_compiling():
+        return scores.topk(min(count, scores.shape[1]))
+    values, index = F.pad(scores, (0, count), value=PAD_SCORE).topk(count)
+    return values, index.clamp(max=scores.shape[1] - 1)
+
+
+def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:
+    """Greedy non-maximum suppression within each group of each image.
+
+    Eager mode on the CPU runs one suppression per group, since its cost is quadratic; on a GPU and in a
+    traced graph all groups are shifted apart and suppressed in one call. The shift is in float64: offsets
+    near a million pixels eat float32's fraction and change what is kept.
+
+    Args:
+        boxes: (B, N, 4), clipped to the image.
+        scores: (B, N).
+        groups: (B, N) int64, level or class of each box.
+        valid: (B, N) bool; other boxes neither suppress nor stay.
+        iou: boxes that overlap a better one by more than this go.
+
+    Returns:
+        (B, N) bool, the boxes that stay.
+    """
+    images = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
+    group = (groups + images * (groups.max() + 1)).flatten()  # (B * N,)
+    if boxes.is_cpu and not torch.compiler.is_compiling():
+        return _nms_by_group(boxes.flatten(0, 1), scores.flatten(), group, valid.flatten(), iou).view_as(valid)
+    group = torch.where(valid.flatten(), group, -1)
+    corners = boxes.flatten(0, 1).double()
+    shifted = corners + (group * (corners.max() + 1)).unsqueeze(1)
+    keep = torch.ops.torchvision.nms(shifted, scores.flatten().double(), iou)
+    kept = torch.zeros_like(group, dtype=torch.bool).scatter(0, keep, torch.ones_like(keep, dtype=torch.bool))
+    return kept.view_as(valid) & valid
+
+
+def _nms_by_group(boxes: Tensor, scores: Tensor, group: Tensor, valid: Tensor, iou: float) -> Tensor:
+    kept = torch.zeros_like(valid)
+    candidates = valid.nonzero().squeeze(1)
+    group, order = group[candidates].sort(stable=True)
+    candidates = candidates[order]
+    boxes, scores = boxes[candidates], scores[candidates]
+    start = 0
+    for count in group.unique_consecutive(return_counts=True)[1].tolist():
+        part = slice(start, start + count)
+        kept[candidates[part][torch.ops.torchvision.nms(boxes[part], scores[part], iou)]] = True
+        start += count
+    return kept
+
+
+def _centre_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    size = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * size, size
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

@@ -1,0 +1,252 @@
+"""The detectors: their forward is the diagram of their architecture."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from msefpn.config import Config
+from msefpn.errors import UserError, unknown_name
+from msefpn.models.backbone import Backbone
+from msefpn.models.retina import RetinaHead
+from msefpn.models.roi import RoIHead
+from msefpn.models.rpn import RPN
+from msefpn.necks import NECKS, Neck
+from msefpn.structures import Detections, Targets
+
+T = TypeVar("T")
+
+
+class Detector(nn.Module):
+    """Images to detections, or to losses.
+
+    Attributes:
+        config: what it was built from.
+        classes: names of its K classes.
+        category_ids: their ids in the annotation file, same order.
+    """
+
+    config: Config
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def __init__(self, backbone: Backbone, neck: Neck) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("scale", 1 / torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> Detections:
+        """Detect.
+
+        Args:
+            images: (B, 3, H, W) uint8 RGB, padded at the right and at the bottom to multiples of 32.
+            sizes: (B, 2) int64, height and width of each image inside the padded tensor, pixels.
+
+        Returns:
+            Boxes in pixels of the padded image.
+        """
+        raise NotImplementedError
+
+    def losses(self, images: Tensor, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """The losses of a batch by name, scalars; their sum is what training minimises."""
+        raise NotImplementedError
+
+    def pyramid(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
+        """The neck's maps of uint8 images (B, 3, H, W)."""
+        maps: list[Tensor] = self.neck(self.backbone(self.normalise(images, sizes)))
+        return maps
+
+    def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Subtract the backbone's mean and divide by its deviation; padding becomes zero, as in mmdetection."""
+        rows = torch.arange(images.shape[2], device=images.device) < sizes[:, :1]  # (B, H)
+        columns = torch.arange(images.shape[3], device=images.device) < sizes[:, 1:]  # (B, W)
+        inside = rows[:, None, :, None] & columns[:, None, None, :]
+        normalised = (images.to(self.mean.dtype) - self.mean) * self.scale * inside
+        return normalised.contiguous(memory_format=torch.channels_last)
+
+
+class TwoStage(Detector):
+    """Region proposals on the pyramid, then one head on each region."""
+
+    def __init__(self, backbone: Backbone, neck: Neck, rpn: RPN, roi: RoIHead) -> None:
+        super().__init__(backbone, neck)
+        self.rpn = rpn
+        self.roi = roi
+        self.pooled_levels = len(roi.pool.strides)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> Detections:
+        """Detect, see `Detector.forward`."""
+        pyramid = self.pyramid(images, sizes)
+        proposals = self.rpn(pyramid, sizes, images.shape[2:])
+        detections: Detections = self.roi(pyramid[: self.pooled_levels], proposals, sizes)
+        return detections
+
+    def losses(self, images: Tensor, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Losses of proposals and regions, see `Detector.losses`."""
+        pyramid = self.pyramid(images, sizes)
+        proposals, losses = self.rpn.losses(pyramid, sizes, images.shape[2:], targets)
+        return losses | self.roi.losses(pyramid[: self.pooled_levels], proposals, targets)
+
+
+class OneStage(Detector):
+    """One head on every cell of the pyramid."""
+
+    def __init__(self, backbone: Backbone, neck: Neck, head: RetinaHead) -> None:
+        super().__init__(backbone, neck)
+        self.head = head
+
+    def forward(self, images: Tensor, sizes: Tensor) -> Detections:
+        """Detect, see `Detector.forward`."""
+        detections: Detections = self.head(self.pyramid(images, sizes), sizes, images.shape[2:])
+        return detections
+
+    def losses(self, images: Tensor, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Losses of the head, see `Detector.losses`."""
+        return self.head.losses(self.pyramid(images, sizes), sizes, images.shape[2:], targets)
+
+
+MakeNeck = Callable[..., Neck]
+Options = Mapping[str, Any]
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "mmdetection": {"rpn": {}, "roi": {}, "retina": {}, "retina_neck": {"extra_levels": "conv_c5"}},
+    "torchvision": {
+        "rpn": {
+            "proposals": (2000, 1000),
+            "min_size": 1e-3,
+            "low_quality_iou": 0.0,
+            "reassign": False,
+            "ignore_padding": False,
+            "beta": 1 / 9,
+            "clamp_both": False,
+            "integer_anchors": True,
+        },
+        "roi": {"min_size": 1e-2, "sampling_ratio": 2, "aligned": False, "beta": 1 / 9, "clamp_both": False},
+        "retina": {
+            "reassign": False,
+            "ignore_padding": False,
+            "per_image": True,
+            "detections": 300,
+            "clamp_both": False,
+            "integer_anchors": True,
+        },
+        "retina_neck": {"extra_levels": "conv_p5_relu"},
+    },
+}
+"""Constructor arguments by whose habits they follow. mmdetection's are the constructors' own defaults."""
+
+
+def faster_rcnn(
+    backbone: Backbone,
+    make_neck: MakeNeck,
+    num_classes: int,
+    *,
+    preset: str = "mmdetection",
+    rpn: Options | None = None,
+    roi: Options | None = None,
+) -> TwoStage:
+    """Faster R-CNN (arXiv 1506.01497) on a pyramid (arXiv 1612.03144).
+
+    Args:
+        backbone: gives the maps.
+        make_neck: builds the neck for them.
+        num_classes: K, without background.
+        preset: name in `PRESETS`.
+        rpn: arguments of `RPN` that differ from the preset's.
+        roi: arguments of `RoIHead` that differ from the preset's.
+    """
+    chosen = _preset(preset)
+    neck = make_neck(start_level=0, extra_levels="pool")
+    channels, strides = neck.out_channels, neck.out_strides
+    return TwoStage(
+        backbone,
+        neck,
+        _construct(RPN, "rpn", channels, strides, **chosen["rpn"] | dict(rpn or {})),
+        _construct(RoIHead, "roi", channels, strides[:-1], num_classes, **chosen["roi"] | dict(roi or {})),
+    )
+
+
+def retinanet(
+    backbone: Backbone,
+    make_neck: MakeNeck,
+    num_classes: int,
+    *,
+    preset: str = "mmdetection",
+    head: Options | None = None,
+) -> OneStage:
+    """RetinaNet (arXiv 1708.02002).
+
+    Args:
+        backbone: gives the maps.
+        make_neck: builds the neck for them.
+        num_classes: K; there is no background class.
+        preset: name in `PRESETS`.
+        head: arguments of `RetinaHead` that differ from the preset's.
+    """
+    chosen = _preset(preset)
+    neck = make_neck(start_level=1, **chosen["retina_neck"])
+    options = chosen["retina"] | dict(head or {})
+    return OneStage(
+        backbone,
+        neck,
+        _construct(RetinaHead, "head", neck.out_channels, neck.out_strides, num_classes, **options),
+    )
+
+
+DETECTORS: dict[str, Callable[..., Detector]] = {"faster_rcnn": faster_rcnn, "retinanet": retinanet}
+
+
+def build(config: Config, classes: Sequence[str], category_ids: Sequence[int] | None = None) -> Detector:
+    """Build a detector with random weights.
+
+    Args:
+        config: names and options of its parts.
+        classes: names of the K classes.
+        category_ids: their ids in the annotation file; None: 1..K.
+
+    Raises:
+        UserError: an unknown name or option.
+    """
+    if config.neck not in NECKS:
+        raise unknown_name("neck", config.neck, NECKS)
+    if config.detector not in DETECTORS:
+        raise unknown_name("detector", config.detector, DETECTORS)
+    backbone = _construct(Backbone, "backbone_options", config.backbone, **config.backbone_options)
+    make_neck = functools.partial(_make_neck, config, backbone)
+    factory = DETECTORS[config.detector]
+    detector = _construct(
+        factory, "detector_options", backbone, make_neck, len(classes), **config.detector_options
+    )
+    detector.config = config
+    detector.classes = tuple(classes)
+    detector.category_ids = tuple(category_ids or range(1, len(classes) + 1))
+    return detector.to(memory_format=torch.channels_last)
+
+
+def _make_neck(config: Config, backbone: Backbone, **defaults: Any) -> Neck:
+    options = defaults | config.neck_options
+    return _construct(NECKS[config.neck], "neck_options", backbone.channels, backbone.strides, **options)
+
+
+def _preset(name: str) -> dict[str, dict[str, Any]]:
+    if name not in PRESETS:
+        raise unknown_name("preset", name, PRESETS)
+    return PRESETS[name]
+
+
+def _construct(make: Callable[..., T], what: str, *args: Any, **options: Any) -> T:
+    """Call a constructor; options that it does not know, or refuses, are the user's mistake."""
+    known = [p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    positional = [p for p in inspect.signature(make).parameters if p not in known]
+    for name in options:
+        if name not in known and name not in positional[len(args) :]:
+            raise unknown_name(f"key in {what}", name, known + positional[len(args) :])
+    try:
+        return make(*args, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what}: {error}") from error

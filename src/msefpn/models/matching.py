@@ -1,0 +1,138 @@
+"""Assigning ground truth to anchors or proposals, and sampling from the assignment. Batched throughout."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from msefpn.models.boxes import pairwise_iou
+from msefpn.structures import Targets
+
+
+class Match(NamedTuple):
+    """Assignment of N boxes of each image."""
+
+    index: Tensor
+    """(B, N) int64, row of the assigned ground truth; meaningful where positive."""
+    positive: Tensor
+    """(B, N) bool."""
+    negative: Tensor
+    """(B, N) bool; a box that is neither is ignored."""
+
+
+class MaxIoUMatcher:
+    """Assign by the largest IoU, as mmdetection's MaxIoUAssigner.
+
+    Args:
+        positive_iou: a box is positive from this IoU on.
+        negative_iou: a box is negative below this IoU.
+        low_quality_iou: each ground truth also gets its best boxes if their IoU is at least this;
+            None: it does not.
+        reassign: a box won so is assigned to the ground truth that it is best for (mmdetection); else it
+            keeps its own best one (torchvision).
+        chunk: pairs whose IoU is held at a time: the matrix of all (B, N, G) pairs never is.
+    """
+
+    def __init__(
+        self,
+        positive_iou: float,
+        negative_iou: float,
+        low_quality_iou: float | None = None,
+        *,
+        reassign: bool = True,
+        chunk: int = 2**22,
+    ) -> None:
+        self.positive_iou = positive_iou
+        self.negative_iou = negative_iou
+        self.low_quality_iou = low_quality_iou
+        self.reassign = reassign
+        self.chunk = chunk
+
+    @torch.no_grad()
+    def __call__(self, boxes: Tensor, usable: Tensor, targets: Targets) -> Match:
+        """Match boxes (N, 4) shared by the batch or (B, N, 4), of which `usable` (B, N) take part."""
+        rows = max(1, self.chunk // targets.valid.numel())
+        starts = range(0, usable.shape[1], rows)
+        parts = [slice(start, start + rows) for start in starts]
+        best = [self._iou(boxes[..., part, :], usable[:, part], targets).max(dim=2) for part in parts]
+        iou = torch.cat([part.values for part in best], dim=1)
+        index = torch.cat([part.indices for part in best], dim=1)
+        positive = usable & (iou >= self.positive_iou)
+        negative = usable & (iou < self.negative_iou)
+        if self.low_quality_iou is not None:
+            won = self._low_quality(boxes, usable, targets, parts)
+            index = torch.where(won >= 0, won, index) if self.reassign else index
+            positive = positive | (won >= 0)
+            negative = negative & (won < 0)
+        return Match(index, positive, negative)
+
+    def _low_quality(self, boxes: Tensor, usable: Tensor, targets: Targets, parts: list[slice]) -> Tensor:
+        """(B, N): the last ground truth for which a box is the best one (several, if they tie), or -1."""
+        ious = [self._iou(boxes[..., part, :], usable[:, part], targets).amax(dim=1) for part in parts]
+        top = torch.stack(ious).amax(dim=0)[:, None]  # (B, 1, G)
+        wins = (top >= (self.low_quality_iou or 0.0)) & (top > 0)
+        row = torch.arange(targets.valid.shape[1], device=usable.device)
+        won = []
+        for part in parts:
+            tie = (self._iou(boxes[..., part, :], usable[:, part], targets) == top) & wins  # (B, n, G)
+            won.append(torch.where(tie, row, -1).amax(dim=2))
+        return torch.cat(won, dim=1)
+
+    def _iou(self, boxes: Tensor, usable: Tensor, targets: Targets) -> Tensor:
+        """(B, n, G), -1 where either side is not real."""
+        iou = pairwise_iou(boxes, targets.boxes)
+        return iou.masked_fill(~(usable[:, :, None] & targets.valid[:, None]), -1)
+
+
+class Sample(NamedTuple):
+    """A fixed count S of boxes drawn from an assignment, positives first."""
+
+    index: Tensor
+    """(B, S) int64, which box."""
+    positive: Tensor
+    """(B, S) bool."""
+    valid: Tensor
+    """(B, S) bool: drawn; False where an image has too few boxes."""
+
+
+class RandomSampler:
+    """Draw `count` boxes an image: at most `positive_fraction` of them positive, the rest negative."""
+
+    def __init__(self, count: int, positive_fraction: float) -> None:
+        self.count = count
+        self.positive_fraction = positive_fraction
+
+    def keys(self, like: Tensor) -> Tensor:
+        """Priorities in [0, 1), shape of `like` (B, N): the largest are drawn first."""
+        return torch.rand(like.shape, device=like.device)
+
+    @torch.no_grad()
+    def __call__(self, match: Match) -> Sample:
+        """Draw from a match of at least one box."""
+        keys = self.keys(match.positive)
+        total = keys.shape[1]
+        positive = keys.masked_fill(~match.positive, -1)
+        positive = positive.topk(min(int(self.count * self.positive_fraction), total))
+        negative = keys.masked_fill(~match.negative, -1).topk(min(self.count, total))
+        drawn = positive.values >= 0  # (B, P)
+        room = self.count - drawn.sum(dim=1, keepdim=True)
+        place = torch.arange(negative.values.shape[1], device=keys.device)
+        filled = (negative.values >= 0) & (place < room)  # (B, Q)
+        valid = torch.cat([drawn, filled], dim=1)
+        index = torch.cat([positive.indices, negative.indices], dim=1)
+        order = valid.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : self.count]
+        valid = valid.gather(1, order)
+        return Sample(
+            index=index.gather(1, order),
+            positive=valid & (torch.arange(order.shape[1], device=keys.device) < drawn.sum(1, keepdim=True)),
+            valid=valid,
+        )
+
+
+def matched_boxes(match_index: Tensor, positive: Tensor, targets: Targets, fallback: Tensor) -> Tensor:
+    """Ground truth (B, S, 4) of positive boxes; `fallback` (B, S, 4), the boxes themselves, elsewhere.
+
+    With the fallback the deltas of boxes that take no part in the loss are zero and not infinite.
+    """
+    boxes = targets.boxes.gather(1, match_index[..., None].expand(-1, -1, 4))
+    return torch.where(positive[..., None], boxes, fallback)

@@ -1,0 +1,172 @@
+"""RetinaNet's head: Lin et al., "Focal Loss for Dense Object Detection", arXiv 1708.02002; mmdetection 2.x."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from msefpn.models.anchors import AnchorGenerator
+from msefpn.models.boxes import PAD_SCORE, clip_boxes, decode, encode, full_precision, top_candidates
+from msefpn.models.losses import box_loss, focal_loss
+from msefpn.models.matching import MaxIoUMatcher, matched_boxes
+from msefpn.models.select import select_detections
+from msefpn.structures import Detections, Targets
+
+STDS = (1.0, 1.0, 1.0, 1.0)
+
+
+class RetinaHead(nn.Module):
+    """Class scores and boxes for nine anchors in every cell of every level.
+
+    Args:
+        channels: channels of the pyramid.
+        strides: strides of the pyramid's levels.
+        num_classes: K; there is no background class.
+        depth: 3x3 convolutions of each branch before its prediction.
+        anchor_scale: size of the smallest anchor as a multiple of the stride; two more follow in an octave.
+        ratios: anchor height / width.
+        positive_iou: IoU from which an anchor is positive.
+        negative_iou: IoU below which an anchor is negative.
+        reassign: see `MaxIoUMatcher`.
+        ignore_padding: anchors on the batch's padding take no part in training.
+        per_image: divide the losses by each image's positives, then average (torchvision), else by all of
+            the batch's positives (mmdetection).
+        beta: where smooth-L1 turns quadratic; 0: L1.
+        prior: initial score of every class.
+        score: least score of a detection.
+        nms_iou: suppression threshold within a class.
+        detections: detections kept an image.
+        candidates: best (anchor, class) pairs of a level that go into suppression.
+        clamp_both: see `boxes.decode`.
+        integer_anchors: see `AnchorGenerator`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        strides: Sequence[int],
+        num_classes: int,
+        *,
+        depth: int = 4,
+        anchor_scale: float = 4.0,
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        positive_iou: float = 0.5,
+        negative_iou: float = 0.4,
+        reassign: bool = True,
+        ignore_padding: bool = True,
+        per_image: bool = False,
+        beta: float = 0.0,
+        prior: float = 0.01,
+        score: float = 0.05,
+        nms_iou: float = 0.5,
+        detections: int = 100,
+        candidates: int = 1000,
+        clamp_both: bool = True,
+        integer_anchors: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        octave = [anchor_scale * 2 ** (i / 3) for i in range(3)]
+        self.anchors = AnchorGenerator(strides, octave, ratios, integer=integer_anchors)
+        self.class_tower = _tower(channels, depth)
+        self.box_tower = _tower(channels, depth)
+        self.classes = nn.Conv2d(channels, self.anchors.per_cell * num_classes, 3, padding=1)
+        self.deltas = nn.Conv2d(channels, self.anchors.per_cell * 4, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+        nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
+        self.matcher = MaxIoUMatcher(positive_iou, negative_iou, 0.0, reassign=reassign)
+        self.ignore_padding, self.per_image, self.beta = ignore_padding, per_image, beta
+        self.score, self.nms_iou, self.clamp_both = score, nms_iou, clamp_both
+        self.detections, self.candidates = detections, candidates
+
+    def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
+        """Detect.
+
+        Args:
+            pyramid: maps (B, C, H_i, W_i), finest first.
+            sizes: (B, 2), height and width of each image, pixels.
+            image: height and width of the padded image, pixels.
+        """
+        boxes, scores, labels, cut = [], [], [], []
+        threshold = math.log(self.score / (1 - self.score))
+        levels = zip(*self._heads(pyramid), self.anchors(pyramid, image), strict=True)
+        for logits, deltas, anchors in levels:
+            score, anchor, label = self._candidates(full_precision(logits))
+            chosen = full_precision(deltas).gather(1, anchor[..., None].expand(-1, -1, 4))
+            box = decode(chosen, anchors[anchor], STDS, clamp_both=self.clamp_both)
+            boxes.append(clip_boxes(box, sizes))
+            scores.append(torch.where(score > PAD_SCORE, score.sigmoid(), 0))
+            labels.append(label)
+            cut.append(((logits > threshold).flatten(1).sum(dim=1) - self.candidates).clamp(min=0))
+        score = torch.cat(scores, 1)
+        found = select_detections(
+            torch.cat(boxes, 1),
+            score,
+            torch.cat(labels, 1),
+            score=self.score,
+            nms_iou=self.nms_iou,
+            detections=self.detections,
+            candidates=len(scores) * self.candidates,
+        )
+        return found._replace(cut=torch.stack(cut).sum(dim=0))
+
+    def losses(
+        self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int], targets: Targets
+    ) -> dict[str, Tensor]:
+        """The losses `retina_class` (focal) and `retina_box`."""
+        levels = self._heads(pyramid)
+        logits, deltas = full_precision(torch.cat(levels[0], 1)), full_precision(torch.cat(levels[1], 1))
+        anchors = torch.cat(self.anchors(pyramid, image))
+        usable = self.anchors.inside(pyramid, sizes)
+        match = self.matcher(anchors, usable if self.ignore_padding else torch.ones_like(usable), targets)
+        labels = targets.labels.gather(1, match.index)
+        weight = self._weight(match.positive)
+        chosen = match.positive.nonzero(as_tuple=True)
+        truth = matched_boxes(match.index, match.positive, targets, anchors.expand_as(deltas))
+        aim = encode(truth[chosen], anchors[chosen[1]], STDS)
+        return {
+            "retina_class": focal_loss(
+                logits, match.positive, labels, (match.positive | match.negative) * weight
+            ),
+            "retina_box": box_loss(deltas[chosen], aim, weight.expand_as(labels)[chosen], self.beta),
+        }
+
+    def _weight(self, positive: Tensor) -> Tensor:
+        """(B, 1): what each image's loss is multiplied by."""
+        count = positive.sum(dim=1, keepdim=True)
+        if self.per_image:
+            return 1 / count.clamp(min=1) / len(count)
+        return (1 / count.sum().clamp(min=1)).expand(len(count), 1)
+
+    def _heads(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """For each level logits (B, N_i, K) and deltas (B, N_i, 4)."""
+        logits, deltas = [], []
+        for x in pyramid:
+            classes = self.classes(self.class_tower(x)).permute(0, 2, 3, 1).flatten(1)
+            logits.append(classes.unflatten(1, (-1, self.num_classes)))
+            deltas.append(self.deltas(self.box_tower(x)).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)))
+        return logits, deltas
+
+    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Score, anchor and label, each (B, n), of a level's best pairs; logits (B, N, K).
+
+        The best n pairs are among the n anchors whose best class scores highest, so the full N * K sort
+        is not needed.
+        """
+        peak, anchor = top_candidates(logits.amax(dim=2), self.candidates)
+        pairs = logits.gather(1, anchor[..., None].expand(-1, -1, self.num_classes))
+        pairs = torch.where(peak[..., None] > PAD_SCORE, pairs, PAD_SCORE).flatten(1)  # (B, n * K)
+        score, pair = top_candidates(pairs, self.candidates)
+        return score, anchor.gather(1, pair // self.num_classes), pair % self.num_classes
+
+
+def _tower(channels: int, depth: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)

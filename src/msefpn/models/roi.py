@@ -1,0 +1,139 @@
+"""RoI head: pooling of regions, classification and box refinement; defaults of mmdetection 2.x."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from msefpn.models.boxes import clip_boxes, decode, encode, full_precision, larger_than
+from msefpn.models.losses import box_loss, class_loss
+from msefpn.models.matching import MaxIoUMatcher, RandomSampler, matched_boxes
+from msefpn.models.roi_align import RoIAlign
+from msefpn.models.rpn import Proposals
+from msefpn.models.select import select_detections
+from msefpn.structures import Detections, Targets
+
+
+class RoIHead(nn.Module):
+    """Two fully connected layers on pooled regions, then class scores and class-specific boxes.
+
+    Args:
+        channels: channels of the pyramid.
+        strides: strides of the levels that are pooled.
+        num_classes: K, without background, which is the last score.
+        hidden: width of the two layers.
+        stds: what the four deltas are divided by.
+        samples: regions an image that train the head, a quarter of them positive at the most.
+        positive_iou: IoU from which a region is positive; below it is negative.
+        score: least score of a detection.
+        nms_iou: suppression threshold within a class.
+        detections: detections kept an image.
+        candidates: best (region, class) pairs of an image that go into suppression.
+        min_size: detections with a side not above this, pixels, are dropped.
+        sampling_ratio: see `RoIAlign`.
+        aligned: see `RoIAlign`.
+        beta: where smooth-L1 turns quadratic; 0: L1.
+        clamp_both: see `boxes.decode`.
+        sampler: chooses the training regions; None: at random.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        strides: Sequence[int],
+        num_classes: int,
+        *,
+        hidden: int = 1024,
+        stds: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
+        samples: int = 512,
+        positive_iou: float = 0.5,
+        score: float = 0.05,
+        nms_iou: float = 0.5,
+        detections: int = 100,
+        candidates: int = 2000,
+        min_size: float = 0.0,
+        sampling_ratio: int = 0,
+        aligned: bool = True,
+        beta: float = 0.0,
+        clamp_both: bool = True,
+        sampler: RandomSampler | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.stds = num_classes, list(stds)
+        self.pool = RoIAlign(strides, sampling_ratio=sampling_ratio, aligned=aligned)
+        self.fc1 = nn.Linear(channels * self.pool.size**2, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        self.classes = nn.Linear(hidden, num_classes + 1)
+        self.deltas = nn.Linear(hidden, num_classes * 4)
+        nn.init.xavier_uniform_(self.fc1.weight)
+        nn.init.xavier_uniform_(self.fc2.weight)
+        nn.init.normal_(self.classes.weight, std=0.01)
+        nn.init.normal_(self.deltas.weight, std=0.001)
+        for layer in (self.fc1, self.fc2, self.classes, self.deltas):
+            nn.init.zeros_(layer.bias)
+        self.matcher = MaxIoUMatcher(positive_iou, positive_iou)
+        self.sampler = sampler or RandomSampler(samples, 0.25)
+        self.score, self.nms_iou = score, nms_iou
+        self.detections, self.candidates, self.min_size = detections, candidates, min_size
+        self.beta, self.clamp_both = beta, clamp_both
+
+    def forward(self, pyramid: list[Tensor], proposals: Proposals, sizes: Tensor) -> Detections:
+        """Detect.
+
+        Args:
+            pyramid: maps (B, C, H_i, W_i), one for each of the pooled strides.
+            proposals: R regions an image.
+            sizes: (B, 2), height and width of each image, pixels.
+        """
+        logits, deltas = self._heads(pyramid, proposals.boxes)  # (B, R, K + 1), (B, R, K, 4)
+        scores = logits.softmax(dim=-1)[..., :-1] * proposals.valid[..., None]
+        rois = proposals.boxes[:, :, None].expand_as(deltas)
+        boxes = decode(deltas, rois, self.stds, clamp_both=self.clamp_both).flatten(1, 2)
+        boxes = clip_boxes(boxes, sizes)  # (B, R * K, 4)
+        scores = scores.flatten(1) * larger_than(boxes, self.min_size)
+        labels = torch.arange(self.num_classes, device=scores.device).expand(*proposals.valid.shape, -1)
+        return select_detections(
+            boxes,
+            scores,
+            labels.flatten(1),
+            score=self.score,
+            nms_iou=self.nms_iou,
+            detections=self.detections,
+            candidates=self.candidates,
+        )
+
+    def losses(self, pyramid: list[Tensor], proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
+        """The losses `roi_class` and `roi_box`, on regions sampled from proposals and ground truth."""
+        boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
+        match = self.matcher(boxes, torch.cat([proposals.valid, targets.valid], dim=1), targets)
+        sample = self.sampler(match)
+        rois = boxes.gather(1, sample.index[..., None].expand(-1, -1, 4))  # (B, S, 4)
+        assigned = match.index.gather(1, sample.index)
+        labels = targets.labels.gather(1, assigned)  # (B, S)
+        logits, deltas = self._heads(pyramid, rois)
+        own = deltas.gather(2, labels[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)  # (B, S, 4)
+        truth = matched_boxes(assigned, sample.positive, targets, rois)
+        aim = encode(*_nonempty(truth, rois), self.stds)
+        count = sample.valid.sum().clamp(min=1)
+        labels = torch.where(sample.positive, labels, self.num_classes)
+        return {
+            "roi_class": class_loss(logits, labels, sample.valid) / count,
+            "roi_box": box_loss(own, aim, sample.positive, self.beta) / count,
+        }
+
+    def _heads(self, pyramid: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, R, K + 1) and deltas (B, R, K, 4) of rois (B, R, 4), float32."""
+        pooled = self.pool(pyramid, rois).flatten(1)  # (B * R, C * size * size)
+        hidden = F.relu(self.fc2(F.relu(self.fc1(pooled))))
+        shape = rois.shape[:2]
+        logits = full_precision(self.classes(hidden)).unflatten(0, shape)
+        deltas = full_precision(self.deltas(hidden)).unflatten(0, shape).unflatten(-1, (-1, 4))
+        return logits, deltas
+
+
+def _nonempty(truth: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace regions without area, which only padding has, by a unit box: their deltas stay finite."""
+    unit = torch.tensor([0.0, 0.0, 1.0, 1.0], device=rois.device, dtype=rois.dtype)
+    empty = ~larger_than(rois, 0)[..., None]
+    return torch.where(empty, unit, truth), torch.where(empty, unit, rois)

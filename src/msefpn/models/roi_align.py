@@ -1,0 +1,116 @@
+"""RoIAlign (Mask R-CNN, arXiv 1703.06870, section 3) of regions on several levels of a pyramid."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+
+class RoIAlign(nn.Module):
+    """RoIAlign of each region on the level of its size (FPN, equation 1).
+
+    level = floor(log2(sqrt(w h) / 56)), clipped to the levels given.
+
+    torchvision's operator does the work on a GPU and in a traced graph. On the CPU its backward runs on one
+    core, channel by channel; there every output cell is a weighted sum of cells of the map, all channels at
+    once, which is what an embedding bag computes.
+
+    Args:
+        strides: strides of the levels.
+        size: output side, cells.
+        sampling_ratio: samples per cell and axis; 0: as many as a cell has pixels of the level, rounded up.
+        aligned: shift by half a pixel, so that cell centres and not corners are sampled.
+    """
+
+    def __init__(
+        self, strides: Sequence[int], size: int = 7, *, sampling_ratio: int = 0, aligned: bool = True
+    ) -> None:
+        super().__init__()
+        self.strides, self.size = list(strides), size
+        self.sampling_ratio, self.aligned = sampling_ratio, aligned
+
+    def forward(self, pyramid: list[Tensor], boxes: Tensor) -> Tensor:
+        """Pool boxes (B, R, 4), pixels, from maps (B, C, H_i, W_i): (B * R, C, size, size)."""
+        images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
+        images = images[:, None, None].expand(-1, boxes.shape[1], 1)
+        rois = torch.cat([images, boxes], dim=-1).flatten(0, 1)  # (B * R, 5)
+        sides = (rois[:, 3:] - rois[:, 1:3]).clamp(min=0)
+        level = (sides.prod(dim=1).sqrt() / 56 + 1e-6).log2().floor()
+        level = level.clamp(0, len(self.strides) - 1).long()
+        if torch.compiler.is_compiling():
+            return self._masked(pyramid, rois, level)
+        return self._bags(pyramid, rois, level) if rois.is_cpu else self._by_level(pyramid, rois, level)
+
+    def _masked(self, pyramid: list[Tensor], rois: Tensor, level: Tensor) -> Tensor:
+        """With fixed shapes: every level pools all regions, those of other levels shrunk to a point."""
+        pooled = []
+        for i, stride in enumerate(self.strides):
+            here = (level == i).to(rois.dtype)
+            corners = rois[:, 1:] * here[:, None]
+            values = self._align(pyramid[i], torch.cat([rois[:, :1], corners], dim=1), stride)
+            pooled.append(values * here[:, None, None, None].to(values.dtype))
+        return torch.stack(pooled).sum(dim=0)
+
+    def _by_level(self, pyramid: list[Tensor], rois: Tensor, level: Tensor) -> Tensor:
+        order = level.argsort()
+        counts = torch.bincount(level, minlength=len(self.strides)).tolist()
+        parts = zip(pyramid, rois[order].split(counts), self.strides, strict=True)
+        pooled = torch.cat([self._align(x, part, stride) for x, part, stride in parts])
+        return pooled[order.argsort()]
+
+    def _align(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:
+        pooled: Tensor = roi_align(
+            x, rois.to(x.dtype), self.size, 1 / stride, self.sampling_ratio, self.aligned
+        )
+        return pooled
+
+    def _bags(self, pyramid: list[Tensor], rois: Tensor, level: Tensor) -> Tensor:
+        """Regions with the same numbers of samples share one table of indices and weights."""
+        cells = torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in pyramid])  # (sum of B H_i W_i, C)
+        heights = torch.tensor([x.shape[2] for x in pyramid])[level]
+        widths = torch.tensor([x.shape[3] for x in pyramid])[level]
+        areas = torch.tensor([0] + [x.shape[2] * x.shape[3] * x.shape[0] for x in pyramid[:-1]])
+        first = areas.cumsum(0)[level] + rois[:, 0].long() * heights * widths  # (R,), its map's first cell
+        corners = rois[:, 1:] / torch.tensor(self.strides)[level, None] - (0.5 if self.aligned else 0)
+        sides = (corners[:, 2:] - corners[:, :2]).clamp(min=0 if self.aligned else 1)
+        counts = (sides / self.size).ceil().long()  # (R, 2), samples of a cell in x and y
+        if self.sampling_ratio:
+            counts = torch.full_like(counts, self.sampling_ratio)
+        groups, member = counts.unique(dim=0, return_inverse=True)
+        tables, order = [], []
+        for i, (count_x, count_y) in enumerate(groups.tolist()):
+            chosen = (member == i).nonzero().squeeze(1)
+            x, weight_x = self._taps(corners[chosen, 0], sides[chosen, 0], count_x, widths[chosen])
+            y, weight_y = self._taps(corners[chosen, 1], sides[chosen, 1], count_y, heights[chosen])
+            row = first[chosen, None, None] + y * widths[chosen, None, None]  # (n, size, taps)
+            index = row[:, :, None, :, None] + x[:, None, :, None, :]  # (n, size, size, taps, taps)
+            weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
+            tables.append((index.flatten(0, 2).flatten(1), weight.flatten(0, 2).flatten(1)))
+            order.append(chosen)
+        lengths = torch.cat([torch.full((len(index),), index.shape[1]) for index, _ in tables])
+        pooled = F.embedding_bag(
+            torch.cat([index.flatten() for index, _ in tables]),
+            cells,
+            lengths.cumsum(0) - lengths,
+            per_sample_weights=torch.cat([weight.flatten() for _, weight in tables]).to(cells.dtype),
+            mode="sum",
+        )
+        pooled = pooled.view(len(rois), self.size, self.size, -1)[torch.cat(order).argsort()]
+        return pooled.permute(0, 3, 1, 2)  # (B * R, C, size, size)
+
+    def _taps(self, start: Tensor, length: Tensor, count: int, limit: Tensor) -> tuple[Tensor, Tensor]:
+        """Along one axis: neighbours and weights of the samples of each cell, both (n, size, 2 * count)."""
+        step = (length / self.size)[:, None, None]
+        cell = torch.arange(self.size)[:, None]
+        sample = torch.arange(count) + 0.5
+        position = start[:, None, None] + cell * step + sample * step / max(count, 1)  # (n, size, count)
+        limit = limit[:, None, None]
+        inside = (position >= -1) & (position <= limit)
+        position = position.clamp(min=0).minimum(limit - 1)
+        low = position.floor()
+        fraction = position - low
+        neighbours = torch.stack([low, (low + 1).minimum(limit - 1)], dim=-1).long()
+        weights = torch.stack([1 - fraction, fraction], dim=-1) * inside[..., None] / max(count, 1)
+        return neighbours.flatten(2), weights.flatten(2)

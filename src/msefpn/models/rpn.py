@@ -1,0 +1,164 @@
+"""Region proposal network: Ren et al., "Faster R-CNN", arXiv 1506.01497; defaults of mmdetection 2.x."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from msefpn.models.anchors import AnchorGenerator
+from msefpn.models.boxes import (
+    PAD_SCORE,
+    clip_boxes,
+    decode,
+    encode,
+    full_precision,
+    larger_than,
+    nms,
+    top_candidates,
+)
+from msefpn.models.losses import box_loss, object_loss
+from msefpn.models.matching import MaxIoUMatcher, RandomSampler, matched_boxes
+from msefpn.structures import Targets
+
+STDS = (1.0, 1.0, 1.0, 1.0)
+
+
+class Proposals(NamedTuple):
+    """Regions that may hold an object."""
+
+    boxes: Tensor
+    """(B, R, 4), pixels of the padded image, best first."""
+    valid: Tensor
+    """(B, R) bool."""
+
+
+class RPN(nn.Module):
+    """Objectness and box deltas for the anchors of every level, then the best regions of an image.
+
+    Args:
+        channels: channels of the pyramid.
+        strides: strides of the pyramid's levels.
+        anchor_scale: anchor size as a multiple of the stride.
+        ratios: anchor height / width.
+        proposals: regions kept an image; (training, prediction).
+        candidates: best anchors of a level that go into suppression; (training, prediction).
+        nms_iou: suppression threshold within a level.
+        min_size: regions with a side not above this, pixels, are dropped.
+        samples: anchors an image that train the heads, half of them positive at the most.
+        positive_iou: IoU from which an anchor is positive.
+        negative_iou: IoU below which an anchor is negative.
+        low_quality_iou: least IoU of a ground truth's best anchor, which is positive too.
+        reassign: see `MaxIoUMatcher`.
+        ignore_padding: anchors on the batch's padding take no part in training.
+        beta: where smooth-L1 turns quadratic; 0: L1.
+        clamp_both: see `boxes.decode`.
+        integer_anchors: see `AnchorGenerator`.
+        sampler: chooses the training anchors; None: at random.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        strides: Sequence[int],
+        *,
+        anchor_scale: float = 8.0,
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        proposals: tuple[int, int] = (1000, 1000),
+        candidates: tuple[int, int] = (2000, 1000),
+        nms_iou: float = 0.7,
+        min_size: float = 0.0,
+        samples: int = 256,
+        positive_iou: float = 0.7,
+        negative_iou: float = 0.3,
+        low_quality_iou: float = 0.3,
+        reassign: bool = True,
+        ignore_padding: bool = True,
+        beta: float = 0.0,
+        clamp_both: bool = True,
+        integer_anchors: bool = False,
+        sampler: RandomSampler | None = None,
+    ) -> None:
+        super().__init__()
+        self.anchors = AnchorGenerator(strides, [anchor_scale], ratios, integer=integer_anchors)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, self.anchors.per_cell, 1)
+        self.deltas = nn.Conv2d(channels, self.anchors.per_cell * 4, 1)
+        for layer in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # these convolutions have one
+        self.proposals, self.candidates = proposals, candidates
+        self.nms_iou, self.min_size = nms_iou, min_size
+        self.matcher = MaxIoUMatcher(positive_iou, negative_iou, low_quality_iou, reassign=reassign)
+        self.sampler = sampler or RandomSampler(samples, 0.5)
+        self.ignore_padding, self.beta, self.clamp_both = ignore_padding, beta, clamp_both
+
+    def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Proposals:
+        """Propose regions.
+
+        Args:
+            pyramid: maps (B, C, H_i, W_i), finest first.
+            sizes: (B, 2), height and width of each image, pixels.
+            image: height and width of the padded image, pixels.
+        """
+        logits, deltas = self._heads(pyramid)
+        return self._select(logits, deltas, self.anchors(pyramid, image), sizes, phase=1)
+
+    def losses(
+        self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int], targets: Targets
+    ) -> tuple[Proposals, dict[str, Tensor]]:
+        """Propose regions for training, and the losses `rpn_object` and `rpn_box`."""
+        logits, deltas = self._heads(pyramid)
+        anchors = self.anchors(pyramid, image)
+        with torch.no_grad():
+            proposals = self._select(logits, deltas, anchors, sizes, phase=0)
+        return proposals, self._losses(pyramid, sizes, logits, deltas, torch.cat(anchors), targets)
+
+    def _heads(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """For each level logits (B, N_i) and deltas (B, N_i, 4)."""
+        logits, deltas = [], []
+        for x in pyramid:
+            hidden = F.relu(self.conv(x), inplace=True)
+            logits.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)))
+        return logits, deltas
+
+    def _select(
+        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor, phase: int
+    ) -> Proposals:
+        boxes, scores, levels = [], [], []
+        for level, (score, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
+            best, index = top_candidates(full_precision(score), self.candidates[phase])
+            chosen = full_precision(delta).gather(1, index[..., None].expand(-1, -1, 4))
+            boxes.append(decode(chosen, anchor[index], STDS, clamp_both=self.clamp_both))
+            scores.append(best)
+            levels.append(torch.full_like(index, level))
+        box, score = clip_boxes(torch.cat(boxes, 1), sizes), torch.cat(scores, 1)
+        valid = larger_than(box, self.min_size) & (score > PAD_SCORE)
+        keep = nms(box, score, torch.cat(levels, 1), valid, self.nms_iou)
+        best, index = top_candidates(score.masked_fill(~keep, PAD_SCORE), self.proposals[phase])
+        return Proposals(box.gather(1, index[..., None].expand(-1, -1, 4)), best > PAD_SCORE)
+
+    def _losses(
+        self,
+        pyramid: list[Tensor],
+        sizes: Tensor,
+        logits: list[Tensor],
+        deltas: list[Tensor],
+        anchors: Tensor,
+        targets: Targets,
+    ) -> dict[str, Tensor]:
+        logit, delta = torch.cat(logits, 1), torch.cat(deltas, 1)  # (B, N), (B, N, 4)
+        usable = self.anchors.inside(pyramid, sizes)
+        match = self.matcher(anchors, usable if self.ignore_padding else torch.ones_like(usable), targets)
+        sample = self.sampler(match)
+        anchor = anchors[sample.index]  # (B, S, 4)
+        truth = matched_boxes(match.index.gather(1, sample.index), sample.positive, targets, anchor)
+        chosen = full_precision(delta.gather(1, sample.index[..., None].expand(-1, -1, 4)))
+        chosen_logits = full_precision(logit.gather(1, sample.index))
+        count = sample.valid.sum().clamp(min=1)
+        return {
+            "rpn_object": object_loss(chosen_logits, sample.positive, sample.valid) / count,
+            "rpn_box": box_loss(chosen, encode(truth, anchor, STDS), sample.positive, self.beta) / count,
+        }

@@ -1,0 +1,139 @@
+"""State dicts of torchvision's detectors, brought to our names and our order of classes.
+
+torchvision counts background as class 0 and labels 1..90 for COCO's 80 classes; ours are 0..K-1 in the
+order of `category_ids`, and background, where there is one, comes last.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from msefpn.config import Config
+from msefpn.errors import UserError
+from msefpn.models.detector import Detector, OneStage, build
+
+NAMES = (
+    (r"backbone\.body\.(.+)", r"backbone.body.\1"),
+    (r"backbone\.fpn\.inner_blocks\.(\d)(?:\.0)?\.(\w+)", r"neck.laterals.\1.\2"),
+    (r"backbone\.fpn\.layer_blocks\.(\d)(?:\.0)?\.(\w+)", r"neck.outputs.\1.\2"),
+    (r"backbone\.fpn\.extra_blocks\.(p\d\.\w+)", r"neck.extra.\1"),
+    (r"rpn\.head\.conv(?:\.0\.0)?\.(\w+)", r"rpn.conv.\1"),
+    (r"rpn\.head\.cls_logits\.(\w+)", r"rpn.objectness.\1"),
+    (r"rpn\.head\.bbox_pred\.(\w+)", r"rpn.deltas.\1"),
+    (r"roi_heads\.box_head\.fc6\.(\w+)", r"roi.fc1.\1"),
+    (r"roi_heads\.box_head\.fc7\.(\w+)", r"roi.fc2.\1"),
+    (r"roi_heads\.box_predictor\.cls_score\.(\w+)", r"roi.classes.\1"),
+    (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", r"roi.deltas.\1"),
+    (r"head\.classification_head\.cls_logits\.(\w+)", r"head.classes.\1"),
+    (r"head\.regression_head\.bbox_reg\.(\w+)", r"head.deltas.\1"),
+)
+TOWERS = re.compile(r"head\.(classification|regression)_head\.conv\.(\d)\.0\.(\w+)")
+
+
+def is_torchvision(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the names of a torchvision detector with a pyramid."""
+    return any(name.startswith("backbone.fpn.inner_blocks.") for name in state)
+
+
+def convert_torchvision(
+    state: Mapping[str, Tensor], detector: Detector, labels: Sequence[int] | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Rename and reorder.
+
+    Args:
+        state: torchvision's.
+        detector: what it shall fit.
+        labels: torchvision's label of each of our classes; None: the detector's category ids, as torchvision's
+            COCO weights have them, if the largest is the last row of the head; else the heads' class
+            layers are left out.
+
+    Returns:
+        Tensors under our names, and the names of torchvision's that have no place, with the reason.
+    """
+    converted: dict[str, Tensor] = {}
+    left_out: list[str] = []
+    for name, tensor in state.items():
+        own = _rename(name)
+        if own is None:
+            left_out.append(name)
+        elif own.startswith(("roi.classes.", "roi.deltas.", "head.classes.")):
+            rows = _class_rows(own, tensor, labels, detector)
+            if rows is None:
+                left_out.append(f"{name} (its classes are others)")
+            else:
+                converted[own] = tensor[rows]
+        else:
+            converted[own] = tensor
+    return converted, left_out
+
+
+def from_torchvision(
+    state: Mapping[str, Tensor],
+    classes: Sequence[str],
+    labels: Sequence[int],
+    *,
+    backbone: str = "resnet50",
+    norm_eps: float = 0.0,
+) -> Detector:
+    """Build a detector that detects what torchvision's `fasterrcnn_*_fpn` or `retinanet_*_fpn` detects.
+
+    Args:
+        state: the whole state dict.
+        classes: names of the classes to keep.
+        labels: torchvision's label of each of them, such as COCO's category ids; they become `category_ids`.
+        backbone: timm's name of the backbone.
+        norm_eps: epsilon of batch normalisation: 0 for torchvision's own COCO weights, else 1e-5.
+
+    Raises:
+        UserError: the state dict is of another kind of model, or not all of it finds its place.
+    """
+    two_stage = any(name.startswith("roi_heads.") for name in state)
+    config = Config(
+        detector="faster_rcnn" if two_stage else "retinanet",
+        backbone=backbone,
+        backbone_options={"norm_eps": norm_eps},
+        neck="fpn",
+        detector_options={"preset": "torchvision"},
+    )
+    detector = build(config, classes, labels)
+    converted, left_out = convert_torchvision(state, detector, labels)
+    missing, unexpected = detector.load_state_dict(converted, strict=False)
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if strange := [*left_out, *missing, *unexpected]:
+        raise UserError(
+            f"not a torchvision {config.detector} with {backbone} and FPN: no place for {', '.join(strange[:4])}"
+            + (f" and {len(strange) - 4} more" if len(strange) > 4 else "")
+        )
+    return detector.eval()
+
+
+def _rename(name: str) -> str | None:
+    if tower := TOWERS.fullmatch(name):
+        branch = "class" if tower[1] == "classification" else "box"
+        return f"head.{branch}_tower.{2 * int(tower[2])}.{tower[3]}"
+    for pattern, own in NAMES:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(own)
+    return None
+
+
+def _class_rows(
+    own: str, tensor: Tensor, labels: Sequence[int] | None, detector: Detector
+) -> Tensor | None:
+    """Rows of torchvision's class layer in our order, or None where the labels are not its classes."""
+    row = torch.tensor(detector.category_ids if labels is None else labels)
+    if own.startswith("head.classes."):
+        per_cell = detector.head.anchors.per_cell if isinstance(detector, OneStage) else 1
+    else:
+        per_cell = 4 if own.startswith("roi.deltas.") else 1
+    count = len(tensor) // per_cell
+    last = int(row.max())
+    if last >= count or (labels is None and last != count - 1):
+        return None
+    if own.startswith("roi.classes."):
+        return torch.cat([row, torch.tensor([0])])  # background last
+    if own.startswith("roi.deltas."):
+        return (row[:, None] * 4 + torch.arange(4)).flatten()
+    return (row + torch.arange(per_cell)[:, None] * count).flatten()

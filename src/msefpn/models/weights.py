@@ -1,0 +1,198 @@
+"""Weights on disk: a detector's own file, and initial weights from others'."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from msefpn.config import Config, from_dict
+from msefpn.errors import UserError
+from msefpn.models.detector import Detector, build
+from msefpn.models.torchvision_weights import convert_torchvision, is_torchvision
+
+KEY = "msefpn"
+"""Key of our entry in a safetensors file's metadata."""
+
+
+def save(detector: Detector, path: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Write a detector as one safetensors file, its configuration and class names in the metadata.
+
+    The file is written beside its final place and renamed, so that it is whole or not there.
+
+    Args:
+        detector: what to write.
+        path: final place.
+        tensors: state dict to write instead of the detector's own, such as an average's.
+    """
+    path = Path(path)
+    state = tensors if tensors is not None else detector.state_dict()
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    about = {
+        "config": vars(detector.config),
+        "classes": detector.classes,
+        "category_ids": detector.category_ids,
+    }
+    partial = path.with_name(f".{path.name}.part")
+    save_file(state, partial, metadata={"format": "pt", KEY: json.dumps(about)})
+    os.replace(partial, path)
+
+
+def load(path: str | Path) -> Detector:
+    """Give a detector back, in evaluation mode, with its `classes`.
+
+    Args:
+        path: a file written by `save`, or a run's folder: its `best.safetensors`, else its `last.safetensors`.
+
+    Raises:
+        UserError: no such file, a broken one, or one that `save` did not write.
+    """
+    file = find_weights(path)
+    state, about = _read_safetensors(file)
+    if about is None:
+        raise UserError(
+            f"{file} holds tensors but no detector: it was not written by msefpn; "
+            "use it as initial weights with --init"
+        )
+    config = from_dict(about["config"], source=str(file))
+    detector = build(config, about["classes"], about["category_ids"])
+    try:
+        detector.load_state_dict(state)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise UserError(f"{file} does not fit the detector that it describes: {detail}") from None
+    return detector.eval()
+
+
+def find_weights(path: str | Path) -> Path:
+    """The weights that `load` reads. Raises UserError."""
+    path = Path(path)
+    if path.is_dir():
+        for name in ("best.safetensors", "last.safetensors"):
+            if (path / name).is_file():
+                return path / name
+        raise UserError(f"{path} holds no best.safetensors or last.safetensors: is it the folder of a run?")
+    if not path.is_file():
+        raise UserError(f"no weights at {path}: give a run's folder or a .safetensors file")
+    return path
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """What became of initial weights."""
+
+    source: str
+    loaded: tuple[str, ...]
+    """Tensors of the detector that were set."""
+    missing: tuple[str, ...]
+    """Tensors of the detector that the source has not: they keep their random values."""
+    left_out: tuple[str, ...]
+    """Tensors of the source that did not fit, with the reason."""
+
+    def __str__(self) -> str:
+        lines = [f"initial weights: {len(self.loaded)} tensors from {self.source}"]
+        if self.missing:
+            lines.append(f"  {len(self.missing)} start at random: {_summary(self.missing)}")
+        if self.left_out:
+            lines.append(f"  {len(self.left_out)} of the file not used: {_summary(self.left_out)}")
+        return "\n".join(lines)
+
+
+def init_weights(detector: Detector, source: str) -> InitReport:
+    """Load what fits.
+
+    Args:
+        detector: what to fill.
+        source: `imagenet` (the backbone's weights from timm's hub), `none`, or a file of a timm backbone,
+            of a torchvision detector or of one of ours (.safetensors, .pth, .pt).
+
+    Raises:
+        UserError: no such file, a broken one, nothing in it fits, or the hub cannot be reached.
+    """
+    if source == "none":
+        return InitReport("nowhere", (), tuple(detector.state_dict()), ())
+    if source == "imagenet":
+        state = _from_hub(detector.backbone.name)
+    else:
+        state = _read_any(Path(source))
+    left_out: list[str] = []
+    if is_torchvision(state):
+        state, left_out = convert_torchvision(state, detector)
+    own = detector.state_dict()
+    fitting: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        place = _place(name, own)
+        if place is None:
+            left_out.append(name)
+        elif own[place].shape != tensor.shape:
+            left_out.append(f"{name} {tuple(tensor.shape)}, here {tuple(own[place].shape)}")
+        else:
+            fitting[place] = tensor
+    if not fitting:
+        raise UserError(
+            f"nothing in {source} fits {detector.config.detector} with {detector.config.backbone}: "
+            "give weights of this backbone or of such a detector"
+        )
+    detector.load_state_dict(fitting, strict=False)
+    missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
+    return InitReport(source, tuple(fitting), tuple(missing), tuple(left_out))
+
+
+def _place(name: str, own: Mapping[str, Tensor]) -> str | None:
+    """Where a tensor of a detector or of a timm backbone belongs; timm's extractors flatten one level of names."""
+    names = (name, f"backbone.body.{name}", f"backbone.body.{name.replace('.', '_', 1)}")
+    return next((candidate for candidate in names if candidate in own), None)
+
+
+def _from_hub(name: str) -> dict[str, Tensor]:
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # timm, the hub's client and the network each have their own
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(
+            f"ImageNet weights of {name} cannot be had ({reason}): give a file of them with --init FILE, "
+            "or train from random weights with --init none"
+        ) from None
+    state: dict[str, Tensor] = model.state_dict()
+    return state
+
+
+def _read_any(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"initial weights {path} do not exist: give a file, 'imagenet' or 'none'")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)[0]
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file raises whatever its first wrong byte leads to
+        reason = str(error).split("\n")[0][:120]
+        raise UserError(f"initial weights {path} cannot be read as tensors alone: {reason}") from None
+    for key in ("state_dict", "model"):
+        content = content.get(key, content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"initial weights {path} hold no state dict: save model.state_dict() alone")
+    return content
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Tensors, and our metadata if it is one of our files."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        about = json.loads(metadata[KEY]) if KEY in metadata else None
+        return load_file(path), about
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path} is broken or half-written ({reason}): take another copy of it") from None
+
+
+def _summary(names: tuple[str, ...], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

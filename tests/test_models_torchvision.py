@@ -1,0 +1,279 @@
+"""The core against torchvision's detectors: same weights, same padded tensor, same detections and gradients."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import _default_anchorgen
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.misc import FrozenBatchNorm2d
+from torchvision.transforms.v2.functional import resize
+
+from msefpn.models import Detector, OneStage, TwoStage, from_torchvision
+from msefpn.models.matching import RandomSampler
+from msefpn.structures import Targets
+
+LABELS = (1, 2, 4, 7, 8, 11)
+"""torchvision's labels of our classes: gapped, as COCO's."""
+ROWS = 12
+DTYPE = torch.float64
+"""In float32 two right implementations differ by rounding, and random weights make suppression amplify that."""
+CLASSES = tuple("abcdef")
+SHAPES = ((128, 224), (224, 128), (160, 160), (96, 224), (224, 192))
+"""Five aspect ratios, two images of each."""
+
+
+def frozen_resnet() -> nn.Module:
+    """ResNet-50 with fixed normalisation of eps 0 whose random statistics keep activations in range."""
+    body = torchvision.models.resnet50(norm_layer=lambda width: FrozenBatchNorm2d(width, eps=0.0))
+    for module in body.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.weight.uniform_(0.6, 0.8)
+            module.bias.uniform_(-0.1, 0.1)
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.9, 1.1)
+    return body
+
+
+def make_faster_rcnn() -> FasterRCNN:
+    torch.manual_seed(3)
+    backbone = _resnet_fpn_extractor(frozen_resnet(), trainable_layers=3)
+    model = FasterRCNN(
+        backbone,
+        num_classes=ROWS,
+        rpn_anchor_generator=AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5),
+        rpn_pre_nms_top_n_test=1000,
+        box_detections_per_img=1000,
+    )
+    with torch.no_grad():
+        nn.init.normal_(model.rpn.head.cls_logits.weight, std=0.05)
+        nn.init.normal_(model.rpn.head.bbox_pred.weight, std=0.02)
+        nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.25)
+        nn.init.normal_(model.roi_heads.box_predictor.bbox_pred.weight, std=0.05)
+        unused = [row for row in range(1, ROWS) if row not in LABELS]
+        model.roi_heads.box_predictor.cls_score.weight[unused] = 0
+        model.roi_heads.box_predictor.cls_score.bias[unused] = -1e4  # a class that COCO does not have
+    return model.eval()
+
+
+def make_retinanet() -> RetinaNet:
+    torch.manual_seed(3)
+    backbone = _resnet_fpn_extractor(
+        frozen_resnet(), trainable_layers=3, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
+    )
+    model = RetinaNet(
+        backbone, num_classes=ROWS, anchor_generator=_default_anchorgen(), topk_candidates=10**6
+    )
+    head = model.head.classification_head
+    with torch.no_grad():
+        for tower in (head.conv, model.head.regression_head.conv):
+            for layer in tower:
+                nn.init.kaiming_normal_(layer[0].weight)
+        nn.init.normal_(head.cls_logits.weight, std=0.1)
+        nn.init.constant_(head.cls_logits.bias, -3.0)
+        nn.init.normal_(model.head.regression_head.bbox_reg.weight, std=0.01)
+        unused = [a * ROWS + row for a in range(9) for row in range(ROWS) if row not in LABELS]
+        head.cls_logits.weight[unused] = 0
+        head.cls_logits.bias[unused] = -1e4
+    return model.eval()
+
+
+MAKERS: dict[str, Callable[[], Any]] = {"faster_rcnn": make_faster_rcnn, "retinanet": make_retinanet}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def pair(request: pytest.FixtureRequest) -> tuple[Any, Detector]:
+    """torchvision's model and ours with its weights, nothing of the candidates cut."""
+    theirs = MAKERS[request.param]().to(DTYPE)
+    ours = from_torchvision(theirs.state_dict(), CLASSES, LABELS).to(DTYPE)
+    if isinstance(ours, TwoStage):
+        ours.roi.candidates = 10**5
+        ours.roi.detections = 1000
+    elif isinstance(ours, OneStage):
+        ours.head.candidates = 10**5
+    return theirs, ours
+
+
+@pytest.fixture(scope="module")
+def batches(shared: Path) -> list[tuple[Tensor, Tensor]]:
+    """Ten real images in five padded batches of one shape each."""
+    files = sorted((shared / "data" / "coco-mini" / "dev").glob("*.jpg"))
+    images = [torchvision.io.read_image(str(f), torchvision.io.ImageReadMode.RGB) for f in files[:10]]
+    result = []
+    for number, (height, width) in enumerate(SHAPES):
+        batch = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+        sizes = torch.tensor([[height, width], [height - 5, width - 11]])
+        for place, image in enumerate(images[2 * number : 2 * number + 2]):
+            resized = resize(image, sizes[place].tolist())
+            batch[place, :, : sizes[place, 0], : sizes[place, 1]] = resized
+        result.append((batch, sizes))
+    return result
+
+
+def their_detections(model: Any, x: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
+    """torchvision's parts on our padded tensor, without its resizing transform."""
+    features = model.backbone(x)
+    images = ImageList(x, [tuple(size) for size in sizes.tolist()])
+    if isinstance(model, FasterRCNN):
+        proposals, _ = model.rpn(images, features)
+        return model.roi_heads(features, proposals, images.image_sizes)[0]
+    maps = list(features.values())
+    head = model.head(maps)
+    anchors = model.anchor_generator(images, maps)
+    per_level = [x.shape[2] * x.shape[3] * 9 for x in maps]
+    split = {name: list(value.split(per_level, dim=1)) for name, value in head.items()}
+    levels = [list(a.split(per_level)) for a in anchors]
+    return model.postprocess_detections(split, levels, images.image_sizes)
+
+
+@torch.no_grad()
+def test_detections_equal(pair: tuple[Any, Detector], batches: list[tuple[Tensor, Tensor]]) -> None:
+    theirs, ours = pair
+    names = {label: index for index, label in enumerate(LABELS)}
+    for images, sizes in batches:
+        x = ours.normalise(images, sizes)
+        expected = their_detections(theirs, x, sizes)
+        found = ours(images, sizes)
+        assert found.cut.sum() == 0
+        for i, truth in enumerate(expected):
+            valid = found.valid[i]
+            assert len(truth["boxes"]) == valid.sum()
+            assert valid.sum() >= 50
+            assert len(truth["labels"].unique()) >= 3
+            scores, boxes, labels = found.scores[i][valid], found.boxes[i][valid], found.labels[i][valid]
+            torch.testing.assert_close(scores, truth["scores"], atol=1e-5, rtol=0)
+            order = align(truth, boxes, labels, names)
+            expected_labels = torch.tensor([names[int(label)] for label in truth["labels"]])
+            assert torch.equal(labels[order], expected_labels)
+            torch.testing.assert_close(boxes[order], truth["boxes"], atol=0.01, rtol=0)
+            torch.testing.assert_close(scores[order], truth["scores"], atol=1e-5, rtol=0)
+
+
+def align(truth: dict[str, Tensor], boxes: Tensor, labels: Tensor, names: dict[int, int]) -> Tensor:
+    """Our row for each of theirs: the same rank, but for scores so close that their order is a matter of chance."""
+    order = torch.arange(len(boxes))
+    for i, label in enumerate(truth["labels"].tolist()):
+        near = (truth["scores"] - truth["scores"][i]).abs() <= 2e-5
+        candidates = near & (labels == names[label])
+        distance = (boxes - truth["boxes"][i]).abs().amax(dim=1)
+        order[i] = torch.where(candidates, distance, torch.inf).argmin()
+    assert len(order.unique()) == len(order)
+    return order
+
+
+class FirstK(RandomSampler):
+    """Draws the first boxes by index."""
+
+    def keys(self, like: Tensor) -> Tensor:
+        """Falling with the index."""
+        return torch.linspace(1, 0, like.shape[1], dtype=torch.float64, device=like.device).expand_as(like)
+
+
+class TheirFirstK:
+    """torchvision's sampler, drawing the first boxes by index."""
+
+    def __init__(self, count: int, positive_fraction: float) -> None:
+        self.count, self.positives = count, int(count * positive_fraction)
+
+    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        positive, negative = [], []
+        for label in labels:
+            chosen = (label >= 1) & ((label >= 1).cumsum(0) <= self.positives)
+            room = self.count - int(chosen.sum())
+            positive.append(chosen.to(torch.uint8))
+            negative.append(((label == 0) & ((label == 0).cumsum(0) <= room)).to(torch.uint8))
+        return positive, negative
+
+
+def test_losses_and_gradients_equal(
+    pair: tuple[Any, Detector], batches: list[tuple[Tensor, Tensor]]
+) -> None:
+    theirs, ours = pair
+    images, sizes = batches[0]
+    boxes = [
+        torch.tensor([[10.0, 15, 60, 100], [75, 30, 105, 50], [150, 50, 165, 120]]),
+        torch.tensor([[5.0, 5, 190, 115]]),
+    ]
+    labels = [torch.tensor([0, 3, 5]), torch.tensor([2])]
+    targets = Targets(
+        nn.utils.rnn.pad_sequence(boxes, batch_first=True).to(DTYPE),
+        nn.utils.rnn.pad_sequence(labels, batch_first=True),
+        torch.tensor([[True] * 3, [True, False, False]]),
+    )
+    their_targets = [
+        {"boxes": box.to(DTYPE), "labels": torch.tensor([LABELS[i] for i in label])}
+        for box, label in zip(boxes, labels, strict=True)
+    ]
+    x = ours.normalise(images, sizes)
+    theirs.zero_grad()
+    ours.zero_grad()
+    if isinstance(ours, TwoStage):
+        theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler = TheirFirstK(256, 0.5), TheirFirstK(512, 0.25)
+        ours.rpn.sampler, ours.roi.sampler = FirstK(256, 0.5), FirstK(512, 0.25)
+    expected = their_losses(theirs, x, sizes, their_targets)
+    found = ours.losses(images, sizes, targets)
+    for (name, loss), their_loss in zip(found.items(), expected, strict=True):
+        assert loss.item() > 0, name
+        torch.testing.assert_close(loss, their_loss, atol=0, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    sum(expected).backward()
+    sum(found.values()).backward()
+    gradients = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
+    compared = 0
+    for own, gradient in their_gradients(theirs, ours).items():
+        difference = (gradients[own] - gradient).norm() / gradient.norm().clamp(min=1e-12)
+        assert difference < 1e-4, f"{own}: {difference:.2e}"
+        compared += 1
+    trained = [n for n in gradients if n not in dict(norm_parameters(ours))]
+    assert compared == len(trained)
+
+
+def norm_parameters(model: Detector) -> list[tuple[str, nn.Parameter]]:
+    """Scale and shift of the backbone's norms: torchvision freezes them, mmdetection trains them."""
+    norms = {id(p) for norm in model.backbone.norms() for p in norm.parameters()}
+    return [(name, p) for name, p in model.named_parameters() if id(p) in norms]
+
+
+def their_losses(
+    model: Any, x: Tensor, sizes: Tensor, targets: list[dict[str, Tensor]]
+) -> list[Tensor]:
+    """torchvision's losses in the order of ours."""
+    model.train()
+    features = model.backbone(x)
+    images = ImageList(x, [tuple(size) for size in sizes.tolist()])
+    if isinstance(model, FasterRCNN):
+        proposals, rpn = model.rpn(images, features, targets)
+        _, roi = model.roi_heads(features, proposals, images.image_sizes, targets)
+        losses = [rpn["loss_objectness"], rpn["loss_rpn_box_reg"], roi["loss_classifier"], roi["loss_box_reg"]]
+    else:
+        maps = list(features.values())
+        computed = model.compute_loss(targets, model.head(maps), model.anchor_generator(images, maps))
+        losses = [computed["classification"], computed["bbox_regression"]]
+    model.eval()
+    return losses
+
+
+def their_gradients(theirs: Any, ours: Detector) -> dict[str, Tensor]:
+    """torchvision's gradients under our names, its unused classes' rows left out."""
+    from msefpn.models.torchvision_weights import convert_torchvision
+
+    named = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    converted, left_out = convert_torchvision(named, ours, LABELS)
+    assert not left_out
+    return converted
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    from msefpn.errors import UserError
+
+    state = make_faster_rcnn().state_dict()
+    state["roi_heads.mask_head.0.weight"] = torch.zeros(1)
+    with pytest.raises(UserError, match="no place for roi_heads"):
+        from_torchvision(state, CLASSES, LABELS)

@@ -1,0 +1,149 @@
+"""One battery over every neck: whatever stands in NECKS keeps the contract."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
+
+from msefpn.necks import GATES, NECKS, Neck
+
+CHANNELS = [16, 24, 40, 64]
+STRIDES = [4, 8, 16, 32]
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in NECKS} | {
+    "mse_fpn-split": ("mse_fpn", {"preset": "split"}),
+    "mse_fpn-retina": ("mse_fpn", {"start_level": 1, "extra_levels": "conv_c5"}),
+    "mse_fpn-wide": ("mse_fpn", {"sim": "wide"}),
+    "mse_fpn-sem-only": ("mse_fpn", {"sim": "add", "gate": "none"}),
+    **{f"gate-{gate}": ("mse_fpn", {"sem": "none", "gate": gate}) for gate in GATES if gate != "gcg"},
+}
+
+
+def make(variant: str, **options: Any) -> Neck:
+    torch.manual_seed(0)
+    name, own = VARIANTS[variant]
+    return NECKS[name](CHANNELS, STRIDES, 32, **own | options)
+
+
+def maps(height: int, width: int, batch: int = 2) -> list[Tensor]:
+    """Maps as strided convolutions give them, sides rounded up."""
+    torch.manual_seed(1)
+    sides = [(-(-height // s), -(-width // s)) for s in STRIDES]
+    return [torch.randn(batch, c, *side) for c, side in zip(CHANNELS, sides, strict=True)]
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (33, 97), (100, 75), (1, 1)])
+def test_shapes(variant: str, height: int, width: int) -> None:
+    neck = make(variant).eval()
+    pyramid = neck(maps(height, width))
+    assert len(pyramid) == len(neck.out_strides)
+    for x, stride in zip(pyramid, neck.out_strides, strict=True):
+        assert x.shape == (2, neck.out_channels, -(-height // stride), -(-width // stride))
+
+
+def test_inputs_stay_as_they_were(variant: str) -> None:
+    features = maps(64, 96)
+    before = [x.clone() for x in features]
+    make(variant).eval()(features)
+    assert all(torch.equal(a, b) for a, b in zip(features, before, strict=True))
+
+
+def test_every_parameter_gets_a_gradient(variant: str) -> None:
+    neck = make(variant)
+    sum(x.square().sum() for x in neck(maps(64, 96))).backward()
+    for name, parameter in neck.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0 or name in SHIFT_INVARIANT, name
+
+
+SHIFT_INVARIANT = {"sem.key.bias", "sem.query.bias"}
+"""The scores are normalised: what shifts them all alike has no gradient but rounding's."""
+
+
+def test_bf16(variant: str) -> None:
+    neck = make(variant).eval()
+    features = maps(256, 320)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = neck(features)
+    for x, full in zip(half, neck(features), strict=True):
+        assert x.isfinite().all()
+        assert (x.float() - full).norm() < 0.05 * full.norm()
+
+
+def test_compile_fullgraph(variant: str) -> None:
+    torch._dynamo.reset()
+    neck = make(variant).eval()
+    features = maps(33, 97)
+    compiled = torch.compile(neck, fullgraph=True, backend="eager")
+    for x, y in zip(compiled(features), neck(features), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_export_dynamic_size(variant: str) -> None:
+    neck = make(variant).eval()
+    batch, height, width = (torch.export.Dim(name, min=low, max=64) for name, low in (("b", 1), ("h", 3), ("w", 3)))
+    shapes = [{0: batch, 2: height * (32 // s), 3: width * (32 // s)} for s in STRIDES]
+    program = torch.export.export(neck, (maps(96, 128),), dynamic_shapes=(shapes,)).module()
+    for size in ((96, 160, 1), (224, 96, 3)):
+        features = maps(*size)
+        for x, y in zip(program(features), neck(features), strict=True):
+            torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
+
+
+def test_state_dict_round_trip(variant: str) -> None:
+    first, second = make(variant).eval(), make(variant).eval()
+    nn.init.normal_(next(second.parameters()))
+    second.load_state_dict(first.state_dict())
+    for x, y in zip(first(maps(64, 96)), second(maps(64, 96)), strict=True):
+        assert torch.equal(x, y)
+
+
+class Body(nn.Module):
+    """A backbone and a neck in the form that torchvision's detectors take."""
+
+    def __init__(self, neck: Neck) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Conv2d(3, c, s, stride=s) for c, s in zip(CHANNELS, STRIDES, strict=True))
+        self.neck = neck
+        self.out_channels = neck.out_channels
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {str(i): x for i, x in enumerate(self.neck([stage(x) for stage in self.stages]))}
+
+
+def test_inside_torchvision(variant: str) -> None:
+    neck = make(variant)
+    levels = len(neck.out_strides)
+    model = FasterRCNN(
+        Body(neck),
+        num_classes=3,
+        min_size=128,
+        max_size=160,
+        rpn_anchor_generator=AnchorGenerator(((32,),) * levels, ((0.5, 1.0, 2.0),) * levels),
+        box_roi_pool=MultiScaleRoIAlign([str(i) for i in range(levels)], 7, 2),
+    )
+    target = {"boxes": torch.tensor([[10.0, 10, 60, 80]]), "labels": torch.tensor([1])}
+    losses = model([torch.rand(3, 128, 160)], [target])
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in neck.parameters())
+
+
+@pytest.mark.parametrize("name", NECKS)
+def test_bad_arguments_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="pair up"):
+        NECKS[name]([16, 24], STRIDES)
+    with pytest.raises(ValueError, match="double"):
+        NECKS[name](CHANNELS, [4, 8, 16, 16])
+    with pytest.raises(ValueError, match="extra_levels 'p9'"):
+        NECKS[name](CHANNELS, STRIDES, extra_levels="p9")
+    with pytest.raises(ValueError, match="start_level"):
+        NECKS[name](CHANNELS, STRIDES, start_level=4)
