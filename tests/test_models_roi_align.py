@@ -16,12 +16,12 @@ def pyramid(dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 
 def regions() -> Tensor:
-    """Regions of every level, one sticking out, one as large as the image, one without area."""
+    """Regions of every level, one sticking out, one larger than the image, one without area."""
     torch.manual_seed(1)
     corner = torch.rand(2, 40, 2, dtype=torch.float64) * 200
     side = torch.exp(torch.rand(2, 40, 2, dtype=torch.float64) * 5 + 1.5)
     boxes = torch.cat([corner, corner + side], dim=-1)
-    boxes[0, :3] = torch.tensor([[-20.0, -8, 40, 30], [0, 0, 300, 256], [50, 60, 50, 60]])
+    boxes[0, :3] = torch.tensor([[-20.0, -8, 40, 30], [-90, -100, 400, 400], [50, 60, 50, 60]])
     return boxes
 
 

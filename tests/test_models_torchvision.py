@@ -24,7 +24,7 @@ from msefpn.structures import Targets
 LABELS = (1, 2, 4, 7, 8, 11)
 """torchvision's labels of our classes: gapped, as COCO's."""
 ROWS = 12
-DTYPE = torch.float64
+DTYPE = torch.float32
 """In float32 two right implementations differ by rounding, and random weights make suppression amplify that."""
 CLASSES = tuple("abcdef")
 SHAPES = ((128, 224), (224, 128), (160, 160), (96, 224), (224, 192))

@@ -12,6 +12,9 @@ from msefpn.necks.layers import rounded_width
 class Gate(nn.Module):
     """Base of the gates: `forward` gates one map, `fuse` joins a level with the one above."""
 
+    joins = False
+    """Whether it has weights for two maps: the top level, with nothing above it, then has no gate."""
+
     def fuse(self, local: Tensor, above: Tensor) -> Tensor:
         """Gate the sum of this level's map and the upsampled map of the level above, both (B, C, H, W)."""
         return self(local + above)
@@ -94,19 +97,16 @@ class CBAM(Gate):
 class GMU(Gate):
     """Gated multimodal unit (arXiv 1702.01992, section 3.1) of a level and the one above.
 
-    h = z * tanh(W1 local) + (1 - z) * tanh(W2 above), z = sigmoid(Wz [local; above]). The top level has
-    nothing above it and passes as it is.
+    h = z * tanh(W1 local) + (1 - z) * tanh(W2 above), z = sigmoid(Wz [local; above]).
     """
+
+    joins = True
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.local = nn.Conv2d(channels, channels, 1)
         self.above = nn.Conv2d(channels, channels, 1)
         self.gate = nn.Conv2d(2 * channels, channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x: a level with nothing above."""
-        return x
 
     def fuse(self, local: Tensor, above: Tensor) -> Tensor:
         """Blend two maps (B, C, H, W) cell by cell, channel by channel."""

@@ -235,8 +235,8 @@ class MSEFPN(Neck):
         _choose("sim", sim, ("inject", "wide", "add"))
         _choose("gate", gate, tuple(GATES))
         _choose("gate_at", gate_at, ("merged", "lateral"))
-        if gate == "gmu" and gate_at == "lateral":
-            raise ValueError("gate 'gmu' joins two maps: it needs gate_at 'merged'")
+        if GATES[gate].joins and gate_at == "lateral":
+            raise ValueError(f"gate '{gate}' joins two maps: it needs gate_at 'merged'")
         self.preset, self.gate_at = preset, gate_at
         injected = self.in_channels[start_level:]
         self.sem: SEM | None = None
@@ -252,7 +252,9 @@ class MSEFPN(Neck):
                 _injection(sim, channels, width, out_channels)
                 for channels, width in zip(injected, widths, strict=True)
             )
-        self.gates = nn.ModuleList(GATES[gate](out_channels) for _ in injected)
+        top = NoGate if GATES[gate].joins else GATES[gate]
+        self.gates = nn.ModuleList(GATES[gate](out_channels) for _ in injected[:-1])
+        self.gates.append(top(out_channels))
         self.outputs = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in injected)
         init_xavier(self)
 

@@ -1,0 +1,34 @@
+# make quickstart   set up, train on the built-in data, draw detections on images it did not train on
+# make test         set up, check style and types, run the tests
+# make lock         move every pinned version to today's
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: quickstart test lock
+
+quickstart: .venv/.installed
+	$(BIN)/msefpn train --recipe quickstart --out $(RUN)
+	$(BIN)/msefpn predict $(RUN) runs/builtin-data/val --out $(RUN)/pictures
+
+test: .venv/.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+lock: .venv/.installed
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+		--upgrade --quiet --custom-compile-command "make lock" --output-file requirements.lock
+
+# The stamp is written last: an environment without it is half-made and is made anew. An older complete one is
+# brought up to date in place. pip installs uv, by the lock's hashes, because uv installs the rest 4x faster.
+.venv/.installed: requirements.lock pyproject.toml
+	test -e $@ || $(PYTHON) -m venv --clear .venv
+	rm -f $@
+	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.lock
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@

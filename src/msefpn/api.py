@@ -1,0 +1,286 @@
+"""The public functions; each is a command of the same name, its options are the arguments here.
+
+Nothing that is slow to import is imported before it is needed.
+"""
+
+# ruff: noqa: PLC0415
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msefpn.config import Config, parse_size
+
+if TYPE_CHECKING:
+    from msefpn.data.check import Check
+    from msefpn.models import Detector
+
+
+def train(
+    data: str | Path | None = None,
+    *,
+    recipe: str | Path | None = None,
+    detector: str | None = None,
+    backbone: str | None = None,
+    neck: str | None = None,
+    init: str | Path | None = None,
+    size: str | int | None = None,
+    augment: str | None = None,
+    epochs: int | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    devices: int | None = None,
+    precision: str | None = None,
+    workers: int | None = None,
+    steps: int | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    train_json: str | Path | None = None,
+    train_images: str | Path | None = None,
+    val_json: str | Path | None = None,
+    val_images: str | Path | None = None,
+) -> Path:
+    """Train a detector and return its run folder.
+
+    An option that is not given is the recipe's. Each epoch is evaluated and kept; a run that was stopped goes
+    on with `resume`. With several `devices` the calling script runs once in each process.
+
+    Args:
+        data: folder with train.json + train/ and val.json + val/, or in COCO's layout; none: a built-in
+            set is drawn
+        recipe: name or YAML file of the other options' values; none: faster_rcnn_r50_mse_fpn_1x, or
+            quickstart for the built-in set
+        detector: faster_rcnn or retinanet
+        backbone: timm model with four levels
+        neck: mse_fpn or fpn
+        init: initial weights: imagenet (from timm's hub), none, or a file of a backbone or a detector:
+            what fits is loaded
+        size: images are resized, ratio kept, to fit into this: 320 or 1333x800
+        augment: none, paper (flip), multiscale, or strong for small sets
+        epochs: passes over the training data
+        batch: images per step, over all devices
+        lr: learning rate for 16 images per step; scaled linearly to the batch
+        seed: decides weights, order and augmentation
+        device: auto, cpu or gpu
+        devices: number of GPUs, or of processes on the CPU
+        precision: fp32, bf16, or auto: bf16 on a capable GPU
+        workers: processes that load images, per device
+        steps: stop after so many steps; for trials
+        out: run folder; the first free one of runs/train-1, runs/train-2, ...
+        resume: go on with the run in the out folder
+        train_json: COCO json of the training images, instead of a data folder
+        train_images: folder of the training images; the one beside the json with its name
+        val_json: COCO json of the validation images
+        val_images: folder of the validation images; the one beside the json with its name
+
+    Raises:
+        UserError: the request cannot be met; the message says what to change.
+    """
+    from msefpn.engine.plan import plan_training
+
+    files = {
+        "train_json": train_json,
+        "train_images": train_images,
+        "val_json": val_json,
+        "val_images": val_images,
+    }
+    options = {
+        "detector": detector,
+        "backbone": backbone,
+        "neck": neck,
+        "init": None if init is None else str(init),
+        "size": None if size is None else str(size),
+        "augment": augment,
+        "epochs": epochs,
+        "batch": batch,
+        "lr": lr,
+        "seed": seed,
+        "device": device,
+        "devices": devices,
+        "precision": precision,
+        "workers": workers,
+    }
+    plan = plan_training(data, files, recipe=recipe, out=out, resume=resume, steps=steps, options=options)
+
+    from msefpn.engine import train as engine
+
+    return engine.train(plan)
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    split: str = "val",
+    json: str | Path | None = None,
+    images: str | Path | None = None,
+    out: str | Path | None = None,
+    batch: int | None = None,
+    size: str | int | None = None,
+    device: str = "auto",
+    workers: int = 2,
+) -> dict[str, Any]:
+    """Evaluate a run by COCO's protocol: 12 numbers and AP per class; also written with the predictions.
+
+    Args:
+        run: run folder (its best weights) or a .safetensors file of one
+        data: data folder; none: the run's own data
+        split: train or val
+        json: COCO json to evaluate on, instead of a data folder
+        images: its image folder; the one beside the json with its name
+        out: folder for metrics.json and predictions.json; the first free one of RUN/evaluate-1, ...
+        batch: images at a time; as in the run's training
+        size: as in training; the run's own
+        device: auto, cpu or gpu
+        workers: processes that load images
+
+    Returns:
+        The numbers by name, and `per_class`: name -> AP.
+
+    Raises:
+        UserError: the request cannot be met; the message says what to change.
+    """
+    from msefpn.engine.plan import plan_evaluation
+
+    plan = plan_evaluation(
+        Path(run),
+        _path(data),
+        split=split,
+        file=_path(json),
+        images=_path(images),
+        out=_path(out),
+        batch=batch,
+        size=None if size is None else str(size),
+    )
+
+    from msefpn.engine import evaluate as engine
+
+    return engine.evaluate(plan, device=device, workers=workers)
+
+
+def predict(
+    run: str | Path,
+    images: Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    score: float = 0.3,
+    batch: int = 1,
+    size: str | int | None = None,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Detect objects in images: pictures with boxes, and predictions.json.
+
+    Args:
+        run: run folder (its best weights) or a .safetensors file of one
+        images: files, folders or globs
+        out: folder for the results; the first free one of predictions-1, predictions-2, ...
+        score: detections below are left out; 0 to 1
+        batch: images at a time
+        size: as in training; the run's own
+        device: auto, cpu or gpu
+
+    Returns:
+        One entry per object, as in predictions.json: COCO's result format with file and class names.
+
+    Raises:
+        UserError: the request cannot be met; the message says what to change.
+    """
+    from msefpn.engine.inputs import plan_prediction
+
+    plan = plan_prediction(
+        Path(run),
+        images,
+        out=_path(out),
+        score=score,
+        batch=batch,
+        size=None if size is None else str(size),
+    )
+
+    from msefpn.engine import predict as engine
+
+    return engine.predict(plan, device=device)
+
+
+def check(
+    data: str | Path | None = None,
+    *,
+    train_json: str | Path | None = None,
+    train_images: str | Path | None = None,
+    val_json: str | Path | None = None,
+    val_images: str | Path | None = None,
+    size: str | int = "1333x800",
+) -> Check:
+    """Look at every image and box of a data set and print what is wrong or unusual.
+
+    Args:
+        data: folder with train.json + train/ and val.json + val/, or in COCO's layout
+        train_json: COCO json of the training images, instead of a data folder
+        train_images: folder of the training images; the one beside the json with its name
+        val_json: COCO json of the validation images
+        val_images: folder of the validation images; the one beside the json with its name
+        size: images will be resized, ratio kept, to fit into this
+
+    Raises:
+        UserError: there is no data to look at.
+    """
+    from msefpn.data.check import check as check_data
+
+    report = check_data(
+        data,
+        train_json=train_json,
+        train_images=train_images,
+        val_json=val_json,
+        val_images=val_images,
+        size=parse_size(str(size)),
+    )
+    print(report)
+    return report
+
+
+def load(path: str | Path) -> Detector:
+    """Give a trained detector back, in evaluation mode, with its classes.
+
+    Args:
+        path: run folder (its best weights) or a .safetensors file of one
+
+    Raises:
+        UserError: there are no weights, or they are damaged.
+    """
+    from msefpn import models
+
+    return models.load(path)
+
+
+def build(
+    classes: Sequence[str],
+    *,
+    detector: str = "faster_rcnn",
+    backbone: str = "resnet50",
+    neck: str = "mse_fpn",
+    init: str | Path = "none",
+) -> Detector:
+    """Build a detector.
+
+    Args:
+        classes: names of the classes
+        detector: faster_rcnn or retinanet
+        backbone: timm model with four levels
+        neck: mse_fpn or fpn
+        init: initial weights: imagenet, none, or a file
+
+    Raises:
+        UserError: an unknown name, or weights that do not fit.
+    """
+    from msefpn import models
+
+    config = Config(detector=detector, backbone=backbone, neck=neck, init=str(init))
+    built = models.build(config, classes)
+    models.init_weights(built, config.init)
+    return built
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)

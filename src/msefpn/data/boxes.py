@@ -1,0 +1,76 @@
+"""The boxes of an annotation file: which are faulty, and what becomes of them."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msefpn.data.faults import Report
+
+_ROUNDING = 1.0
+"""Boxes that stick out by less, in pixels, are clipped without a word: annotation files round."""
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The annotations of a file that refer to a known image and category. A: annotations."""
+
+    ids: NDArray[np.int64]
+    image: NDArray[np.int64]  # (A,) index into the images
+    label: NDArray[np.int64]
+    boxes: NDArray[np.float64]  # (A, 4) x, y, width, height
+    crowd: NDArray[np.bool_]
+
+
+def mend_boxes(
+    notes: Annotations, sizes: NDArray[np.int64], ids: list[int], names: list[str], report: Report
+) -> NDArray[np.bool_]:
+    """Report faulty boxes, each under its first fault, and return which (A,) to keep."""
+    start, extent = notes.boxes[:, :2], notes.boxes[:, 2:]
+    with np.errstate(invalid="ignore"):
+        end = start + extent
+        limit = sizes[notes.image][:, ::-1]
+        inside = np.minimum(end, limit) - np.maximum(start, 0)
+        repeated, same_id = _repeats(notes)
+        out = np.maximum(-start, end - limit).max(1, initial=0) > _ROUNDING
+        dropped = {
+            "NaN box": ~np.isfinite(notes.boxes).all(1),
+            "inverted box": (extent < 0).any(1),
+            "zero-area box": (extent == 0).any(1),
+            "outside box": (inside <= 0).any(1),
+            "box under 1 px": (extent < 1).any(1),
+            "repeated annotation": repeated,
+        }
+        clipped = {"box larger than the image": (extent > limit + _ROUNDING).any(1), "box sticks out": out}
+    kept = np.ones(len(notes.ids), dtype=np.bool_)
+    for faults, keep in ((dropped, False), (clipped, True)):
+        unnamed = kept.copy()
+        for kind, found in faults.items():
+            for row in np.flatnonzero(found & unnamed):
+                name, numbers = names[notes.image[row]], [_short(side) for side in notes.boxes[row].tolist()]
+                report.add(kind, name, f"annotation {notes.ids[row]}", f"bbox {numbers}")
+            unnamed &= ~found
+        if not keep:
+            kept = unnamed
+    for row in np.flatnonzero(same_id & kept):
+        report.add("duplicate annotation id", names[notes.image[row]], f"annotation {notes.ids[row]}")
+    return kept
+
+
+def _repeats(notes: Annotations) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which annotations (A,) have the id of an earlier one: with all else the same too, and otherwise."""
+    repeated, same_id = np.zeros((2, len(notes.ids)), dtype=np.bool_)
+    order = np.argsort(notes.ids, kind="stable")
+    for place in np.flatnonzero(np.diff(notes.ids[order]) == 0):
+        first, second = order[place], order[place + 1]
+        same = notes.image[first] == notes.image[second] and notes.label[first] == notes.label[second]
+        same = same and bool((notes.boxes[first] == notes.boxes[second]).all())
+        (repeated if same else same_id)[second] = True
+    return repeated, same_id
+
+
+def _short(number: float) -> float | int:
+    if not math.isfinite(number):
+        return number
+    return round(number, 2) if number % 1 else int(number)

@@ -1,0 +1,196 @@
+"""What is in a data set: faults, classes, and object sizes against the pyramid and its anchors."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msefpn.data.coco import CocoData, locate_split, scan_coco
+from msefpn.data.faults import Report
+from msefpn.data.transforms import fitted_size
+from msefpn.errors import UserError
+
+STRIDES = (4, 8, 16, 32, 64)
+ANCHORS = tuple(8 * stride for stride in STRIDES)
+"""Sides of the square anchors, pixels, one per level (mmdetection's Faster R-CNN)."""
+_QUANTILES = (0, 5, 25, 50, 75, 95, 100)
+
+
+@dataclass(frozen=True)
+class BoxSizes:
+    """The boxes of a split after the images are resized. Shares are 0..1 of all boxes."""
+
+    quantiles: dict[int, float]
+    """Per cent -> square root of the box area, pixels."""
+    level_share: dict[int, float]
+    """Stride -> boxes whose closest anchor side is that level's, by ratio."""
+    tiny_share: float
+    """Boxes whose longer side is under two cells of the finest level."""
+    narrow_share: float
+    """Boxes more than three times as wide as high, or the other way round."""
+
+
+@dataclass(frozen=True)
+class SplitCheck:
+    """One split."""
+
+    name: str
+    file: Path
+    folder: Path
+    report: Report
+    images: int = 0
+    boxes: int = 0
+    crowd: int = 0
+    empty: int = 0
+    per_class: dict[str, int] = field(default_factory=dict)
+    """Class -> boxes."""
+    sizes: BoxSizes | None = None
+    """None where nothing could be read."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of `check`; `str()` gives it as text."""
+
+    size: tuple[int, int]
+    """Longest and shortest side that images are resized to fit into, pixels."""
+    splits: tuple[SplitCheck, ...]
+    differences: tuple[str, ...]
+    """How the classes of the splits differ, a sentence each."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether a run would start: no fault that only the user can mend, and the same classes."""
+        stops = any(split.report.stops for split in self.splits)
+        return not stops and not any(text.startswith("classes") for text in self.differences)
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Split -> kind of fault -> how many."""
+        return {split.name: split.report.counts for split in self.splits}
+
+    def __str__(self) -> str:
+        lines = [line for split in self.splits for line in _split_lines(split, self.size)]
+        lines += ["between the splits:", *(f"  {text}" for text in self.differences)] * bool(self.differences)
+        lines.append("ready to train" if self.usable else "not ready: mend what stops a run")
+        return "\n".join(lines)
+
+
+def check(
+    data: str | Path | None = None,
+    *,
+    train_json: str | Path | None = None,
+    train_images: str | Path | None = None,
+    val_json: str | Path | None = None,
+    val_images: str | Path | None = None,
+    size: tuple[int, int] = (1333, 800),
+) -> Check:
+    """Look at every image and box of a data set, decoding all images.
+
+    Args:
+        data: a folder whose splits are found by convention, see `find_split`.
+        train_json: the training json, instead of a `data` folder.
+        train_images: its image folder; without it, the folder beside the json with the json's name.
+        val_json: the validation json.
+        val_images: its image folder.
+        size: (longest, shortest side) that images are resized to fit into, pixels.
+
+    Raises:
+        UserError: there is no training split. Other faults are in the result.
+    """
+    places = {
+        "train": locate_split(data, "train", train_json, train_images),
+        "val": locate_split(data, "val", val_json, val_images),
+    }
+    if places["train"] is None:
+        raise UserError("no data to check: give a data folder, or the training json and its image folder")
+    scans = {
+        name: (place, *scan_coco(*place, decode=True)) for name, place in places.items() if place is not None
+    }
+    splits = tuple(_describe(name, *scan, size) for name, scan in scans.items())
+    both = [found for _, found, _ in scans.values() if found is not None]
+    return Check(size, splits, tuple(class_differences(*both)) if len(both) == 2 else ())
+
+
+def class_differences(train: CocoData, val: CocoData) -> list[str]:
+    """Say how the classes of two splits differ; lines that begin with 'classes' stop a run."""
+    texts = []
+    if (train.classes, train.category_ids) != (val.classes, val.category_ids):
+        ours = dict(zip(train.category_ids, train.classes, strict=True))
+        theirs = dict(zip(val.category_ids, val.classes, strict=True))
+        only = [
+            f"{place} only: " + ", ".join(f"{id} {name}" for id, name in sorted(side.items() - other.items()))
+            for place, side, other in (("train", ours, theirs), ("val", theirs, ours))
+            if side.items() - other.items()
+        ]
+        texts.append(f"classes differ, {'; '.join(only)}: give both jsons the same categories")
+    seen = {train.classes[label] for label in np.unique(train.labels)}
+    unseen = [val.classes[label] for label in np.unique(val.labels) if val.classes[label] not in seen]
+    if unseen:
+        texts.append(f"without a training box, but in val: {', '.join(unseen)}")
+    return texts
+
+
+def box_sizes(data: CocoData, size: tuple[int, int]) -> BoxSizes:
+    """Compare the boxes, crowd regions aside, with the pyramid's strides and anchors after the resize."""
+    long, short = size
+    heights = np.array([fitted_size(int(h), int(w), long, short)[0] for h, w in data.sizes])
+    factors = np.repeat(heights / data.sizes[:, 0], np.diff(data.offsets))
+    extent: NDArray[np.float64] = (data.boxes[:, 2:] - data.boxes[:, :2]) * factors[:, None]
+    extent = extent[~data.crowd]
+    side = np.sqrt(extent.prod(1))
+    levels = np.abs(np.log2(side[:, None] / np.array(ANCHORS))).argmin(1)
+    ratio = extent[:, 0] / extent[:, 1]
+    return BoxSizes(
+        quantiles={part: float(np.percentile(side, part)) for part in _QUANTILES},
+        level_share={stride: float((levels == level).mean()) for level, stride in enumerate(STRIDES)},
+        tiny_share=float((extent.max(1) < 2 * STRIDES[0]).mean()),
+        narrow_share=float(((ratio > 3) | (ratio < 1 / 3)).mean()),
+    )
+
+
+def _describe(
+    name: str, place: tuple[Path, Path], data: CocoData | None, report: Report, size: tuple[int, int]
+) -> SplitCheck:
+    if data is None:
+        return SplitCheck(name, *place, report)
+    per_class = np.bincount(data.labels, minlength=len(data.classes)).tolist()
+    return SplitCheck(
+        name,
+        *place,
+        report,
+        images=len(data),
+        boxes=len(data.boxes),
+        crowd=int(data.crowd.sum()),
+        empty=int((np.diff(data.offsets) == 0).sum()),
+        per_class=dict(zip(data.classes, per_class, strict=True)),
+        sizes=box_sizes(data, size) if not data.crowd.all() else None,
+    )
+
+
+def _split_lines(split: SplitCheck, size: tuple[int, int]) -> list[str]:
+    lines = [f"{split.name}: {split.file}, images in {split.folder}"]
+    if split.images:
+        crowd = f", {split.crowd} of them crowd regions" if split.crowd else ""
+        lines.append(f"  {split.images} images, {split.empty} without boxes; {split.boxes} boxes{crowd}")
+        classes = sorted(split.per_class.items(), key=lambda item: -item[1])
+        counts = ", ".join(f"{name} {count}" for name, count in classes)
+        lines.append(f"  {len(classes)} classes: {counts}")
+    if split.sizes is not None:
+        quantiles = ", ".join(f"{part} %: {side:.0f}" for part, side in split.sizes.quantiles.items())
+        lines.append(
+            f"  box sizes in px (root of the area) after a resize into {size[0]} x {size[1]}: {quantiles}"
+        )
+        shares = zip(split.sizes.level_share.items(), ANCHORS, strict=True)
+        levels = ", ".join(f"{stride}/{anchor}: {share:.0%}" for (stride, share), anchor in shares)
+        lines.append(f"  closest level (stride/anchor): {levels}")
+        lines.append(
+            f"  smaller than two cells of stride {STRIDES[0]}: {split.sizes.tiny_share:.1%}; "
+            f"longer than 3:1: {split.sizes.narrow_share:.1%}"
+        )
+    if split.report.faults:
+        lines += ["  faults:", *(f"    {line}" for line in split.report.lines())]
+    else:
+        lines.append("  no faults")
+    return lines

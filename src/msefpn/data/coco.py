@@ -1,0 +1,357 @@
+"""COCO json into compact arrays, with every fault found, named and, where possible, mended."""
+
+import json
+import os
+from array import array
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msefpn.data.boxes import Annotations, mend_boxes
+from msefpn.data.faults import Report
+from msefpn.data.images import Header, ImageFault, read_header
+from msefpn.errors import UserError
+
+
+@dataclass(frozen=True)
+class CocoData:
+    """The images and boxes of one split. N: images, M: boxes, K: classes."""
+
+    file: Path
+    """The json."""
+    folder: Path
+    """The folder of the images."""
+    names: list[str]
+    """(N) file names, relative to `folder`."""
+    ids: NDArray[np.int64]
+    """(N,) image ids of the json."""
+    sizes: NDArray[np.int64]
+    """(N, 2) height and width of each image as it is decoded, pixels."""
+    offsets: NDArray[np.int64]
+    """(N + 1,) the boxes of image i are offsets[i] to offsets[i + 1]."""
+    boxes: NDArray[np.float32]
+    """(M, 4) xyxy, pixels of the image as it is decoded."""
+    labels: NDArray[np.int64]
+    """(M,) 0..K-1, in the order of the category ids."""
+    crowd: NDArray[np.bool_]
+    """(M,) a region with many objects, not one object."""
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path_of(self, index: int) -> Path:
+        """Path of an image file."""
+        return self.folder / self.names[index]
+
+    def boxes_of(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+        """Boxes (G, 4), labels (G,) and crowd flags (G,) of one image."""
+        part = slice(self.offsets[index], self.offsets[index + 1])
+        return self.boxes[part], self.labels[part], self.crowd[part]
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "CocoData":
+        """Return the images at `indices`, in that order, with their boxes."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        counts = np.diff(self.offsets)[chosen]
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], counts)
+        return replace(
+            self,
+            names=[self.names[index] for index in chosen],
+            ids=self.ids[chosen],
+            sizes=self.sizes[chosen],
+            offsets=offsets,
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            crowd=self.crowd[rows],
+        )
+
+
+def read_coco(file: Path, folder: Path, *, decode: bool = False) -> tuple[CocoData, Report]:
+    """Read an annotation file and look at its images; mend and count what can be mended.
+
+    Args:
+        file: the COCO json.
+        folder: the folder of the images.
+        decode: decode every image, to find damage inside a file. Otherwise its header and its end are read:
+            enough to find a missing or truncated file, at some seconds per 100,000 images.
+
+    Raises:
+        UserError: for the first fault that cannot be mended (`faults.STOPS`).
+    """
+    data, report = scan_coco(file, folder, decode=decode)
+    report.raise_if_stopped()
+    assert data is not None
+    return data, report
+
+
+def scan_coco(file: Path, folder: Path, *, decode: bool = False) -> tuple[CocoData | None, Report]:
+    """Like `read_coco`, but report the faults that cannot be mended too, and give None for the data then."""
+    report = Report(file)
+    content = _load(file, report)
+    if content is None:
+        return None, report
+    classes = _read_categories(content["categories"], report)
+    ids, names, stated = _read_images(content["images"], report)
+    notes = _read_annotations(content["annotations"], ids, classes, names, report)
+    if not folder.is_dir():
+        report.add("missing folder", str(folder), text="does not exist")
+        return None, report
+    sizes, usable = _look_at_images(folder, ids, names, stated, decode, report)
+    kept = mend_boxes(notes, sizes, ids, names, report)
+    order = np.flatnonzero(kept)[np.argsort(notes.image[kept], kind="stable")]
+    corners = np.stack([notes.boxes[:, :2], notes.boxes[:, :2] + notes.boxes[:, 2:]], 1).reshape(-1, 4)
+    limits = np.tile(sizes[notes.image][:, ::-1], 2)
+    counts = np.bincount(notes.image[order], minlength=len(names))
+    data = CocoData(
+        file=file,
+        folder=folder,
+        names=names,
+        ids=np.array(ids, dtype=np.int64),
+        sizes=sizes,
+        offsets=np.concatenate([[0], np.cumsum(counts)]),
+        boxes=np.clip(corners, 0, limits)[order].astype(np.float32),
+        labels=notes.label[order],
+        crowd=notes.crowd[order],
+        classes=tuple(classes.values()),
+        category_ids=tuple(classes),
+    ).subset(np.flatnonzero(usable))
+    for index in np.flatnonzero(np.diff(data.offsets) == 0):
+        report.add("image without boxes", data.names[index], f"image {data.ids[index]}")
+    if not len(data.boxes) and not report.stops:
+        reasons = ", ".join(f"{count} x {kind}" for kind, count in report.counts.items())
+        report.add("no boxes", str(file), text=f"{len(notes.image)} annotations, none of use ({reasons})")
+    return (None if report.stops else data), report
+
+
+def _load(file: Path, report: Report) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        report.add("missing json", str(file), text=error.strerror or "cannot be read")
+        return None
+    except ValueError as error:
+        report.add("not JSON", str(file), text=str(error))
+        return None
+    if not isinstance(content, dict):
+        report.add("not JSON", str(file), text="holds no COCO object")
+        return None
+    for key in ("images", "annotations", "categories"):
+        if key not in content:
+            report.add("missing key", str(file), text=f"has no '{key}'")
+        elif not isinstance(content[key], list):
+            report.add("wrong value", str(file), text=f"'{key}' is no list")
+    return None if report.stops else content
+
+
+def _has_keys(item: Any, keys: dict[str, type], where: str, report: Report) -> bool:
+    """Check that a json object has the keys with values of the types, and report what is not so."""
+    if not isinstance(item, dict):
+        report.add("wrong value", str(report.file), where, "is no object")
+        return False
+    found = len(report.faults)
+    for key, kind in keys.items():
+        if key not in item:
+            report.add("missing key", str(report.file), where, f"has no '{key}'")
+        elif not isinstance(item[key], kind) or (kind is int and not _is_id(item[key])):
+            report.add(
+                "wrong value", str(report.file), where, f"'{key}' is {item[key]!r}, not {kind.__name__}"
+            )
+    return len(report.faults) == found
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+
+
+def _where(kind: str, index: int, item: Any, plural: str) -> str:
+    id = item.get("id") if isinstance(item, dict) else None
+    return f"{plural}[{index}]" if id is None else f"{kind} {id}"
+
+
+def _read_categories(raw: list[Any], report: Report) -> dict[int, str]:
+    """Category id -> name, in the order of the ids."""
+    classes: dict[int, str] = {}
+    for index, item in enumerate(raw):
+        where = _where("category", index, item, "categories")
+        if not _has_keys(item, {"id": int, "name": str}, where, report):
+            continue
+        if item["id"] in classes or item["name"] in classes.values():
+            report.add("duplicate category", str(report.file), where, f"'{item['name']}'")
+        classes[item["id"]] = item["name"]
+    if not raw:
+        report.add("no categories", str(report.file), text="'categories' is empty")
+    return dict(sorted(classes.items()))
+
+
+def _read_images(raw: list[Any], report: Report) -> tuple[list[int], list[str], list[tuple[int, int] | None]]:
+    """Ids, file names and stated (height, width) of the images."""
+    ids: list[int] = []
+    names: list[str] = []
+    stated: list[tuple[int, int] | None] = []
+    seen: dict[int, str] = {}
+    for index, item in enumerate(raw):
+        where = _where("image", index, item, "images")
+        if not _has_keys(item, {"id": int, "file_name": str}, where, report):
+            continue
+        name = item["file_name"]
+        if item["id"] in seen:
+            report.add("duplicate image id", name, where, f"is also that of {seen[item['id']]}")
+        seen[item["id"]] = name
+        size = (item.get("height"), item.get("width"))
+        known = all(isinstance(side, (int, float)) and 0 < side < 1e6 for side in size)
+        ids.append(item["id"])
+        names.append(name)
+        stated.append((int(size[0]), int(size[1])) if known else None)
+    if not raw:
+        report.add("no images", str(report.file), text="'images' is empty")
+    return ids, names, stated
+
+
+def _read_annotations(
+    raw: list[Any], ids: list[int], classes: dict[int, str], names: list[str], report: Report
+) -> Annotations:
+    index_of = {id: index for index, id in enumerate(ids)}
+    label_of = {id: label for label, id in enumerate(classes)}
+    # Typed arrays: a list of numbers would hold millions of Python objects.
+    note, image, label, boxes, crowd = array("q"), array("q"), array("q"), array("d"), array("b")
+    for index, item in enumerate(raw):
+        where = _where("annotation", index, item, "annotations")
+        if not _has_keys(item, {"image_id": int, "category_id": int, "bbox": list}, where, report):
+            continue
+        position, box = index_of.get(item["image_id"]), item["bbox"]
+        if position is None:
+            report.add("unknown image", str(report.file), where, f"image_id {item['image_id']}")
+        elif item["category_id"] not in label_of:
+            report.add("unknown category", names[position], where, f"category_id {item['category_id']}")
+        elif len(box) != 4 or not all(isinstance(side, (int, float)) for side in box):
+            report.add("bbox without 4 numbers", names[position], where, str(box))
+        else:
+            note.append(item["id"] if _is_id(item.get("id")) else -1 - index)
+            image.append(position)
+            label.append(label_of[item["category_id"]])
+            boxes.extend(box)
+            crowd.append(bool(item.get("iscrowd", 0)))
+    return Annotations(
+        ids=np.array(note, dtype=np.int64),
+        image=np.array(image, dtype=np.int64),
+        label=np.array(label, dtype=np.int64),
+        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        crowd=np.array(crowd, dtype=np.bool_),
+    )
+
+
+def _look_at_images(
+    folder: Path,
+    ids: list[int],
+    names: list[str],
+    stated: list[tuple[int, int] | None],
+    decode: bool,
+    report: Report,
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Sizes (N, 2) of the images as decoded, pixels, and which of them (N,) can be read."""
+
+    def look(name: str, size: tuple[int, int] | None) -> Header | Exception:
+        try:
+            return read_header(folder / name, size, decode=decode)
+        except (FileNotFoundError, ImageFault) as error:
+            return error
+
+    sizes = np.ones((len(names), 2), dtype=np.int64)
+    usable = np.zeros(len(names), dtype=np.bool_)
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        headers = pool.map(look, names, stated, chunksize=64)
+        for index, header in enumerate(headers):
+            name, where = names[index], f"image {ids[index]}"
+            if isinstance(header, FileNotFoundError):
+                report.add("missing image", name, where, f"is not in {folder}")
+            elif isinstance(header, Exception):
+                report.add("unreadable image", name, where, str(header))
+            else:
+                sizes[index], usable[index] = header.size, True
+                _note_header(header, stated[index], name, where, report)
+            if not usable[index]:
+                sizes[index] = stated[index] or (1 << 30, 1 << 30)  # its boxes are not judged by a guess
+    return sizes, usable
+
+
+def _note_header(
+    header: Header, stated: tuple[int, int] | None, name: str, where: str, report: Report
+) -> None:
+    height, width = header.size
+    if stated is None:
+        report.add("size not in the json", name, where, f"{width} x {height}")
+    elif stated != header.size:
+        text = f"{width} x {height}, the json says {stated[1]} x {stated[0]}"
+        report.add("size differs from the json", name, where, text)
+    if header.turned is not None:
+        report.add("EXIF rotation", name, where, "turned upright" if header.turned else "left as stored")
+    if header.alpha:
+        report.add("alpha channel", name, where)
+    if header.mode in ("1", "L", "LA"):
+        report.add("grey image", name, where)
+    if header.mode.startswith("I"):
+        report.add("16-bit image", name, where)
+    if header.mode == "CMYK":
+        report.add("CMYK image", name, where)
+
+
+_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "dev", "test")}
+_YEARS = ("", "2017", "2014")
+_FILES = ("{}.json", "annotations/instances_{}.json", "annotations/{}.json", "{}/_annotations.coco.json")
+_FOLDERS = ("{}", "images/{}")
+
+
+def find_split(data: Path, split: str) -> tuple[Path, Path]:
+    """Find the json and the image folder of a split ('train' or 'val') in a data folder by convention.
+
+    `train.json` beside `train/`; COCO's `annotations/instances_train2017.json` beside `train2017/`;
+    `annotations/train.json`; `train/_annotations.coco.json`; images also under `images/`. For 'val' the first
+    of val, valid, validation, dev and test. Raises UserError that says what was looked for.
+    """
+    if not data.is_dir():
+        raise UserError(f"data folder '{data}' does not exist: give a folder with train.json and train/")
+    for name in (name + year for name in _NAMES[split] for year in _YEARS):
+        for file in (data / pattern.format(name) for pattern in _FILES):
+            if not file.is_file():
+                continue
+            for folder in (data / pattern.format(name) for pattern in _FOLDERS):
+                if folder.is_dir():
+                    return file, folder
+            raise UserError(
+                f"{file} has no image folder: put the images into {data / name}, or name the folder"
+            )
+    looked = ", ".join(
+        pattern.format(_NAMES[split][0]) for pattern in (*_FILES[:1], "annotations/instances_{}2017.json")
+    )
+    names = " or ".join(_NAMES[split])
+    raise UserError(
+        f"no {split} split in '{data}': looked for {looked} and the like ({names}): add it, or name its files"
+    )
+
+
+def locate_split(
+    data: str | Path | None, split: str, file: str | Path | None, folder: str | Path | None
+) -> tuple[Path, Path] | None:
+    """Find json and image folder of a split ('train' or 'val'): those named, else by convention.
+
+    Returns None where nothing is named, or `data` has no validation split. Raises UserError as `find_split`.
+    """
+    if file is not None:
+        return Path(file), Path(folder) if folder is not None else Path(file).with_suffix("")
+    if folder is not None:
+        raise UserError(f"image folder '{folder}' has no {split} json: name it too")
+    if data is None:
+        return None
+    try:
+        return find_split(Path(data), split)
+    except UserError:
+        if split == "train" or not Path(data).is_dir():
+            raise
+        return None

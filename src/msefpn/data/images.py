@@ -1,0 +1,125 @@
+"""Image files into RGB arrays, whatever their mode, depth and orientation.
+
+Alpha is dropped and not blended, as OpenCV's colour reading does; 16-bit values are scaled from 0..65535 to
+0..255; grey is repeated over the three channels; CMYK is converted.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageFault(Exception):  # noqa: N818  (a fault in the sense of `faults`)
+    """An image file that cannot be read; the message says why in a few words."""
+
+
+class Header(NamedTuple):
+    """What `read_image` will give, without the pixels."""
+
+    size: tuple[int, int]
+    """Height and width of the array, pixels."""
+    mode: str
+    """Pillow's mode of the stored pixels."""
+    alpha: bool
+    turned: bool | None
+    """Whether the EXIF orientation is applied; None where the file has none."""
+
+
+def read_header(path: Path, size: tuple[int, int] | None = None, *, decode: bool = False) -> Header:
+    """Look at an image file without decoding it, unless `decode` or the end of the file looks cut off.
+
+    Args:
+        path: the image file.
+        size: height and width that the annotation file states; see `_is_turned`.
+        decode: decode the pixels too, to find damage inside the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageFault: the file is no image, is truncated or cannot be converted.
+    """
+    try:
+        with Image.open(path) as image:
+            orientation = _orientation(image)
+            turned = _is_turned(image, orientation, size) if orientation else None
+            height, width = _turned_size(image, orientation) if turned else (image.height, image.width)
+            alpha = "transparency" in image.info or "A" in image.getbands()
+            header = Header((height, width), image.mode, alpha, turned)
+            if decode or image.mode == "F" or not _has_end(path):
+                _to_rgb(image)
+            return header
+    except (FileNotFoundError, ImageFault):
+        raise
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        raise ImageFault(_reason(error)) from error
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Decode an image file to RGB, (height, width, 3) uint8, turned upright by its EXIF orientation.
+
+    `size` is the height and width that the annotation file states: where it fits only the pixels as they are
+    stored, they are left so, because the boxes refer to them. Raises FileNotFoundError and ImageFault.
+    """
+    try:
+        with Image.open(path) as image:
+            orientation = _orientation(image)
+            turned = orientation and _is_turned(image, orientation, size)
+            pixels: Image.Image = image.transpose(_TURNS[orientation]) if turned else image
+            return _to_rgb(pixels)
+    except (FileNotFoundError, ImageFault):
+        raise
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        raise ImageFault(_reason(error)) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    # Without this guard Pillow decodes a whole PNG to look for EXIF data behind the pixels.
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if image.info.get("exif") else 1
+    return orientation if orientation in _TURNS else 0
+
+
+def _turned_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+    return (image.width, image.height) if orientation >= 5 else (image.height, image.width)
+
+
+def _is_turned(image: Image.Image, orientation: int, size: tuple[int, int] | None) -> bool:
+    stored = (image.height, image.width)
+    return size != stored or _turned_size(image, orientation) == stored
+
+
+def _has_end(path: Path) -> bool:
+    """Whether a JPEG or PNG file ends as it should (EOI marker, IEND chunk); other formats: False."""
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 64))
+        tail = file.read()
+    return b"\xff\xd9" in tail or b"IEND" in tail
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode == "F":
+        raise ImageFault("floating-point pixels have no known range")
+    if image.mode.startswith("I"):
+        grey = np.rint(np.clip(np.array(image), 0, 65535) / 257).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no image format that can be read"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,221 @@
+"""Images and boxes into batches, the same for a seed whatever the number of workers.
+
+All random state is derived from (seed, epoch, image), never carried, so that a resumed run sees what an
+unbroken one would have seen.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import tv_tensors
+
+from msefpn.data.coco import CocoData
+from msefpn.data.images import ImageFault, read_image
+from msefpn.data.transforms import eval_transform, fitted_size, train_transform
+from msefpn.errors import UserError
+from msefpn.structures import Batch, Targets
+
+Key = tuple[int, int]
+"""Epoch and index of an image."""
+
+
+class Sample(NamedTuple):
+    """One image after its transform. G: its boxes."""
+
+    image: Tensor
+    """(3, H, W) uint8, RGB."""
+    boxes: Tensor
+    """(G, 4) float32, xyxy, pixels of `image`."""
+    labels: Tensor
+    """(G,) int64."""
+    original_size: tuple[int, int]
+    """Height and width as decoded, pixels."""
+    id: int
+
+
+class DetectionDataset(Dataset[Sample]):
+    """Decodes, augments and resizes images; crowd regions are left out of the targets.
+
+    `transform` takes and returns (image, {"boxes", "labels"}), as `msefpn.data.transforms` builds it.
+    """
+
+    def __init__(self, data: CocoData, transform: Callable[..., Any], *, seed: int) -> None:
+        self.data = data
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: Key) -> Sample:
+        """Load the image at index `key[1]` as epoch `key[0]` sees it. Raises UserError naming the file."""
+        epoch, index = key
+        height, width = (int(side) for side in self.data.sizes[index])
+        image = tv_tensors.Image(torch.from_numpy(self._decode(index, (height, width))).permute(2, 0, 1))
+        boxes, labels, crowd = self.data.boxes_of(index)
+        target = {
+            "boxes": tv_tensors.BoundingBoxes(
+                torch.from_numpy(boxes[~crowd]), format="XYXY", canvas_size=(height, width)
+            ),
+            "labels": torch.from_numpy(labels[~crowd]),
+        }
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed: it would reseed the GPU as well.
+            torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
+            image, target = self.transform(image, target)
+        boxes_out = target["boxes"].as_subclass(Tensor)
+        return Sample(
+            image.as_subclass(Tensor), boxes_out, target["labels"], (height, width), int(self.data.ids[index])
+        )
+
+    def _decode(self, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+        path, id = self.data.path_of(index), self.data.ids[index]
+        try:
+            pixels = read_image(path, size)
+        except (OSError, ImageFault) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"image {path} (id {id}) cannot be read: {reason}: run 'msefpn check'") from None
+        if pixels.shape[:2] != size:
+            raise UserError(f"image {path} (id {id}) changed its size since the run began: start again")
+        return pixels
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples, padded with zeros to multiples of 32 pixels and to the same number of boxes."""
+    sizes = torch.tensor([sample.image.shape[-2:] for sample in samples])
+    height, width = ((sizes.amax(0) + 31) // 32 * 32).tolist()
+    count, most = len(samples), max(1, *(len(sample.boxes) for sample in samples), 1)
+    images = torch.zeros(count, 3, height, width, dtype=torch.uint8)
+    boxes = torch.zeros(count, most, 4)
+    labels = torch.zeros(count, most, dtype=torch.int64)
+    valid = torch.zeros(count, most, dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        images[row, :, : sizes[row, 0], : sizes[row, 1]] = sample.image
+        boxes[row, : len(sample.boxes)] = sample.boxes
+        labels[row, : len(sample.boxes)] = sample.labels
+        valid[row, : len(sample.boxes)] = True
+    return Batch(
+        images,
+        sizes,
+        original_sizes=torch.tensor([sample.original_size for sample in samples]),
+        ids=torch.tensor([sample.id for sample in samples]),
+        targets=Targets(boxes, labels, valid),
+    )
+
+
+class BatchKeys(Sampler[list[Key]]):
+    """A fixed list of batches of keys."""
+
+    def __init__(self, epoch: int, batches: list[list[int]]) -> None:
+        self.epoch = epoch
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return ([(self.epoch, index) for index in batch] for batch in self.batches)
+
+
+def train_loader(
+    data: CocoData,
+    *,
+    size: tuple[int, int],
+    augment: str,
+    batch: int,
+    workers: int,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world: int = 1,
+    keep_empty: bool = True,
+) -> "DataLoader[Any]":
+    """Build the loader of one epoch for one of `world` processes, each with the same number of batches.
+
+    Landscape images and the others come in batches of their own, and the last batches of a group are filled
+    up with images of the group, as mmdetection's GroupSampler does. It also leaves out images without boxes:
+    `keep_empty=False`. Yields Batch. A broken image raises UserError naming the file.
+    """
+    chosen = np.arange(len(data))
+    if not keep_empty:
+        owner = np.repeat(chosen, np.diff(data.offsets))[~data.crowd]
+        chosen = np.unique(owner)
+    batches = _grouped(data.sizes, chosen, batch, _mix(seed, epoch, 0, 1), world)[rank::world]
+    dataset = DetectionDataset(data, train_transform(augment, size), seed=seed)
+    return _loader(dataset, BatchKeys(epoch, batches), workers)
+
+
+def eval_loader(
+    data: CocoData, *, size: tuple[int, int], batch: int, workers: int, rank: int = 0, world: int = 1
+) -> "DataLoader[Any]":
+    """Build a loader that gives each image once over all `world` processes, alike sizes together."""
+    fitted = np.array([fitted_size(int(height), int(width), *size) for height, width in data.sizes])
+    order = np.lexsort((fitted[:, 1], fitted[:, 0]))[rank::world].tolist()
+    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
+    return _loader(DetectionDataset(data, eval_transform(size), seed=0), BatchKeys(0, batches), workers)
+
+
+def _grouped(
+    sizes: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    batch: int,
+    seed: int,
+    world: int,
+) -> list[list[int]]:
+    """Shuffled batches of indices, a multiple of `world` of them, each of one aspect group."""
+    rng = np.random.default_rng(seed)
+    wide = sizes[chosen, 1] > sizes[chosen, 0]
+    batches: list[list[int]] = []
+    for group in (chosen[wide], chosen[~wide]):
+        if len(group):
+            steps = -(-len(group) // (batch * world)) * world
+            batches += np.resize(rng.permutation(group), (steps, batch)).tolist()
+    return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def _mix(*numbers: int) -> int:
+    """One 63-bit seed from several numbers, well spread."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class _Guarded:
+    """Hands a UserError over as a value: a worker's exception would arrive wrapped into a long trace."""
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, keys: list[Key]) -> list[Sample] | UserError:
+        try:
+            return [self.dataset[key] for key in keys]
+        except UserError as error:
+            return error
+
+
+def _collate_guarded(samples: list[Sample] | UserError) -> Batch | UserError:
+    return samples if isinstance(samples, UserError) else collate(samples)
+
+
+class _Loader(DataLoader[Any]):
+    """A DataLoader that raises what its workers hand over."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def _loader(dataset: DetectionDataset, keys: BatchKeys, workers: int) -> "DataLoader[Any]":
+    return _Loader(
+        _Guarded(dataset),  # type: ignore[arg-type]
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=_collate_guarded,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else each epoch would draw from the global random state
+    )

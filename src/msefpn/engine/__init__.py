@@ -1,0 +1,1 @@
+"""A model and data into a run folder; a run folder and images into detections."""

@@ -1,0 +1,40 @@
+"""Evaluation: a run and a split of data into numbers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from msefpn.config import parse_size
+from msefpn.data.loader import eval_loader
+from msefpn.engine.detect import as_results, detect, pick_device
+from msefpn.engine.plan import Evaluation
+from msefpn.engine.run import METRICS, PREDICTIONS, new_folder, write_text
+from msefpn.engine.screen import Bar, say, show_numbers
+from msefpn.engine.truth import category_ids_for, truth_of
+from msefpn.metrics.coco import evaluate_coco
+from msefpn.models import load
+
+
+def evaluate(plan: Evaluation, *, device: str, workers: int) -> dict[str, Any]:
+    """Evaluate as planned; see `msefpn.api.evaluate`."""
+    where = pick_device(device)
+    detector = load(plan.run)
+    category_ids = category_ids_for(detector.classes, plan.data, f"the run {plan.run}")
+    config = detector.config
+    batch = plan.batch or config.batch // (config.devices * config.accumulate)
+    size = plan.size or parse_size(config.size)
+    loader = eval_loader(plan.data, size=size, batch=batch, workers=workers)
+    with new_folder(plan.out):
+        with Bar("evaluate", len(plan.data)) as bar:
+            found = detect(detector.to(where), loader, where, bar.seen)
+        results = as_results(found, category_ids)
+        numbers = evaluate_coco(truth_of(plan.data), results)
+        numbers |= {"images": len(plan.data), "detections": len(results), "cut": found.cut}
+        write_text(plan.out / PREDICTIONS, json.dumps(results))
+        write_text(plan.out / METRICS, json.dumps(numbers, indent=2))
+    show_numbers(numbers)
+    if found.cut:
+        say(f"{found.cut} candidates over the score threshold did not fit before suppression")
+    say(f"{len(plan.data)} images of {plan.data.file}: {plan.out / METRICS}, {plan.out / PREDICTIONS}")
+    return numbers

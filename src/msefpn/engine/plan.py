@@ -1,0 +1,212 @@
+"""From what the user asked for to what is to be done, checked as far as that goes without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msefpn.config import Config, load_recipe, parse_size
+from msefpn.data.coco import CocoData, find_split, locate_split, read_coco
+from msefpn.data.faults import Report
+from msefpn.data.synthetic import draw
+from msefpn.engine.run import (
+    CONFIG,
+    LAST,
+    RESUME,
+    Sources,
+    check_out,
+    default_recipe,
+    free_folder,
+    is_first_process,
+    read_run,
+)
+from msefpn.engine.truth import category_ids_for
+from msefpn.errors import UserError, unknown_name
+
+_CHANGEABLE = ("epochs", "device", "devices", "workers")
+"""What a resumed run may do otherwise."""
+_OUT = "MSEFPN_OUT"
+"""Tells the other processes of a run its folder."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training, as far as it can be prepared without torch."""
+
+    config: Config
+    sources: Sources
+    out: Path
+    resume: bool
+    builtin: bool
+    """Whether the data is the built-in set."""
+    train: CocoData
+    val: CocoData
+    reports: dict[str, Report]
+    """'train' and 'val': what was mended."""
+    steps: int | None
+    """Stop after that many; None: at the end."""
+
+
+def plan_training(
+    data: str | Path | None,
+    files: Mapping[str, str | Path | None],
+    *,
+    recipe: str | Path | None,
+    out: str | Path | None,
+    resume: bool,
+    steps: int | None,
+    options: Mapping[str, Any],
+) -> Plan:
+    """Resolve recipe, options and folder and read the data; draws the built-in set if it is not there.
+
+    Args:
+        data: a data folder; None where `files` name all, or for the built-in set.
+        files: `Sources`' keys, given explicitly.
+        recipe: name or file; None: `default_recipe`.
+        out: the run folder; None: the first free one under `runs`.
+        resume: go on with the run in `out`.
+        steps: stop after that many.
+        options: `Config`'s keys, None where not given.
+
+    Raises:
+        UserError: something of it cannot be.
+    """
+    if steps is not None and steps < 1:
+        raise UserError(f"steps is {steps}: it must be at least 1")
+    given = {key: Path(path) for key, path in files.items() if path is not None}
+    place = None if data is None else Path(data)
+    builtin = place is None and not given and not resume
+    if resume:
+        config, sources, folder = _resumed(place, given, recipe, out, options)
+    else:
+        config = load_recipe(str(recipe or default_recipe(builtin)), **options)
+        folder = _new_out(out)
+        sources = _find(_builtin_set(folder.parent) if builtin else place, given)
+    train, train_report = read_coco(sources.train_json, sources.train_images)
+    val, val_report = read_coco(sources.val_json, sources.val_images)
+    category_ids_for(train.classes, val, f"the training data {train.file}")
+    reports = {"train": train_report, "val": val_report}
+    return Plan(config, sources, folder, resume, builtin, train, val, reports, steps)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation, as far as it can be prepared without torch."""
+
+    run: Path
+    data: CocoData
+    out: Path
+    size: tuple[int, int] | None
+    """Longest and shortest side, pixels; None: the run's."""
+    batch: int | None
+    """None: the run's."""
+
+
+def plan_evaluation(
+    run: Path,
+    data: Path | None,
+    *,
+    split: str,
+    file: Path | None,
+    images: Path | None,
+    out: Path | None,
+    batch: int | None,
+    size: str | None,
+) -> Evaluation:
+    """Find and read what a run is to be evaluated on: the given files, those of `data`, or the run's own.
+
+    Raises UserError.
+    """
+    if batch is not None and batch < 1:
+        raise UserError(f"batch is {batch}: it must be at least 1")
+    if split not in ("train", "val"):
+        raise unknown_name("split", split, ("train", "val"))
+    if not run.exists():
+        raise UserError(f"run '{run}' does not exist: name the folder that 'msefpn train' wrote")
+    sides = None if size is None else parse_size(size)
+    folder = run if run.is_dir() else run.parent
+    place = locate_split(data, split, file, images)
+    if place is None and data is not None:
+        place = find_split(data, split)
+    if place is None:
+        sources = read_run(folder)[1]
+        train, val = (sources.train_json, sources.train_images), (sources.val_json, sources.val_images)
+        place = train if split == "train" else val
+    out = out or free_folder(folder / "evaluate")
+    check_out(out)
+    return Evaluation(run, read_coco(*place)[0], out, sides, batch)
+
+
+def _resumed(
+    data: Path | None,
+    files: Mapping[str, Path],
+    recipe: str | Path | None,
+    out: str | Path | None,
+    options: Mapping[str, Any],
+) -> tuple[Config, Sources, Path]:
+    """Configuration, files and folder of the run to go on with."""
+    if out is None:
+        raise UserError("resume needs the run to go on with: add --out RUN")
+    folder = Path(out)
+    config, sources = read_run(folder)
+    if not (folder / RESUME).exists() and (folder / LAST).exists():
+        raise UserError(f"'{folder}' has no {RESUME}: start a new run with --init {folder / LAST}")
+    if recipe is not None:
+        raise UserError(
+            "recipe cannot be given with resume: a resumed run keeps its configuration; leave it out"
+        )
+    asked = {key: value for key, value in options.items() if value is not None}
+    wished = load_recipe(str(folder / CONFIG), **asked)
+    for key in asked:
+        old, new = getattr(config, key), getattr(wished, key)
+        if old != new and key not in _CHANGEABLE:
+            raise UserError(
+                f"{key} {new} contradicts the run's {key} {old}: a resumed run keeps its configuration; "
+                f"leave it out, or start a new run with --init {folder / LAST}"
+            )
+    if (data is not None or files) and _absolute(_find(data, files)) != sources:
+        raise UserError(
+            f"the data given is not that of the run '{folder}': a resumed run keeps its data; leave it out"
+        )
+    return wished, sources, folder
+
+
+def _absolute(sources: Sources) -> Sources:
+    return Sources(**{key: path.absolute() for key, path in dataclasses.asdict(sources).items()})
+
+
+def _new_out(out: str | Path | None) -> Path:
+    if not is_first_process():
+        inherited = os.environ.get(_OUT, out)
+        if inherited is None:
+            raise UserError("several processes need to know the run folder: add --out RUN")
+        return Path(inherited)
+    folder = free_folder(Path("runs/train")) if out is None else Path(out)
+    check_out(folder)
+    os.environ[_OUT] = str(folder.absolute())
+    return folder
+
+
+def _builtin_set(parent: Path) -> Path:
+    """The folder of the built-in set, drawn if it is not there: `draw` makes it whole or not at all."""
+    folder = parent / "builtin-data"
+    if not folder.is_dir():
+        draw(folder)
+    return folder
+
+
+def _find(data: Path | None, files: Mapping[str, Path]) -> Sources:
+    """The files of both splits: the given ones, and the others by convention."""
+    found: list[Path] = []
+    for split in ("train", "val"):
+        place = locate_split(data, split, files.get(f"{split}_json"), files.get(f"{split}_images"))
+        if place is None and data is None:
+            raise UserError(
+                f"no {split} split: give --{split}-json and --{split}-images, or a folder with --data"
+            )
+        found += place or find_split(data or Path(), split)
+    return Sources(*found)

@@ -1,0 +1,140 @@
+"""Prediction: a run and images into pictures and one json."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision import tv_tensors
+
+from msefpn.config import parse_size
+from msefpn.data.images import ImageFault, read_image
+from msefpn.data.loader import Sample, collate
+from msefpn.data.transforms import eval_transform
+from msefpn.engine.detect import Found, as_results, detect, pick_device
+from msefpn.engine.inputs import Prediction, picture_names
+from msefpn.engine.run import PREDICTIONS, new_folder, write_text
+from msefpn.engine.screen import Bar, say
+from msefpn.errors import UserError
+from msefpn.models import load
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # about OpenCV, which it does without
+    import supervision as sv
+
+_COLOURS = sv.ColorPalette.DEFAULT
+_TEXT_COLOURS = sv.ColorPalette(
+    [
+        sv.Color.BLACK if 0.299 * colour.r + 0.587 * colour.g + 0.114 * colour.b > 150 else sv.Color.WHITE
+        for colour in _COLOURS.colors
+    ]
+)
+"""What can be read on them (luma of ITU-R BT.601)."""
+
+
+class _Picture(NamedTuple):
+    number: int
+    pixels: NDArray[np.uint8]  # (H, W, 3) RGB
+
+
+def predict(plan: Prediction, *, device: str) -> list[dict[str, Any]]:
+    """Detect on images as planned; see `msefpn.api.predict`."""
+    where = pick_device(device)
+    detector = load(plan.run).to(where)
+    transform = eval_transform(plan.size or parse_size(detector.config.size))
+    files, names = plan.files, picture_names(plan.files)
+    class_of = dict(zip(detector.category_ids, detector.classes, strict=True))
+    results: list[dict[str, Any]] = []
+    unreadable: list[str] = []
+    with new_folder(plan.out):
+        with Bar("predict", len(files)) as bar:
+            for chunk in _chunks(files, plan.batch, unreadable):
+                inputs = collate([_sample(picture, transform) for picture in chunk])
+                found = detect(detector, [inputs], where, bar.seen)
+                found = found.where(found.scores >= plan.score)
+                results += [
+                    {
+                        "file_name": str(files[item["image_id"]]),
+                        "category": class_of[item["category_id"]],
+                        **item,
+                    }
+                    for item in as_results(found, detector.category_ids)
+                ]
+                for picture in chunk:
+                    mine = found.where(found.image_ids == picture.number)
+                    drawn = draw(picture.pixels, mine, detector.classes)
+                    Image.fromarray(drawn).save(plan.out / names[picture.number], quality=92)
+        if len(unreadable) == len(files):
+            raise UserError(f"none of the {len(files)} images can be read: {unreadable[0]}: give other files")
+        write_text(plan.out / PREDICTIONS, json.dumps(results, indent=1))
+    say(*(f"skipped: {text}" for text in unreadable))
+    skipped = f", {len(unreadable)} skipped" if unreadable else ""
+    say(f"{len(results)} objects in {len(files) - len(unreadable)} images{skipped}: {plan.out}")
+    return results
+
+
+def draw(pixels: NDArray[np.uint8], found: Found, classes: Sequence[str]) -> NDArray[np.uint8]:
+    """Draw boxes and labels into a copy of an image (H, W, 3) RGB."""
+    height, width = pixels.shape[:2]
+    detections = sv.Detections(xyxy=found.boxes, confidence=found.scores, class_id=found.labels.astype(int))
+    thickness = max(1, round(min(width, height) / 300))
+    text_scale = max(0.35, min(width, height) / 1200)
+    padding = round(6 * text_scale)
+    texts = [f"{classes[label]} {score:.2f}" for label, score in zip(found.labels, found.scores, strict=True)]
+    scene = np.ascontiguousarray(pixels[..., ::-1])  # supervision draws in BGR
+    scene = sv.BoxAnnotator(_COLOURS, thickness=thickness).annotate(scene, detections)
+    annotator = sv.LabelAnnotator(
+        _COLOURS,
+        text_color=_TEXT_COLOURS,
+        text_scale=text_scale,
+        text_thickness=max(1, thickness // 2),
+        text_padding=padding,
+    )
+    # A label stands on its box; at the upper edge there is no room for it, so it goes down into the image.
+    label_height = round(24 * text_scale) + 2 * padding
+    labelled = replace(detections, xyxy=np.maximum(found.boxes, [0, label_height, 0, label_height]))
+    drawn: NDArray[np.uint8] = annotator.annotate(scene, labelled, texts)[..., ::-1]
+    return np.ascontiguousarray(drawn)
+
+
+def _chunks(files: Sequence[Path], batch: int, unreadable: list[str]) -> Iterator[list[_Picture]]:
+    """Decoded images in groups; the next group is read while the last is looked at."""
+    with ThreadPoolExecutor(2) as pool:
+        groups = [range(start, min(start + batch, len(files))) for start in range(0, len(files), batch)]
+        ahead = [pool.submit(_read, files[index]) for index in groups[0]]
+        for group, following in zip(groups, [*groups[1:], range(0)], strict=True):
+            current, ahead = ahead, [pool.submit(_read, files[index]) for index in following]
+            chunk = []
+            for index, future in zip(group, current, strict=True):
+                pixels = future.result()
+                if isinstance(pixels, str):
+                    unreadable.append(pixels)
+                else:
+                    chunk.append(_Picture(index, pixels))
+            if chunk:
+                yield chunk
+
+
+def _read(file: Path) -> NDArray[np.uint8] | str:
+    """The pixels, or why there are none."""
+    try:
+        return read_image(file)
+    except (OSError, ImageFault) as error:
+        return f"{file}: {' '.join(str(error).split())}"
+
+
+def _sample(picture: _Picture, transform: Any) -> Sample:
+    height, width = picture.pixels.shape[:2]
+    image = tv_tensors.Image(torch.from_numpy(picture.pixels).permute(2, 0, 1))
+    resized, _ = transform(image, {})
+    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    return Sample(resized.as_subclass(torch.Tensor), *nothing, (height, width), picture.number)

@@ -1,0 +1,151 @@
+"""The run folder: its files, and writing them so that a crash leaves either the old file or the new one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from msefpn.config import Config, load_recipe, to_yaml
+from msefpn.errors import UserError
+
+CONFIG = "config.yaml"
+"""The resolved configuration; also a recipe that another run may take."""
+DATA = "data.yaml"
+"""Where the annotations and images of the run are."""
+BEST = "best.safetensors"
+LAST = "last.safetensors"
+RESUME = "resume.ckpt"
+"""All that going on needs, as it was after the last whole epoch."""
+LOG = "metrics.csv"
+METRICS = "metrics.json"
+PREDICTIONS = "predictions.json"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files that a run reads."""
+
+    train_json: Path
+    train_images: Path
+    val_json: Path
+    val_images: Path
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and prints; Lightning and torchrun set LOCAL_RANK."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def default_recipe(builtin: bool) -> str:
+    """Name the recipe of a run that names none, on the built-in set or on other data."""
+    return "quickstart" if builtin else "faster_rcnn_r50_mse_fpn_1x"
+
+
+def free_folder(stem: Path) -> Path:
+    """Return the first of STEM-1, STEM-2, ... that is not there."""
+    number = 1
+    while Path(f"{stem}-{number}").exists():
+        number += 1
+    return Path(f"{stem}-{number}")
+
+
+def check_out(out: Path, *, room: int = 0) -> None:
+    """Refuse an output folder that holds something, cannot be made or has no room; writes nothing.
+
+    Args:
+        out: the folder.
+        room: bytes that will be written at least.
+    """
+    if out.is_dir():
+        if any(out.iterdir()):
+            raise UserError(f"out '{out}' is not empty: name another folder")
+        base = out
+    elif out.exists() or out.is_symlink():
+        raise UserError(f"out '{out}' is a file: name a folder")
+    else:
+        base = next(folder for folder in out.absolute().parents if folder.exists())
+    if not base.is_dir():
+        raise UserError(f"out '{out}' cannot be made: '{base}' is a file")
+    if not os.access(base, os.W_OK):
+        raise UserError(f"out '{out}' cannot be made: no permission to write in '{base}'")
+    free = shutil.disk_usage(base).free
+    if free < room:
+        raise UserError(
+            f"out '{out}' has no space: about {room / 2**20:.0f} MB are needed, {free / 2**20:.0f} MB are "
+            "free: make room, or name a folder on another disk"
+        )
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[None]:
+    """Make an output folder, empty until now; if the user has to mend something, leave it as it was."""
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    if not missing and any(out.iterdir()):
+        raise UserError(f"out '{out}' is not empty: name another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, UserError) as error:
+        with contextlib.suppress(OSError):
+            for item in out.iterdir():
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
+            for folder in missing:
+                folder.rmdir()
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"out '{out}' cannot be written: {error.strerror or error}: name another folder"
+        ) from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to, and put that file in the place of `path` when the body has ended well.
+
+    Raises UserError where the file system refuses.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"'{path}' cannot be written: {error.strerror or error}: make room, then go on with --resume"
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all. Raises UserError."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_run(out: Path, config: Config, sources: Sources) -> None:
+    """Write down what decides a run."""
+    (out / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+    paths = {key: str(path.absolute()) for key, path in dataclasses.asdict(sources).items()}
+    (out / DATA).write_text(yaml.safe_dump(paths, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def read_run(out: Path) -> tuple[Config, Sources]:
+    """Read what `write_run` wrote. Raises UserError where that is no run."""
+    for name in (CONFIG, DATA):
+        if not (out / name).is_file():
+            raise UserError(
+                f"'{out}' is no run folder: it has no {name}; name the folder that 'msefpn train' wrote"
+            )
+    try:
+        paths = yaml.safe_load((out / DATA).read_text(encoding="utf-8"))
+        sources = Sources(**{key: Path(path) for key, path in paths.items()})
+    except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
+        raise UserError(f"'{out / DATA}' is damaged: restore it, or start a new run") from None
+    return load_recipe(str(out / CONFIG)), sources

@@ -1,0 +1,170 @@
+"""What the user sees: progress while training or detecting, and tables of numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from msefpn.metrics.coco import NUMBERS
+
+_MEANING = {
+    "AP": "IoU 0.50 to 0.95",
+    "AP50": "IoU 0.50",
+    "AP75": "IoU 0.75",
+    "APs": "area under 32 x 32 px",
+    "APm": "area 32 x 32 to 96 x 96 px",
+    "APl": "area over 96 x 96 px",
+    "AR1": "1 detection per image",
+    "AR10": "10 detections per image",
+    "AR100": "100 detections per image",
+    "ARs": "area under 32 x 32 px",
+    "ARm": "area 32 x 32 to 96 x 96 px",
+    "ARl": "area over 96 x 96 px",
+}
+
+
+def say(*lines: str) -> None:
+    """Print lines as they are, without markup."""
+    for line in lines:
+        print(line, flush=True)
+
+
+def show_numbers(numbers: Mapping[str, Any]) -> None:
+    """Print the 12 numbers and AP per class; '-' where there was nothing to find."""
+    table = Table("number", "value", "of")
+    for name in NUMBERS:
+        table.add_row(name, _number(numbers[name]), _MEANING[name])
+    per_class = Table("class", "AP")
+    for name, value in numbers["per_class"].items():
+        per_class.add_row(name, _number(value))
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    console.print(per_class)
+
+
+def _number(value: float) -> str:
+    return "-" if value < 0 else f"{value:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Bar:
+    """A progress bar over images; nothing where the output is no terminal."""
+
+    def __init__(self, text: str, total: int) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("images, left"),
+            TimeRemainingColumn(),
+        )
+        self.progress = Progress(*columns, transient=True, disable=not Console().is_terminal)
+        self.task = self.progress.add_task(text, total=total)
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def seen(self, images: int) -> None:
+        """Move on by some images."""
+        self.progress.advance(self.task, images)
+
+
+class _TwoLines(Progress):
+    """A bar with a line of text under it, cut at the terminal's width."""
+
+    text = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return what is drawn."""
+        yield from super().get_renderables()
+        yield Text(self.text, no_wrap=True, overflow="ellipsis")
+
+
+class TrainingScreen:
+    """A bar with losses, learning rate, speed and time left on a terminal; a line per epoch everywhere."""
+
+    def __init__(self, epochs: int, first: int) -> None:
+        self.epochs = epochs
+        self.first = first
+        self.began = time.monotonic()
+        self.progress = _TwoLines(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            transient=True,
+            disable=not Console().is_terminal,
+        )
+        self.task: TaskID | None = None
+        self.images = 0
+        self.training = 0.0
+        self.started = self.began
+        self.fraction = 0.0
+
+    def start_epoch(self, epoch: int, batches: int) -> None:
+        """Begin an epoch, counted from 0."""
+        self.started, self.images = time.monotonic(), 0
+        self._show(f"epoch {epoch + 1}/{self.epochs}", batches)
+
+    def batch(self, epoch: int, index: int, batches: int, images: int, values: Mapping[str, float]) -> None:
+        """Show one batch; `values` are its losses and the learning rate."""
+        self.images += images
+        self.training = time.monotonic() - self.started
+        self.fraction = (epoch - self.first + (index + 1) / batches) / (self.epochs - self.first)
+        if self.task is not None and not self.progress.disable:
+            self.progress.text = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
+            speed = f"{self.speed:.1f} images/s  left {_duration(self.left)}"
+            self.progress.update(self.task, advance=1, speed=speed)
+
+    def start_evaluation(self, epoch: int, batches: int) -> None:
+        """Begin the evaluation after an epoch, counted from 0."""
+        self._show(f"epoch {epoch + 1}/{self.epochs}, evaluation", batches)
+
+    def evaluated(self, images: int) -> None:
+        """Show that one more batch, of `images`, is evaluated."""
+        if self.task is not None:
+            self.progress.update(self.task, advance=1)
+
+    @property
+    def speed(self) -> float:
+        """Images per second of this epoch's training."""
+        return self.images / max(self.training, 1e-9)
+
+    @property
+    def left(self) -> float:
+        """Seconds to the end of the run, evaluations included."""
+        return (time.monotonic() - self.began) * (1 / max(self.fraction, 1e-9) - 1)
+
+    def end_epoch(self, row: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
+        """Print the line of an epoch."""
+        self.progress.stop()
+        say(
+            f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4g}  AP {_number(numbers['AP'])}  "
+            f"AP50 {_number(numbers['AP50'])}  lr {row['lr']:.3g}  {self.speed:.1f} images/s  "
+            f"left {_duration(self.left)}"
+        )
+
+    def _show(self, text: str, total: int) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+        self.progress.start()
+        self.task = self.progress.add_task(text, total=total, speed="")
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        self.progress.stop()

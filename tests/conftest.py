@@ -1,0 +1,24 @@
+"""Fixtures that several tests share."""
+
+from pathlib import Path
+
+import pytest
+
+from msefpn.data import synthetic
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of real data beside the checkout; skip where it is missing."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip(f"needs the real data in {folder}, which is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Draw a small built-in set: 12 train and 5 val images of about 160 px."""
+    folder = tmp_path_factory.mktemp("tiny") / "set"
+    synthetic.draw(folder, train=12, val=5, seed=0, size=160)
+    return folder

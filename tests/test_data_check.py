@@ -1,0 +1,90 @@
+"""The report on a data set."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from msefpn.data.check import box_sizes, check
+from msefpn.data.coco import CocoData
+from msefpn.errors import UserError
+
+
+def _data(boxes: list[list[float]]) -> CocoData:
+    """Return one image of 1000 x 500 with the boxes."""
+    count = len(boxes)
+    return CocoData(
+        file=Path("x.json"),
+        folder=Path("x"),
+        names=["a.jpg"],
+        ids=np.array([1]),
+        sizes=np.array([[500, 1000]]),
+        offsets=np.array([0, count]),
+        boxes=np.array(boxes, dtype=np.float32),
+        labels=np.zeros(count, dtype=np.int64),
+        crowd=np.zeros(count, dtype=np.bool_),
+        classes=("thing",),
+        category_ids=(1,),
+    )
+
+
+def test_sizes_against_pyramid_and_anchors() -> None:
+    sides = [8, 64, 128, 256, 512]
+    boxes = [[0.0, 0.0, side, side] for side in sides] + [[0.0, 0.0, 400.0, 40.0]]
+    found = box_sizes(_data(boxes), (500, 500))  # halves the image
+    assert found.level_share == pytest.approx({4: 2 / 6, 8: 2 / 6, 16: 1 / 6, 32: 1 / 6, 64: 0})
+    assert found.tiny_share == pytest.approx(1 / 6)
+    assert found.narrow_share == pytest.approx(1 / 6)
+    assert found.quantiles[0] == pytest.approx(4)
+    assert found.quantiles[100] == pytest.approx(256)
+
+
+def test_built_in_set_is_ready(tiny_set: Path) -> None:
+    found = check(tiny_set, size=(160, 160))
+    assert found.usable
+    assert [split.name for split in found.splits] == ["train", "val"]
+    assert [split.images for split in found.splits] == [12, 5]
+    assert sum(found.splits[0].per_class.values()) == found.splits[0].boxes > 20
+    assert "ready to train" in str(found)
+    assert "closest level (stride/anchor): 4/32" in str(found)
+
+
+def test_faults_that_stop_are_all_listed(tiny_set: Path, tmp_path: Path) -> None:
+    content = json.loads((tiny_set / "train.json").read_text())
+    content["annotations"][0]["category_id"] = 99
+    content["images"][0]["file_name"] = "gone.jpg"
+    (tmp_path / "spoilt.json").write_text(json.dumps(content))
+    found = check(train_json=tmp_path / "spoilt.json", train_images=tiny_set / "train")
+    assert not found.usable
+    assert found.counts["train"]["unknown category"] == found.counts["train"]["missing image"] == 1
+    assert "gone.jpg (image 1)" in str(found)
+    assert "not ready" in str(found)
+
+
+def test_other_classes_in_val(tiny_set: Path, tmp_path: Path) -> None:
+    content = json.loads((tiny_set / "val.json").read_text())
+    content["categories"][0]["name"] = "disc"
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    found = check(tiny_set, val_json=tmp_path / "val.json", val_images=tiny_set / "val")
+    assert not found.usable
+    assert "train only: 1 circle; val only: 1 disc" in found.differences[0]
+
+
+def test_needs_data(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no train split"):
+        check(tmp_path)
+    with pytest.raises(UserError, match="no data to check"):
+        check()
+
+
+def test_without_val(tiny_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_bytes((tiny_set / "train.json").read_bytes())
+    (tmp_path / "train").symlink_to(tiny_set / "train")
+    assert [split.name for split in check(tmp_path).splits] == ["train"]
+
+
+def test_real_set(shared: Path) -> None:
+    text = str(check(shared / "data" / "bccd", size=(320, 320)))
+    assert "2 x zero-area box: dropped" in text
+    assert "BloodImage_00338.jpg (annotation 3153)" in text

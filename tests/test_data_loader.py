@@ -1,0 +1,162 @@
+"""Batches: the same for a seed, whoever loads them; no image lost or doubled where it matters."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from msefpn.data.coco import CocoData, find_split, read_coco
+from msefpn.data.loader import DetectionDataset, Sample, collate, eval_loader, train_loader
+from msefpn.data.transforms import eval_transform
+from msefpn.errors import UserError
+
+OPTIONS: dict[str, Any] = {"size": (128, 128), "augment": "strong", "batch": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tiny_set: Path) -> CocoData:
+    return read_coco(*find_split(tiny_set, "train"))[0]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    return all(_same(left, right) for left, right in zip(one, other, strict=True))
+
+
+def test_same_batches_with_and_without_workers(data: CocoData) -> None:
+    torch.manual_seed(1)
+    alone = list(train_loader(data, **OPTIONS, workers=0, seed=5, epoch=2))
+    torch.manual_seed(2)
+    helped = list(train_loader(data, **OPTIONS, workers=2, seed=5, epoch=2))
+    assert _same(alone, helped)
+
+
+def test_seed_and_epoch_change_the_batches(data: CocoData) -> None:
+    first, other_epoch, other_seed = (
+        list(train_loader(data, **OPTIONS, workers=0, seed=seed, epoch=epoch))
+        for seed, epoch in ((5, 2), (5, 3), (6, 2))
+    )
+    orders = [[batch.ids.tolist() for batch in batches] for batches in (first, other_epoch, other_seed)]
+    assert orders[0] != orders[1]
+    assert orders[0] != orders[2]
+
+
+def test_global_random_state_is_left_alone(data: CocoData) -> None:
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        next(iter(train_loader(data, **OPTIONS, workers=workers, seed=0, epoch=0)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_training_covers_each_image_in_groups(data: CocoData, world: int) -> None:
+    loaders = [
+        train_loader(data, **OPTIONS, workers=0, seed=0, epoch=0, rank=rank, world=world)
+        for rank in range(world)
+    ]
+    batches = [[[index for _, index in keys] for keys in loader.batch_sampler] for loader in loaders]  # type: ignore[union-attr]
+    assert len({len(part) for part in batches}) == 1
+    flat = [batch for part in batches for batch in part]
+    assert all(len(batch) == 2 for batch in flat)
+    wide = data.sizes[:, 1] > data.sizes[:, 0]
+    assert all(len(set(wide[batch])) == 1 for batch in flat)
+    seen = Counter(index for batch in flat for index in batch)
+    assert set(seen) == set(range(len(data)))
+    assert sum(seen.values()) - len(data) < 2 * 2 * world
+
+
+@pytest.mark.parametrize(("world", "batch"), [(1, 2), (2, 2), (3, 4), (7, 1)])
+def test_evaluation_gives_each_image_once(tiny_set: Path, world: int, batch: int) -> None:
+    data, _ = read_coco(*find_split(tiny_set, "val"))
+    ids = [
+        id
+        for rank in range(world)
+        for item in eval_loader(data, size=(96, 64), batch=batch, workers=0, rank=rank, world=world)
+        for id in item.ids.tolist()
+    ]
+    assert sorted(ids) == sorted(data.ids.tolist())
+
+
+def test_keep_empty(tiny_set: Path, data: CocoData) -> None:
+    crowded = CocoData(**(vars(data) | {"crowd": np.zeros_like(data.crowd)}))
+    first = slice(0, int(crowded.offsets[np.flatnonzero(np.diff(crowded.offsets))[0] + 1]))
+    crowded.crowd[first] = True
+    only_crowd = int(np.flatnonzero(np.diff(crowded.offsets))[0])
+
+    def seen(keep_empty: bool) -> set[int]:
+        loader = train_loader(crowded, **OPTIONS, workers=0, seed=0, epoch=0, keep_empty=keep_empty)
+        return {index for keys in loader.batch_sampler for _, index in keys}  # type: ignore[union-attr]
+
+    empty = set(np.flatnonzero(np.diff(crowded.offsets) == 0)) | {only_crowd}
+    assert seen(True) == set(range(len(data)))
+    assert seen(False) == set(range(len(data))) - empty
+
+
+def test_batch_is_padded(data: CocoData) -> None:
+    samples = [
+        Sample(
+            torch.full((3, 40, 70), 9, dtype=torch.uint8),
+            torch.ones(2, 4),
+            torch.tensor([1, 2]),
+            (80, 140),
+            5,
+        ),
+        Sample(
+            torch.full((3, 64, 20), 7, dtype=torch.uint8),
+            torch.zeros(0, 4),
+            torch.zeros(0).long(),
+            (64, 20),
+            6,
+        ),
+    ]
+    batch = collate(samples)
+    assert batch.images.shape == (2, 3, 64, 96)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images[0, :, :40, :70].eq(9).all()
+    assert batch.images[0].long().sum() == 9 * 3 * 40 * 70
+    assert batch.sizes.tolist() == [[40, 70], [64, 20]]
+    assert batch.original_sizes.tolist() == [[80, 140], [64, 20]]
+    assert batch.ids.tolist() == [5, 6]
+    assert batch.targets.valid.tolist() == [[True, True], [False, False]]
+    assert batch.targets.labels.tolist() == [[1, 2], [0, 0]]
+    assert collate(samples[1:]).targets.boxes.shape == (1, 1, 4)
+
+
+def test_crowd_regions_are_no_targets(data: CocoData) -> None:
+    index = int(np.diff(data.offsets).argmax())
+    crowd = data.crowd.copy()
+    crowd[data.offsets[index]] = True
+    marked = CocoData(**(vars(data) | {"crowd": crowd}))
+    whole, part = (
+        DetectionDataset(item, eval_transform((99, 99)), seed=0)[0, index] for item in (data, marked)
+    )
+    assert part.boxes.tolist() == whole.boxes[1:].tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_image_stops_with_one_line(tiny_set: Path, tmp_path: Path, workers: int) -> None:
+    data, _ = read_coco(*find_split(tiny_set, "val"))
+    for name in data.names:
+        content = (data.folder / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:200] if name == data.names[2] else content)
+    moved = CocoData(**(vars(data) | {"folder": tmp_path}))
+    with pytest.raises(UserError) as error:
+        list(eval_loader(moved, size=(96, 96), batch=2, workers=workers))
+    assert str(tmp_path / data.names[2]) in str(error.value)
+    assert f"id {data.ids[2]}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_boxes_surround_the_same_pixels_after_loading(tiny_set: Path, data: CocoData) -> None:
+    batch = next(iter(eval_loader(data, size=(96, 96), batch=4, workers=0)))
+    position = {int(id): index for index, id in enumerate(data.ids)}
+    for row, id in enumerate(batch.ids.tolist()):
+        boxes, _, _ = data.boxes_of(position[id])
+        height, width = batch.original_sizes[row].tolist()
+        scale = batch.sizes[row].flip(0).repeat(2) / torch.tensor([width, height, width, height])
+        found = batch.targets.boxes[row][batch.targets.valid[row]]
+        assert torch.allclose(found, torch.from_numpy(boxes) * scale, atol=1e-3)

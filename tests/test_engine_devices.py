@@ -1,0 +1,78 @@
+"""Two processes on the CPU: the same weights in both, and every image evaluated once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import msefpn
+from msefpn.data.coco import find_split, read_coco
+from msefpn.data.loader import train_loader
+
+TINY = Path(__file__).with_name("tiny.yaml")
+SCRIPT = """
+import sys
+import torch
+import msefpn
+import msefpn.engine.lit as lit
+
+data, recipe, out = sys.argv[1:]
+fit = lit.fit
+
+def fit_and_keep(training, *rest):
+    fit(training, *rest)
+    torch.save(training.detector.state_dict(), f"{out}-weights-{training.global_rank}.pt")
+
+lit.fit = fit_and_keep
+msefpn.train(data, recipe=recipe, out=out, devices=2, workers=0)
+"""
+
+
+def half_empty(source: Path, folder: Path) -> Path:
+    """The same set, every other training image without boxes."""
+    folder.mkdir()
+    for name in ("train", "val", "val.json"):
+        (folder / name).symlink_to(source / name)
+    content: dict[str, Any] = json.loads((source / "train.json").read_text())
+    content["annotations"] = [item for item in content["annotations"] if item["image_id"] % 2]
+    (folder / "train.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_two_processes(tiny_set: Path, tmp_path: Path) -> None:
+    data, out, script = half_empty(tiny_set, tmp_path / "set"), tmp_path / "run", tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    split, _ = read_coco(*find_split(data, "train"))
+    loaders = [
+        train_loader(
+            split, size=(96, 96), augment="paper", batch=1, workers=0, seed=0, epoch=0, rank=rank, world=2
+        )
+        for rank in range(2)
+    ]
+    pairs = [[bool(batch.targets.valid.any()) for batch in pair] for pair in zip(*loaders, strict=True)]
+    assert [True, False] in pairs or [False, True] in pairs, "no step has one process with empty images alone"
+    assert len(read_coco(*find_split(data, "val"))[0]) % 2 == 1
+
+    environment = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "WORLD_SIZE")}
+    subprocess.run(
+        [sys.executable, script, data, TINY, out],
+        check=True,
+        env=environment,
+        timeout=300,
+        capture_output=True,
+    )
+
+    first, second = (torch.load(f"{out}-weights-{rank}.pt", weights_only=True) for rank in range(2))
+    assert len(first) > 100
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name
+
+    predictions = json.loads((out / "predictions.json").read_text())
+    numbers = msefpn.evaluate(out, out=tmp_path / "alone", device="cpu", workers=0)
+    assert json.loads((tmp_path / "alone" / "predictions.json").read_text()) == predictions
+    assert {item["image_id"] for item in predictions} == set(range(1, 6))
+    assert numbers["AP"] == json.loads((out / "metrics.json").read_text())["best"]["AP"]

@@ -1,0 +1,157 @@
+"""What the project's files say of each other: versions, dependencies, commands, code in the pages."""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import msefpn
+from msefpn.necks import Neck
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PINS = re.findall(
+    r"^([a-z0-9-]+)==(\S+)((?:.*\\\n)(?: +--hash=sha256:[0-9a-f]{64}.*\n)+)", LOCK, flags=re.MULTILINE
+)
+
+
+def test_lock_pins_every_dependency_with_hashes() -> None:
+    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"]["dev"]]
+    names = {re.split(r"[^\w-]", item.lower())[0] for item in wanted}
+    assert names <= {name for name, _, _ in PINS}
+    assert len(PINS) == len(re.findall(r"^[^\s#]", LOCK, flags=re.MULTILINE)), (
+        "a line has no version or no hash"
+    )
+
+
+def test_lock_names_no_index() -> None:
+    assert "://" not in LOCK
+    assert "index-url" not in LOCK
+
+
+def test_dependencies_are_those_that_the_source_imports() -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "src").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    tops = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - {"msefpn"}
+    packages = importlib.metadata.packages_distributions()
+    imported = {packages[top][0].lower().replace("_", "-") for top in tops}
+    declared = {re.split(r"[^\w-]", item.lower())[0] for item in PROJECT["project"]["dependencies"]}
+    assert imported <= declared
+    assert declared - imported == {"tensorboard"}  # Lightning's logger imports it
+
+
+def test_bounds_stay_wide() -> None:
+    upper = {item for item in PROJECT["project"]["dependencies"] if re.search(r"==|<|~=", item)}
+    assert upper == {"pytorch-lightning>=2.6.4,<3"}  # 2.6.2 and 2.6.3 were malware
+    assert "torch>=2.11" in PROJECT["project"]["dependencies"]
+    assert "torchvision>=0.26" in PROJECT["project"]["dependencies"]
+    assert PROJECT["project"]["requires-python"] == ">=3.11,<3.14"
+
+
+def test_version_is_the_same_everywhere() -> None:
+    version = PROJECT["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == version
+    assert importlib.metadata.version("msefpn") == msefpn.__version__ == version
+
+
+def test_license_is_apache_2() -> None:
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Version 2.0, January 2004" in text
+    assert "The msefpn authors" in text
+    assert PROJECT["project"]["license"] == "Apache-2.0"
+
+
+def test_commands_of_the_readme_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    commands = re.findall(r"^make (\w+)", readme, flags=re.MULTILINE)
+    assert {"quickstart", "test"} <= set(commands)
+    assert all(re.search(rf"^{name}:", makefile, flags=re.MULTILINE) for name in commands)
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_files_that_a_page_links_exist(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+def python_blocks(page: str) -> list[str]:
+    """Return the Python code of a Markdown page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_python_of_the_readme_compiles() -> None:
+    blocks = python_blocks("README.md")
+    assert blocks
+    for block in blocks:
+        compile(block, "README.md", "exec")
+
+
+def test_neck_of_the_readme_runs() -> None:
+    (block,) = (block for block in python_blocks("README.md") if "from msefpn.necks" in block)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert [tuple(x.shape[1:]) for x in names["pyramid"]] == [
+        (256, 64, 96),
+        (256, 32, 48),
+        (256, 16, 24),
+        (256, 8, 12),
+    ]
+
+
+def test_neck_of_contributing_keeps_the_contract() -> None:
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(python_blocks("CONTRIBUTING.md")[0], names)
+    (example,) = (
+        value
+        for value in names.values()
+        if isinstance(value, type) and issubclass(value, Neck) and value.__module__ == "example"
+    )
+    neck = example([8, 16, 32], [8, 16, 32], 24, extra_levels="pool")
+    features = [torch.randn(2, 8, 13, 7), torch.randn(2, 16, 7, 4), torch.randn(2, 32, 4, 2)]
+    pyramid = neck(features)
+    assert [tuple(x.shape) for x in pyramid] == [(2, 24, 13, 7), (2, 24, 7, 4), (2, 24, 4, 2), (2, 24, 2, 1)]
+    sum(x.square().mean() for x in pyramid).backward()
+    assert all(p.grad is not None and p.grad.any() for p in neck.parameters())
+
+
+def test_wheel_is_pure_and_holds_the_package_only(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    version = PROJECT["project"]["version"]
+    assert wheel.name == f"msefpn-{version}-py3-none-any.whl"
+    held = set(zipfile.ZipFile(wheel).namelist())
+    source = ROOT / "src"
+    package = {
+        path.relative_to(source).as_posix()
+        for path in (source / "msefpn").rglob("*")
+        if path.is_file() and path.parent.name != "__pycache__"
+    }
+    about = {f"msefpn-{version}.dist-info/{n}" for n in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
+    assert held == package | about | {f"msefpn-{version}.dist-info/licenses/LICENSE"}
+    assert "msefpn/py.typed" in held
+    assert any(name.startswith("msefpn/recipes/") for name in held)
