@@ -26,6 +26,8 @@ INSIDE = {
     "unknown backbone",
     "initial weights missing",
     "nothing of the initial weights fits",
+    "random weights frozen",
+    "random weights with fixed statistics",
     "no GPU",
     "resume of a finished run",
     "resume after the data has changed",
@@ -145,6 +147,18 @@ def _(p: Place) -> Arguments:
     return ["train", "--data", p.data, "--recipe", TINY, "--out", p.out, "--init", file]
 
 
+def random_weights(name: str, options: str) -> None:
+    """A case of `train` that would never train a part of its random weights."""
+    case(name, "set backbone_options: {frozen_stages: -1, train_norm: true}")(
+        lambda p: [
+            *("train", "--data", p.data, "--out", p.out, "--recipe"),
+            p.text("r.yaml", f"parent: {TINY}\nbackbone_options: {options}"),
+        ]
+    )
+
+
+random_weights("random weights frozen", "{train_norm: true}")
+random_weights("random weights with fixed statistics", "{frozen_stages: -1}")
 case("data folder missing", "nodata")(lambda p: ["train", "--data", p.folder / "nodata", "--out", p.out])
 case("no annotations in the data folder", "train.json")(
     lambda p: ["train", "--data", p.folder, "--out", p.out]

@@ -22,6 +22,7 @@ def _data(boxes: list[list[float]]) -> CocoData:
         sizes=np.array([[500, 1000]]),
         offsets=np.array([0, count]),
         boxes=np.array(boxes, dtype=np.float32),
+        areas=np.ones(count),
         labels=np.zeros(count, dtype=np.int64),
         crowd=np.zeros(count, dtype=np.bool_),
         classes=("thing",),

@@ -78,6 +78,27 @@ def test_subset_keeps_boxes_with_their_images(data_set: DataSet) -> None:
         assert part.boxes_of(new)[0].tolist() == data.boxes_of(old)[0].tolist()
 
 
+@pytest.mark.parametrize("stated", [None, 0, -3, "big", float("nan"), float("inf"), [5]], ids=str)
+def test_area_that_is_none_is_that_of_the_box(data_set: DataSet, stated: Any) -> None:
+    data_set.add_box([0.1, 0.3, 32, 32])
+    data_set.add_box([50, 30, 20, 20])  # sticks out of the image by half
+    data_set.content["annotations"][-1]["id"] = 78
+    for item in data_set.content["annotations"][-2:]:
+        item["area"] = stated
+    data, _ = data_set.scan()
+    assert data.areas.tolist() == [200, 72, 1024, 100, 200]
+
+
+def test_stated_area_stays(data_set: DataSet) -> None:
+    data_set.content["annotations"][0]["area"] = 55.5
+    data_set.add_box([50, 30, 20, 20])
+    data_set.content["annotations"][-1]["area"] = 333
+    data, _ = data_set.scan()
+    assert data.areas.tolist() == [200, 72, 333, 55.5]
+    assert data.boxes_of(0)[0].tolist()[-1] == [50, 30, 60, 40]
+    assert data.subset([1, 0]).areas.tolist() == [55.5, 200, 72, 333]
+
+
 BOXES: dict[str, tuple[list[Any], list[float] | None]] = {
     "NaN box": ([1, float("nan"), 5, 5], None),
     "inverted box": ([30, 30, -5, 5], None),

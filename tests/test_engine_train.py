@@ -19,9 +19,11 @@ from msefpn.engine.detect import Found, as_results, merged
 from msefpn.engine.ema import Ema
 from msefpn.engine.lit import lr_factor
 from msefpn.engine.run import check_out, free_folder, new_folder, replacing
+from msefpn.engine.train import check_random_weights
 from msefpn.engine.truth import category_ids_for, truth_of
 from msefpn.errors import UserError
 from msefpn.models import TwoStage
+from msefpn.models.backbone import Backbone
 
 TINY = Path(__file__).with_name("tiny.yaml")
 
@@ -55,6 +57,12 @@ def test_average_of_weights() -> None:
     with ema.swapped():
         assert module.weight.item() == pytest.approx(expected)
     assert module.weight.item() == 7
+
+
+def test_random_weights_need_batch_normalisation_trained_only_where_there_is_some() -> None:
+    check_random_weights(Backbone("convnext_atto", frozen_stages=-1))
+    with pytest.raises(UserError, match=r"set backbone_options: \{frozen_stages: -1\}"):
+        check_random_weights(Backbone("convnext_atto"))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_images(
@@ -165,6 +173,8 @@ def test_truth_is_the_file(tiny_set: Path) -> None:
     file, folder = find_split(tiny_set, "val")
     truth, content = truth_of(read_coco(file, folder)[0]), json.loads(file.read_text())
     assert truth["categories"] == content["categories"]
-    ours = sorted((item["image_id"], item["category_id"], *item["bbox"]) for item in truth["annotations"])
-    theirs = sorted((item["image_id"], item["category_id"], *item["bbox"]) for item in content["annotations"])
+    ours, theirs = (
+        sorted((item["image_id"], item["category_id"], *item["bbox"], item["area"]) for item in annotations)
+        for annotations in (truth["annotations"], content["annotations"])
+    )
     assert ours == theirs

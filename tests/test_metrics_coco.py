@@ -12,6 +12,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from msefpn.data.coco import find_split, read_coco
+from msefpn.engine.truth import truth_of
 from msefpn.metrics.coco import NUMBERS, evaluate_coco
 
 CATEGORY_IDS = (3, 7, 8, 90)
@@ -133,3 +135,29 @@ def test_missing_areas_are_those_of_the_boxes() -> None:
         del item["area"], item["iscrowd"]
     assert evaluate_coco(truth, predictions) == complete
     assert complete["APs"] > 0
+
+
+def test_the_data_as_read_is_judged_as_its_json(tiny_set: Path) -> None:
+    """The areas in the json are those of masks: the sizes of objects must follow them, not the boxes."""
+    file, folder = find_split(tiny_set, "train")
+    content = json.loads(file.read_text())
+    ours = truth_of(read_coco(file, folder)[0])
+    rng = np.random.default_rng(0)
+    predictions = [
+        {
+            "image_id": item["image_id"],
+            "category_id": item["category_id"],
+            "bbox": [v * float(rng.uniform(0.9, 1.1)) for v in item["bbox"]],
+            "score": float(rng.random()),
+        }
+        for item in content["annotations"]
+    ]
+    expected, _ = judge(content, predictions)
+    result = evaluate_coco(ours, predictions)
+    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-6)
+    assert min(result[name] for name in ("APs", "APm", "APl")) > 0
+    for item in ours["annotations"]:
+        item["area"] = item["bbox"][2] * item["bbox"][3]
+    by_boxes = evaluate_coco(ours, predictions)
+    assert by_boxes["AP"] == result["AP"]
+    assert all(by_boxes[name] != result[name] for name in ("APs", "APm", "APl"))

@@ -1,5 +1,6 @@
-"""The core against torchvision's detectors: same weights, same padded tensor, same detections and gradients."""
+"""The core against torchvision's detectors: same weights and padded tensor, same detections and gradients."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,15 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 from torchvision.transforms.v2.functional import resize
 
+from msefpn.errors import UserError
 from msefpn.models import Detector, OneStage, TwoStage, from_torchvision
 from msefpn.models.matching import RandomSampler
+from msefpn.models.torchvision_weights import convert_torchvision
 from msefpn.structures import Targets
 
 LABELS = (1, 2, 4, 7, 8, 11)
 """torchvision's labels of our classes: gapped, as COCO's."""
 ROWS = 12
-DTYPE = torch.float32
-"""In float32 two right implementations differ by rounding, and random weights make suppression amplify that."""
 CLASSES = tuple("abcdef")
 SHAPES = ((128, 224), (224, 128), (160, 160), (96, 224), (224, 192))
 """Five aspect ratios, two images of each."""
@@ -33,7 +34,7 @@ SHAPES = ((128, 224), (224, 128), (160, 160), (96, 224), (224, 192))
 
 def frozen_resnet() -> nn.Module:
     """ResNet-50 with fixed normalisation of eps 0 whose random statistics keep activations in range."""
-    body = torchvision.models.resnet50(norm_layer=lambda width: FrozenBatchNorm2d(width, eps=0.0))
+    body: nn.Module = torchvision.models.resnet50(norm_layer=lambda width: FrozenBatchNorm2d(width, eps=0.0))
     for module in body.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.weight.uniform_(0.6, 0.8)
@@ -44,7 +45,7 @@ def frozen_resnet() -> nn.Module:
 
 
 def make_faster_rcnn() -> FasterRCNN:
-    torch.manual_seed(3)
+    torch.manual_seed(1)
     backbone = _resnet_fpn_extractor(frozen_resnet(), trainable_layers=3)
     model = FasterRCNN(
         backbone,
@@ -65,7 +66,7 @@ def make_faster_rcnn() -> FasterRCNN:
 
 
 def make_retinanet() -> RetinaNet:
-    torch.manual_seed(3)
+    torch.manual_seed(1)
     backbone = _resnet_fpn_extractor(
         frozen_resnet(), trainable_layers=3, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
     )
@@ -92,8 +93,8 @@ MAKERS: dict[str, Callable[[], Any]] = {"faster_rcnn": make_faster_rcnn, "retina
 @pytest.fixture(scope="module", params=MAKERS)
 def pair(request: pytest.FixtureRequest) -> tuple[Any, Detector]:
     """torchvision's model and ours with its weights, nothing of the candidates cut."""
-    theirs = MAKERS[request.param]().to(DTYPE)
-    ours = from_torchvision(theirs.state_dict(), CLASSES, LABELS).to(DTYPE)
+    theirs = MAKERS[request.param]()
+    ours = from_torchvision(theirs.state_dict(), CLASSES, LABELS)
     if isinstance(ours, TwoStage):
         ours.roi.candidates = 10**5
         ours.roi.detections = 1000
@@ -124,14 +125,16 @@ def their_detections(model: Any, x: Tensor, sizes: Tensor) -> list[dict[str, Ten
     images = ImageList(x, [tuple(size) for size in sizes.tolist()])
     if isinstance(model, FasterRCNN):
         proposals, _ = model.rpn(images, features)
-        return model.roi_heads(features, proposals, images.image_sizes)[0]
+        found: list[dict[str, Tensor]] = model.roi_heads(features, proposals, images.image_sizes)[0]
+        return found
     maps = list(features.values())
     head = model.head(maps)
     anchors = model.anchor_generator(images, maps)
     per_level = [x.shape[2] * x.shape[3] * 9 for x in maps]
     split = {name: list(value.split(per_level, dim=1)) for name, value in head.items()}
     levels = [list(a.split(per_level)) for a in anchors]
-    return model.postprocess_detections(split, levels, images.image_sizes)
+    kept: list[dict[str, Tensor]] = model.postprocess_detections(split, levels, images.image_sizes)
+    return kept
 
 
 @torch.no_grad()
@@ -158,7 +161,7 @@ def test_detections_equal(pair: tuple[Any, Detector], batches: list[tuple[Tensor
 
 
 def align(truth: dict[str, Tensor], boxes: Tensor, labels: Tensor, names: dict[int, int]) -> Tensor:
-    """Our row for each of theirs: the same rank, but for scores so close that their order is a matter of chance."""
+    """Our row for each of theirs: the same rank, but for scores so close that chance orders them."""
     order = torch.arange(len(boxes))
     for i, label in enumerate(truth["labels"].tolist()):
         near = (truth["scores"] - truth["scores"][i]).abs() <= 2e-5
@@ -193,10 +196,9 @@ class TheirFirstK:
         return positive, negative
 
 
-def test_losses_and_gradients_equal(
-    pair: tuple[Any, Detector], batches: list[tuple[Tensor, Tensor]]
-) -> None:
-    theirs, ours = pair
+def test_losses_and_gradients_equal(pair: tuple[Any, Detector], batches: list[tuple[Tensor, Tensor]]) -> None:
+    # in float32 rounding changes which anchors the samplers draw at the margin, in float64 it does not
+    theirs, ours = (copy.deepcopy(model).double() for model in pair)
     images, sizes = batches[0]
     boxes = [
         torch.tensor([[10.0, 15, 60, 100], [75, 30, 105, 50], [150, 50, 165, 120]]),
@@ -204,27 +206,29 @@ def test_losses_and_gradients_equal(
     ]
     labels = [torch.tensor([0, 3, 5]), torch.tensor([2])]
     targets = Targets(
-        nn.utils.rnn.pad_sequence(boxes, batch_first=True).to(DTYPE),
+        nn.utils.rnn.pad_sequence(boxes, batch_first=True).double(),
         nn.utils.rnn.pad_sequence(labels, batch_first=True),
         torch.tensor([[True] * 3, [True, False, False]]),
     )
     their_targets = [
-        {"boxes": box.to(DTYPE), "labels": torch.tensor([LABELS[i] for i in label])}
+        {"boxes": box.double(), "labels": torch.tensor([LABELS[i] for i in label])}
         for box, label in zip(boxes, labels, strict=True)
     ]
     x = ours.normalise(images, sizes)
-    theirs.zero_grad()
-    ours.zero_grad()
     if isinstance(ours, TwoStage):
-        theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler = TheirFirstK(256, 0.5), TheirFirstK(512, 0.25)
+        theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler = (
+            TheirFirstK(256, 0.5),
+            TheirFirstK(512, 0.25),
+        )
         ours.rpn.sampler, ours.roi.sampler = FirstK(256, 0.5), FirstK(512, 0.25)
     expected = their_losses(theirs, x, sizes, their_targets)
     found = ours.losses(images, sizes, targets)
     for (name, loss), their_loss in zip(found.items(), expected, strict=True):
         assert loss.item() > 0, name
-        torch.testing.assert_close(loss, their_loss, atol=0, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    sum(expected).backward()
-    sum(found.values()).backward()
+        message = f"{name} is {loss}, not {their_loss}"
+        torch.testing.assert_close(loss, their_loss, atol=0, rtol=1e-4, check_dtype=False, msg=message)
+    torch.stack(expected).sum().backward()
+    torch.stack(list(found.values())).sum().backward()
     gradients = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     compared = 0
     for own, gradient in their_gradients(theirs, ours).items():
@@ -241,9 +245,7 @@ def norm_parameters(model: Detector) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if id(p) in norms]
 
 
-def their_losses(
-    model: Any, x: Tensor, sizes: Tensor, targets: list[dict[str, Tensor]]
-) -> list[Tensor]:
+def their_losses(model: Any, x: Tensor, sizes: Tensor, targets: list[dict[str, Tensor]]) -> list[Tensor]:
     """torchvision's losses in the order of ours."""
     model.train()
     features = model.backbone(x)
@@ -251,7 +253,12 @@ def their_losses(
     if isinstance(model, FasterRCNN):
         proposals, rpn = model.rpn(images, features, targets)
         _, roi = model.roi_heads(features, proposals, images.image_sizes, targets)
-        losses = [rpn["loss_objectness"], rpn["loss_rpn_box_reg"], roi["loss_classifier"], roi["loss_box_reg"]]
+        losses = [
+            rpn["loss_objectness"],
+            rpn["loss_rpn_box_reg"],
+            roi["loss_classifier"],
+            roi["loss_box_reg"],
+        ]
     else:
         maps = list(features.values())
         computed = model.compute_loss(targets, model.head(maps), model.anchor_generator(images, maps))
@@ -262,8 +269,6 @@ def their_losses(
 
 def their_gradients(theirs: Any, ours: Detector) -> dict[str, Tensor]:
     """torchvision's gradients under our names, its unused classes' rows left out."""
-    from msefpn.models.torchvision_weights import convert_torchvision
-
     named = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
     converted, left_out = convert_torchvision(named, ours, LABELS)
     assert not left_out
@@ -271,8 +276,6 @@ def their_gradients(theirs: Any, ours: Detector) -> dict[str, Tensor]:
 
 
 def test_weights_of_another_model_are_refused() -> None:
-    from msefpn.errors import UserError
-
     state = make_faster_rcnn().state_dict()
     state["roi_heads.mask_head.0.weight"] = torch.zeros(1)
     with pytest.raises(UserError, match="no place for roi_heads"):

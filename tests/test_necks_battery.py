@@ -90,7 +90,9 @@ def test_compile_fullgraph(variant: str) -> None:
 
 def test_export_dynamic_size(variant: str) -> None:
     neck = make(variant).eval()
-    batch, height, width = (torch.export.Dim(name, min=low, max=64) for name, low in (("b", 1), ("h", 3), ("w", 3)))
+    batch, height, width = (
+        torch.export.Dim(name, min=low, max=64) for name, low in (("b", 1), ("h", 3), ("w", 3))
+    )
     shapes = [{0: batch, 2: height * (32 // s), 3: width * (32 // s)} for s in STRIDES]
     program = torch.export.export(neck, (maps(96, 128),), dynamic_shapes=(shapes,)).module()
     for size in ((96, 160, 1), (224, 96, 3)):
@@ -112,7 +114,9 @@ class Body(nn.Module):
 
     def __init__(self, neck: Neck) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(nn.Conv2d(3, c, s, stride=s) for c, s in zip(CHANNELS, STRIDES, strict=True))
+        self.stages = nn.ModuleList(
+            nn.Conv2d(3, c, s, stride=s) for c, s in zip(CHANNELS, STRIDES, strict=True)
+        )
         self.neck = neck
         self.out_channels = neck.out_channels
 

@@ -246,7 +246,7 @@ def _write_tree(folder: Path, files: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("module", "banned"),
     [
-        ("msefpn", HEAVY),
+        ("msefpn", HEAVY | {"yaml", "numpy"}),
         ("msefpn.cli", HEAVY),
         ("msefpn.api", HEAVY),
         ("msefpn.necks", (HEAVY | {"numpy", "PIL"}) - {"torch"}),

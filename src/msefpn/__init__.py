@@ -8,10 +8,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from msefpn.api import build, check, evaluate, load, predict, train
-from msefpn.errors import UserError
-
 if TYPE_CHECKING:
+    from msefpn.api import build, check, evaluate, load, predict, train
+    from msefpn.errors import UserError
     from msefpn.necks import FPN, GCG, MSEFPN, SEM, SIM
 
 __version__ = "0.1.0"
@@ -29,10 +28,17 @@ __all__ = [
     "predict",
     "train",
 ]
+_HOMES = {"UserError": "errors"} | dict.fromkeys(("FPN", "GCG", "MSEFPN", "SEM", "SIM"), "necks")
+"""Where a name comes from, if not from `msefpn.api`."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import the necks, and torch with them, when one is asked for."""
+    """Import a public name's module when the name is first used: `import msefpn` alone loads nothing."""
     if name in __all__:
-        return getattr(importlib.import_module("msefpn.necks"), name)
+        return getattr(importlib.import_module(f"msefpn.{_HOMES.get(name, 'api')}"), name)
     raise AttributeError(f"module 'msefpn' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """List the names that are not imported yet, too."""
+    return sorted({*globals(), *__all__})

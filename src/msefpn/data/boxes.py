@@ -20,6 +20,7 @@ class Annotations:
     image: NDArray[np.int64]  # (A,) index into the images
     label: NDArray[np.int64]
     boxes: NDArray[np.float64]  # (A, 4) x, y, width, height
+    areas: NDArray[np.float64]  # (A,) square pixels; NaN where the file gives none
     crowd: NDArray[np.bool_]
 
 
@@ -56,6 +57,22 @@ def mend_boxes(
     for row in np.flatnonzero(same_id & kept):
         report.add("duplicate annotation id", names[notes.image[row]], f"annotation {notes.ids[row]}")
     return kept
+
+
+def clip_boxes(
+    notes: Annotations, rows: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return corners (R, 4), clipped to their images, and areas (R,) of the sound annotations in `rows`.
+
+    The areas are the stated ones, of masks perhaps, also where the box is clipped; else those of the boxes.
+    """
+    start, extent, limit = notes.boxes[rows, :2], notes.boxes[rows, 2:], sizes[notes.image[rows]][:, ::-1]
+    end = start + extent
+    # Not from the corners: rounding would move a box of exactly 32 x 32 px over COCO's limit of small ones.
+    inside = extent - np.maximum(-start, 0) - np.maximum(end - limit, 0)
+    stated = notes.areas[rows]
+    corners = np.clip(np.concatenate([start, end], 1), 0, np.tile(limit, 2))
+    return corners, np.where(np.isnan(stated), inside.prod(1), stated)
 
 
 def _repeats(notes: Annotations) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -1,6 +1,7 @@
 """COCO json into compact arrays, with every fault found, named and, where possible, mended."""
 
 import json
+import math
 import os
 from array import array
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msefpn.data.boxes import Annotations, mend_boxes
+from msefpn.data.boxes import Annotations, clip_boxes, mend_boxes
 from msefpn.data.faults import Report
 from msefpn.data.images import Header, ImageFault, read_header
 from msefpn.errors import UserError
@@ -36,6 +37,8 @@ class CocoData:
     """(N + 1,) the boxes of image i are offsets[i] to offsets[i + 1]."""
     boxes: NDArray[np.float32]
     """(M, 4) xyxy, pixels of the image as it is decoded."""
+    areas: NDArray[np.float64]
+    """(M,) square pixels: the annotation's, which may be that of a mask, else the box's."""
     labels: NDArray[np.int64]
     """(M,) 0..K-1, in the order of the category ids."""
     crowd: NDArray[np.bool_]
@@ -68,6 +71,7 @@ class CocoData:
             sizes=self.sizes[chosen],
             offsets=offsets,
             boxes=self.boxes[rows],
+            areas=self.areas[rows],
             labels=self.labels[rows],
             crowd=self.crowd[rows],
         )
@@ -106,8 +110,7 @@ def scan_coco(file: Path, folder: Path, *, decode: bool = False) -> tuple[CocoDa
     sizes, usable = _look_at_images(folder, ids, names, stated, decode, report)
     kept = mend_boxes(notes, sizes, ids, names, report)
     order = np.flatnonzero(kept)[np.argsort(notes.image[kept], kind="stable")]
-    corners = np.stack([notes.boxes[:, :2], notes.boxes[:, :2] + notes.boxes[:, 2:]], 1).reshape(-1, 4)
-    limits = np.tile(sizes[notes.image][:, ::-1], 2)
+    boxes, areas = clip_boxes(notes, order, sizes)
     counts = np.bincount(notes.image[order], minlength=len(names))
     data = CocoData(
         file=file,
@@ -116,7 +119,8 @@ def scan_coco(file: Path, folder: Path, *, decode: bool = False) -> tuple[CocoDa
         ids=np.array(ids, dtype=np.int64),
         sizes=sizes,
         offsets=np.concatenate([[0], np.cumsum(counts)]),
-        boxes=np.clip(corners, 0, limits)[order].astype(np.float32),
+        boxes=boxes.astype(np.float32),
+        areas=areas,
         labels=notes.label[order],
         crowd=notes.crowd[order],
         classes=tuple(classes.values()),
@@ -220,7 +224,8 @@ def _read_annotations(
     index_of = {id: index for index, id in enumerate(ids)}
     label_of = {id: label for label, id in enumerate(classes)}
     # Typed arrays: a list of numbers would hold millions of Python objects.
-    note, image, label, boxes, crowd = array("q"), array("q"), array("q"), array("d"), array("b")
+    note, image, label, crowd = array("q"), array("q"), array("q"), array("b")
+    boxes, areas = array("d"), array("d")
     for index, item in enumerate(raw):
         where = _where("annotation", index, item, "annotations")
         if not _has_keys(item, {"image_id": int, "category_id": int, "bbox": list}, where, report):
@@ -237,14 +242,22 @@ def _read_annotations(
             image.append(position)
             label.append(label_of[item["category_id"]])
             boxes.extend(box)
+            areas.append(_area(item))
             crowd.append(bool(item.get("iscrowd", 0)))
     return Annotations(
         ids=np.array(note, dtype=np.int64),
         image=np.array(image, dtype=np.int64),
         label=np.array(label, dtype=np.int64),
         boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        areas=np.array(areas, dtype=np.float64),
         crowd=np.array(crowd, dtype=np.bool_),
     )
+
+
+def _area(annotation: dict[str, Any]) -> float:
+    """The area that an annotation states; NaN where it states none, or one that cannot be."""
+    area = annotation.get("area")
+    return area if isinstance(area, (int, float)) and 0 < area < math.inf else math.nan
 
 
 def _look_at_images(

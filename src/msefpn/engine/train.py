@@ -27,6 +27,7 @@ from msefpn.engine.run import (
 from msefpn.engine.screen import TrainingScreen, say
 from msefpn.errors import UserError
 from msefpn.models import Detector, build, init_weights
+from msefpn.models.backbone import Backbone
 
 
 def train(plan: Plan) -> Path:
@@ -46,6 +47,8 @@ def train(plan: Plan) -> Path:
     if state is not None:
         detector.load_state_dict(state["detector"])
     else:
+        if config.init == "none":
+            check_random_weights(detector.backbone)
         report = init_weights(detector, config.init)
         told = ["initial weights: random"] if config.init == "none" else str(report).splitlines()
     from msefpn.engine.lit import Training, fit  # noqa: PLC0415  slow to import: after all that can be refused
@@ -75,6 +78,18 @@ def train(plan: Plan) -> Path:
     if first:
         _say_what_next(plan, training.recorder)
     return plan.out
+
+
+def check_random_weights(backbone: Backbone) -> None:
+    """Raise UserError where a backbone would keep its random weights, or statistics of no data."""
+    wanted = {"frozen_stages: -1": not backbone.frozen}
+    if backbone.norms():
+        wanted["train_norm: true"] = backbone.train_norm
+    if not all(wanted.values()):
+        raise UserError(
+            f"init none would freeze random weights or statistics of {backbone.name}: set backbone_options: "
+            f"{{{', '.join(wanted)}}} in the recipe, or give --init imagenet or a file"
+        )
 
 
 def _check_devices(config: Config) -> torch.device:

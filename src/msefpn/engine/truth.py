@@ -12,7 +12,7 @@ from msefpn.errors import UserError
 
 
 def truth_of(data: CocoData) -> dict[str, Any]:
-    """The annotations as they were read and mended, in COCO's format; the areas are those of the boxes."""
+    """The annotations as they were read and mended, in COCO's format; the areas are the file's."""
     owner = np.repeat(data.ids, np.diff(data.offsets))
     boxes = np.concatenate([data.boxes[:, :2], data.boxes[:, 2:] - data.boxes[:, :2]], 1).astype(np.float64)
     annotations = [
@@ -21,7 +21,7 @@ def truth_of(data: CocoData) -> dict[str, Any]:
             "image_id": int(owner[row]),
             "category_id": data.category_ids[data.labels[row]],
             "bbox": boxes[row].tolist(),
-            "area": float(boxes[row, 2] * boxes[row, 3]),
+            "area": float(data.areas[row]),
             "iscrowd": int(data.crowd[row]),
         }
         for row in range(len(boxes))

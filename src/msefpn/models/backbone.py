@@ -18,7 +18,7 @@ class Backbone(nn.Module):
 
     Args:
         name: timm's name of the model.
-        frozen_stages: 0: the stem; 1: also the first stage (all up to the map of stride 4), and so on; -1: none.
+        frozen_stages: 0: the stem; 1: also the first stage (up to the map of stride 4), and so on; -1: none.
         train_norm: let batch normalisation update its statistics; else they stay fixed, and scale and shift
             are trained outside the frozen stages.
         norm_eps: epsilon of batch normalisation; None: the model's own.
@@ -114,9 +114,10 @@ def _levels(name: str) -> tuple[int, ...]:
 def _create(name: str, levels: tuple[int, ...] | None) -> Any:
     """Create the model; those with windows of a fixed image size are told to pad and take any size."""
     options: dict[str, Any] = {} if levels is None else {"out_indices": levels}
-    for any_size in ({"strict_img_size": False, "dynamic_img_pad": True}, {"strict_img_size": False}, {}):
+    any_size: dict[str, Any] = {"strict_img_size": False, "dynamic_img_pad": True}
+    for known in (any_size, {"strict_img_size": False}, {}):
         with contextlib.suppress(TypeError):
-            return timm.create_model(name, features_only=True, **options, **any_size)
+            return timm.create_model(name, features_only=True, **options, **known)
     raise UserError(f"backbone '{name}' cannot be created by timm {timm.__version__}")
 
 

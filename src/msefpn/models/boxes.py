@@ -16,7 +16,7 @@ PAD_SCORE = -1e4
 
 def full_precision(x: Tensor) -> Tensor:
     """x in float32 if it is in a 16-bit type: what boxes, scores and losses are computed in."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def encode(boxes: Tensor, anchors: Tensor, stds: Sequence[float]) -> Tensor:
@@ -101,7 +101,9 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float
     images = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
     group = (groups + images * (groups.max() + 1)).flatten()  # (B * N,)
     if boxes.is_cpu and not torch.compiler.is_compiling():
-        return _nms_by_group(boxes.flatten(0, 1), scores.flatten(), group, valid.flatten(), iou).view_as(valid)
+        return _nms_by_group(boxes.flatten(0, 1), scores.flatten(), group, valid.flatten(), iou).view_as(
+            valid
+        )
     group = torch.where(valid.flatten(), group, -1)
     corners = boxes.flatten(0, 1).double()
     shifted = corners + (group * (corners.max() + 1)).unsqueeze(1)

@@ -32,6 +32,8 @@ class Detector(nn.Module):
     config: Config
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, backbone: Backbone, neck: Neck) -> None:
         super().__init__()
@@ -62,12 +64,16 @@ class Detector(nn.Module):
         return maps
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Subtract the backbone's mean and divide by its deviation; padding becomes zero, as in mmdetection."""
+        """Subtract the mean and divide by the deviation of the backbone's images; padding becomes zero."""
         rows = torch.arange(images.shape[2], device=images.device) < sizes[:, :1]  # (B, H)
         columns = torch.arange(images.shape[3], device=images.device) < sizes[:, 1:]  # (B, W)
         inside = rows[:, None, :, None] & columns[:, None, None, :]
         normalised = (images.to(self.mean.dtype) - self.mean) * self.scale * inside
         return normalised.contiguous(memory_format=torch.channels_last)
+
+
+def _side(images: Tensor) -> tuple[int, int]:
+    return images.shape[2], images.shape[3]
 
 
 class TwoStage(Detector):
@@ -82,14 +88,14 @@ class TwoStage(Detector):
     def forward(self, images: Tensor, sizes: Tensor) -> Detections:
         """Detect, see `Detector.forward`."""
         pyramid = self.pyramid(images, sizes)
-        proposals = self.rpn(pyramid, sizes, images.shape[2:])
+        proposals = self.rpn(pyramid, sizes, _side(images))
         detections: Detections = self.roi(pyramid[: self.pooled_levels], proposals, sizes)
         return detections
 
     def losses(self, images: Tensor, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Losses of proposals and regions, see `Detector.losses`."""
         pyramid = self.pyramid(images, sizes)
-        proposals, losses = self.rpn.losses(pyramid, sizes, images.shape[2:], targets)
+        proposals, losses = self.rpn.losses(pyramid, sizes, _side(images), targets)
         return losses | self.roi.losses(pyramid[: self.pooled_levels], proposals, targets)
 
 
@@ -102,12 +108,12 @@ class OneStage(Detector):
 
     def forward(self, images: Tensor, sizes: Tensor) -> Detections:
         """Detect, see `Detector.forward`."""
-        detections: Detections = self.head(self.pyramid(images, sizes), sizes, images.shape[2:])
+        detections: Detections = self.head(self.pyramid(images, sizes), sizes, _side(images))
         return detections
 
     def losses(self, images: Tensor, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Losses of the head, see `Detector.losses`."""
-        return self.head.losses(self.pyramid(images, sizes), sizes, images.shape[2:], targets)
+        return self.head.losses(self.pyramid(images, sizes), sizes, _side(images), targets)
 
 
 MakeNeck = Callable[..., Neck]

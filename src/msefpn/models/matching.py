@@ -12,7 +12,7 @@ from msefpn.structures import Targets
 class Match(NamedTuple):
     """Assignment of N boxes of each image."""
 
-    index: Tensor
+    truth: Tensor
     """(B, N) int64, row of the assigned ground truth; meaningful where positive."""
     positive: Tensor
     """(B, N) bool."""
@@ -87,7 +87,7 @@ class MaxIoUMatcher:
 class Sample(NamedTuple):
     """A fixed count S of boxes drawn from an assignment, positives first."""
 
-    index: Tensor
+    chosen: Tensor
     """(B, S) int64, which box."""
     positive: Tensor
     """(B, S) bool."""
@@ -111,28 +111,27 @@ class RandomSampler:
         """Draw from a match of at least one box."""
         keys = self.keys(match.positive)
         total = keys.shape[1]
-        positive = keys.masked_fill(~match.positive, -1)
-        positive = positive.topk(min(int(self.count * self.positive_fraction), total))
-        negative = keys.masked_fill(~match.negative, -1).topk(min(self.count, total))
-        drawn = positive.values >= 0  # (B, P)
+        most = min(int(self.count * self.positive_fraction), total)
+        key, positive = keys.masked_fill(~match.positive, -1).topk(most)
+        drawn = key >= 0  # (B, P)
+        key, negative = keys.masked_fill(~match.negative, -1).topk(min(self.count, total))
         room = self.count - drawn.sum(dim=1, keepdim=True)
-        place = torch.arange(negative.values.shape[1], device=keys.device)
-        filled = (negative.values >= 0) & (place < room)  # (B, Q)
+        filled = (key >= 0) & (torch.arange(key.shape[1], device=keys.device) < room)  # (B, Q)
         valid = torch.cat([drawn, filled], dim=1)
-        index = torch.cat([positive.indices, negative.indices], dim=1)
+        index = torch.cat([positive, negative], dim=1)
         order = valid.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : self.count]
         valid = valid.gather(1, order)
         return Sample(
-            index=index.gather(1, order),
+            chosen=index.gather(1, order),
             positive=valid & (torch.arange(order.shape[1], device=keys.device) < drawn.sum(1, keepdim=True)),
             valid=valid,
         )
 
 
-def matched_boxes(match_index: Tensor, positive: Tensor, targets: Targets, fallback: Tensor) -> Tensor:
+def matched_boxes(truth: Tensor, positive: Tensor, targets: Targets, fallback: Tensor) -> Tensor:
     """Ground truth (B, S, 4) of positive boxes; `fallback` (B, S, 4), the boxes themselves, elsewhere.
 
     With the fallback the deltas of boxes that take no part in the loss are zero and not infinite.
     """
-    boxes = targets.boxes.gather(1, match_index[..., None].expand(-1, -1, 4))
+    boxes = targets.boxes.gather(1, truth[..., None].expand(-1, -1, 4))
     return torch.where(positive[..., None], boxes, fallback)

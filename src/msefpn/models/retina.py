@@ -1,10 +1,12 @@
-"""RetinaNet's head: Lin et al., "Focal Loss for Dense Object Detection", arXiv 1708.02002; mmdetection 2.x."""
+"""RetinaNet's head: Lin et al., "Focal Loss for Dense Object Detection", arXiv 1708.02002.
+
+The defaults are mmdetection 2.x's.
+"""
 
 import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msefpn.models.anchors import AnchorGenerator
@@ -124,10 +126,10 @@ class RetinaHead(nn.Module):
         anchors = torch.cat(self.anchors(pyramid, image))
         usable = self.anchors.inside(pyramid, sizes)
         match = self.matcher(anchors, usable if self.ignore_padding else torch.ones_like(usable), targets)
-        labels = targets.labels.gather(1, match.index)
+        labels = targets.labels.gather(1, match.truth)
         weight = self._weight(match.positive)
         chosen = match.positive.nonzero(as_tuple=True)
-        truth = matched_boxes(match.index, match.positive, targets, anchors.expand_as(deltas))
+        truth = matched_boxes(match.truth, match.positive, targets, anchors.expand_as(deltas))
         aim = encode(truth[chosen], anchors[chosen[1]], STDS)
         return {
             "retina_class": focal_loss(

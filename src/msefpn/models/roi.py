@@ -108,8 +108,8 @@ class RoIHead(nn.Module):
         boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
         match = self.matcher(boxes, torch.cat([proposals.valid, targets.valid], dim=1), targets)
         sample = self.sampler(match)
-        rois = boxes.gather(1, sample.index[..., None].expand(-1, -1, 4))  # (B, S, 4)
-        assigned = match.index.gather(1, sample.index)
+        rois = boxes.gather(1, sample.chosen[..., None].expand(-1, -1, 4))  # (B, S, 4)
+        assigned = match.truth.gather(1, sample.chosen)
         labels = targets.labels.gather(1, assigned)  # (B, S)
         logits, deltas = self._heads(pyramid, rois)
         own = deltas.gather(2, labels[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)  # (B, S, 4)
@@ -127,8 +127,8 @@ class RoIHead(nn.Module):
         pooled = self.pool(pyramid, rois).flatten(1)  # (B * R, C * size * size)
         hidden = F.relu(self.fc2(F.relu(self.fc1(pooled))))
         shape = rois.shape[:2]
-        logits = full_precision(self.classes(hidden)).unflatten(0, shape)
-        deltas = full_precision(self.deltas(hidden)).unflatten(0, shape).unflatten(-1, (-1, 4))
+        logits = full_precision(self.classes(hidden)).view(*shape, -1)
+        deltas = full_precision(self.deltas(hidden)).view(*shape, -1, 4)
         return logits, deltas
 
 

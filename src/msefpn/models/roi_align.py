@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from msefpn.models.boxes import full_precision
+
 
 class RoIAlign(nn.Module):
     """RoIAlign of each region on the level of its size (FPN, equation 1).
@@ -32,7 +34,8 @@ class RoIAlign(nn.Module):
         self.sampling_ratio, self.aligned = sampling_ratio, aligned
 
     def forward(self, pyramid: list[Tensor], boxes: Tensor) -> Tensor:
-        """Pool boxes (B, R, 4), pixels, from maps (B, C, H_i, W_i): (B * R, C, size, size)."""
+        """Pool boxes (B, R, 4), pixels, from maps (B, C, H_i, W_i): (B * R, C, size, size), in float32."""
+        pyramid = [full_precision(x) for x in pyramid]
         images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
         images = images[:, None, None].expand(-1, boxes.shape[1], 1)
         rois = torch.cat([images, boxes], dim=-1).flatten(0, 1)  # (B * R, 5)
@@ -61,9 +64,7 @@ class RoIAlign(nn.Module):
         return pooled[order.argsort()]
 
     def _align(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:
-        pooled: Tensor = roi_align(
-            x, rois.to(x.dtype), self.size, 1 / stride, self.sampling_ratio, self.aligned
-        )
+        pooled: Tensor = roi_align(x, rois, self.size, 1 / stride, self.sampling_ratio, self.aligned)
         return pooled
 
     def _bags(self, pyramid: list[Tensor], rois: Tensor, level: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ class RoIAlign(nn.Module):
             torch.cat([index.flatten() for index, _ in tables]),
             cells,
             lengths.cumsum(0) - lengths,
-            per_sample_weights=torch.cat([weight.flatten() for _, weight in tables]).to(cells.dtype),
+            per_sample_weights=torch.cat([weight.flatten() for _, weight in tables]),
             mode="sum",
         )
         pooled = pooled.view(len(rois), self.size, self.size, -1)[torch.cat(order).argsort()]

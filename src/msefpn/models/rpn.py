@@ -153,10 +153,10 @@ class RPN(nn.Module):
         usable = self.anchors.inside(pyramid, sizes)
         match = self.matcher(anchors, usable if self.ignore_padding else torch.ones_like(usable), targets)
         sample = self.sampler(match)
-        anchor = anchors[sample.index]  # (B, S, 4)
-        truth = matched_boxes(match.index.gather(1, sample.index), sample.positive, targets, anchor)
-        chosen = full_precision(delta.gather(1, sample.index[..., None].expand(-1, -1, 4)))
-        chosen_logits = full_precision(logit.gather(1, sample.index))
+        anchor = anchors[sample.chosen]  # (B, S, 4)
+        truth = matched_boxes(match.truth.gather(1, sample.chosen), sample.positive, targets, anchor)
+        chosen = full_precision(delta.gather(1, sample.chosen[..., None].expand(-1, -1, 4)))
+        chosen_logits = full_precision(logit.gather(1, sample.chosen))
         count = sample.valid.sum().clamp(min=1)
         return {
             "rpn_object": object_loss(chosen_logits, sample.positive, sample.valid) / count,

@@ -45,9 +45,9 @@ def convert_torchvision(
     Args:
         state: torchvision's.
         detector: what it shall fit.
-        labels: torchvision's label of each of our classes; None: the detector's category ids, as torchvision's
-            COCO weights have them, if the largest is the last row of the head; else the heads' class
-            layers are left out.
+        labels: torchvision's label of each of our classes; None: the detector's category ids, as
+            torchvision's COCO weights have them, if the largest is the last row of the head; else the
+            heads' class layers are left out.
 
     Returns:
         Tensors under our names, and the names of torchvision's that have no place, with the reason.
@@ -102,9 +102,10 @@ def from_torchvision(
     missing, unexpected = detector.load_state_dict(converted, strict=False)
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if strange := [*left_out, *missing, *unexpected]:
+        more = f" and {len(strange) - 4} more" if len(strange) > 4 else ""
         raise UserError(
-            f"not a torchvision {config.detector} with {backbone} and FPN: no place for {', '.join(strange[:4])}"
-            + (f" and {len(strange) - 4} more" if len(strange) > 4 else "")
+            f"not a torchvision {config.detector} with {backbone} and FPN: "
+            f"no place for {', '.join(strange[:4])}{more}"
         )
     return detector.eval()
 
@@ -119,9 +120,7 @@ def _rename(name: str) -> str | None:
     return None
 
 
-def _class_rows(
-    own: str, tensor: Tensor, labels: Sequence[int] | None, detector: Detector
-) -> Tensor | None:
+def _class_rows(own: str, tensor: Tensor, labels: Sequence[int] | None, detector: Detector) -> Tensor | None:
     """Rows of torchvision's class layer in our order, or None where the labels are not its classes."""
     row = torch.tensor(detector.category_ids if labels is None else labels)
     if own.startswith("head.classes."):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from msefpn.config import Config, from_dict
+from msefpn.config import from_dict
 from msefpn.errors import UserError
 from msefpn.models.detector import Detector, build
 from msefpn.models.torchvision_weights import convert_torchvision, is_torchvision
@@ -49,7 +49,7 @@ def load(path: str | Path) -> Detector:
     """Give a detector back, in evaluation mode, with its `classes`.
 
     Args:
-        path: a file written by `save`, or a run's folder: its `best.safetensors`, else its `last.safetensors`.
+        path: a file written by `save`, or a run's folder: its `best.safetensors`, else `last.safetensors`.
 
     Raises:
         UserError: no such file, a broken one, or one that `save` did not write.
@@ -118,10 +118,8 @@ def init_weights(detector: Detector, source: str) -> InitReport:
     """
     if source == "none":
         return InitReport("nowhere", (), tuple(detector.state_dict()), ())
-    if source == "imagenet":
-        state = _from_hub(detector.backbone.name)
-    else:
-        state = _read_any(Path(source))
+    from_hub = source == "imagenet"
+    state = _from_hub(detector.backbone.name) if from_hub else _read_any(Path(source))
     left_out: list[str] = []
     if is_torchvision(state):
         state, left_out = convert_torchvision(state, detector)
@@ -146,7 +144,7 @@ def init_weights(detector: Detector, source: str) -> InitReport:
 
 
 def _place(name: str, own: Mapping[str, Tensor]) -> str | None:
-    """Where a tensor of a detector or of a timm backbone belongs; timm's extractors flatten one level of names."""
+    """Where a tensor of a detector or of a timm backbone belongs; timm flattens one level of names."""
     names = (name, f"backbone.body.{name}", f"backbone.body.{name.replace('.', '_', 1)}")
     return next((candidate for candidate in names if candidate in own), None)
 

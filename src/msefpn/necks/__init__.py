@@ -9,7 +9,7 @@ from msefpn.necks.base import Neck
 from msefpn.necks.fpn import FPN
 from msefpn.necks.mse_fpn import GATES, GCG, MSEFPN, SEM, SIM
 
-NECKS: dict[str, type[FPN | MSEFPN]] = {
+NECKS: dict[str, type[Neck]] = {
     "fpn": FPN,
     "mse_fpn": MSEFPN,
 }

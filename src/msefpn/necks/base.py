@@ -1,6 +1,7 @@
 """The contract that every neck keeps."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ class Neck(nn.Module):
             raise ValueError(
                 f"in_channels {list(in_channels)} and in_strides {list(in_strides)} must pair up"
             )
-        if any(fine * 2 != coarse for fine, coarse in zip(in_strides, in_strides[1:], strict=False)):
+        if any(fine * 2 != coarse for fine, coarse in pairwise(in_strides)):
             raise ValueError(f"in_strides {list(in_strides)} must double from level to level")
         if not 0 <= start_level < len(in_channels):
             raise ValueError(f"start_level {start_level} is not one of the {len(in_channels)} input levels")

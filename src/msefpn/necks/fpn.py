@@ -44,4 +44,5 @@ class FPN(Neck):
         for i in range(len(merged) - 2, -1, -1):
             merged[i] = merged[i] + upsample_nearest(merged[i + 1], like=merged[i])
         pyramid = [conv(x) for conv, x in zip(self.outputs, merged, strict=True)]
-        return pyramid + self.extra(features[-1], pyramid[-1])
+        extra: list[Tensor] = self.extra(features[-1], pyramid[-1])
+        return pyramid + extra

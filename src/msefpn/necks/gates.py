@@ -17,7 +17,8 @@ class Gate(nn.Module):
 
     def fuse(self, local: Tensor, above: Tensor) -> Tensor:
         """Gate the sum of this level's map and the upsampled map of the level above, both (B, C, H, W)."""
-        return self(local + above)
+        gated: Tensor = self(local + above)
+        return gated
 
 
 class NoGate(Gate):
@@ -45,13 +46,13 @@ class CAG(Gate):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate x (B, C, H, W) by channel."""
-        average = self.fc_avg(x.mean(dim=(2, 3), keepdim=True)).relu()  # (B, C, 1, 1)
-        maximum = self.fc_max(x.amax(dim=(2, 3), keepdim=True)).relu()  # (B, C, 1, 1)
+        average: Tensor = self.fc_avg(x.mean(dim=(2, 3), keepdim=True)).relu()  # (B, C, 1, 1)
+        maximum: Tensor = self.fc_max(x.amax(dim=(2, 3), keepdim=True)).relu()  # (B, C, 1, 1)
         return x * (average + maximum).sigmoid()
 
 
 class CoordinateAttention(Gate):
-    """Coordinate Attention (arXiv 2103.02907, section 3.2): two strip poolings, two sigmoids, reduction 32."""
+    """Coordinate Attention (arXiv 2103.02907, section 3.2): two strip poolings and sigmoids, reduction 32."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -67,8 +68,8 @@ class CoordinateAttention(Gate):
         height, width = x.shape[-2:]
         strips = torch.cat([x.mean(3), x.mean(2)], dim=2).unsqueeze(3)  # (B, C, H + W, 1)
         rows, columns = self.shared(strips).split([height, width], dim=2)
-        gate_rows = self.rows(rows).sigmoid()  # (B, C, H, 1)
-        gate_columns = self.columns(columns).sigmoid().transpose(2, 3)  # (B, C, 1, W)
+        gate_rows: Tensor = self.rows(rows).sigmoid()  # (B, C, H, 1)
+        gate_columns: Tensor = self.columns(columns).sigmoid().transpose(2, 3)  # (B, C, 1, W)
         return x * gate_rows * gate_columns
 
 
@@ -87,11 +88,12 @@ class CBAM(Gate):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate x (B, C, H, W) by channel, then by cell."""
-        average = self.mlp(x.mean(dim=(2, 3), keepdim=True))  # (B, C, 1, 1)
-        maximum = self.mlp(x.amax(dim=(2, 3), keepdim=True))  # (B, C, 1, 1)
+        average: Tensor = self.mlp(x.mean(dim=(2, 3), keepdim=True))  # (B, C, 1, 1)
+        maximum: Tensor = self.mlp(x.amax(dim=(2, 3), keepdim=True))  # (B, C, 1, 1)
         x = x * (average + maximum).sigmoid()
         pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)  # (B, 2, H, W)
-        return x * self.spatial(pooled).sigmoid()
+        gate: Tensor = self.spatial(pooled).sigmoid()  # (B, 1, H, W)
+        return x * gate
 
 
 class GMU(Gate):

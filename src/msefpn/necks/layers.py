@@ -17,7 +17,7 @@ def rounded_width(channels: int, ratio: int) -> int:
 
 
 def upsample_nearest(x: Tensor, like: Tensor) -> Tensor:
-    """Resize x (B, C, h, w) to the height and width of `like`, nearest neighbour: the top-down step of FPN."""
+    """Resize x (B, C, h, w) to the height and width of `like`, nearest neighbour: FPN's top-down step."""
     return F.interpolate(x, size=like.shape[-2:], mode="nearest")
 
 

@@ -1,4 +1,6 @@
-"""MSE-FPN: Guo et al., "Multi-scale semantic enhancement network for object detection", Sci. Rep. 13:7178, 2023.
+"""MSE-FPN: a feature pyramid whose levels are given semantics of several levels, and gated.
+
+Guo et al., "Multi-scale semantic enhancement network for object detection", Sci. Rep. 13:7178, 2023.
 
 SEM gathers semantics from several backbone maps, SIM injects them into each level in place of FPN's 1x1
 lateral, GCG gates each level of the top-down path. Where the paper's text leaves a choice open, the choice is
@@ -20,11 +22,12 @@ from msefpn.necks.layers import group_norm, resize_bilinear, rounded_width, upsa
 class SEM(nn.Module):
     """Semantic enhancement module: one map of semantics from several levels.
 
-    The levels are average-pooled to half the coarsest map's size, rounded up, and concatenated to M (B, C, h, w),
-    C the sum of their channels, N = h * w. A spatial branch a (B, 1, h, w) weighs V = Wv M, a channel branch
-    m (B, C, 1, 1) weighs M:
+    The levels are average-pooled to half the coarsest map's size, rounded up, and concatenated to M
+    (B, C, h, w), C the sum of their channels, N = h * w. A spatial branch a (B, 1, h, w) weighs V = Wv M, a
+    channel branch m (B, C, 1, 1) weighs M:
 
-        R = (Wq M)^T (Wk M), normalised per sample over its N x N entries;  a = sigmoid(mean of R over queries)
+        R = (Wq M)^T (Wk M), normalised per sample over its N x N entries
+        a = sigmoid(mean of R over queries)
         m = sigmoid(W2 relu(W1 mean(M)))
         G = a * V + m * M
 
@@ -77,13 +80,15 @@ class SEM(nn.Module):
         Returns:
             G, (B, C, ceil(H5 / 2), ceil(W5 / 2)).
         """
-        size = tuple((side + 1) // 2 for side in coarsest.shape[-2:])
+        height, width = coarsest.shape[-2:]
+        size = ((height + 1) // 2, (width + 1) // 2)
         m = torch.cat([F.adaptive_avg_pool2d(x, size) for x in features], dim=1)  # (B, C, h, w)
         if self.branches == "conv":
-            return self.conv(m)
+            mixed: Tensor = self.conv(m)
+            return mixed
         if self.branches == "channel":
             return self._channel_weight(m) * m
-        enhanced = self._spatial_weight(m) * self.value(m)
+        enhanced: Tensor = self._spatial_weight(m) * self.value(m)
         if self.branches == "spatial":
             return enhanced
         weight = self._channel_weight(m)
@@ -93,19 +98,24 @@ class SEM(nn.Module):
         return gathered + m if self.combine == "residual" else gathered
 
     def _channel_weight(self, m: Tensor) -> Tensor:
-        return self.channel_gate(m.mean(dim=(2, 3), keepdim=True))  # (B, C, 1, 1)
+        weight: Tensor = self.channel_gate(m.mean(dim=(2, 3), keepdim=True))  # (B, C, 1, 1)
+        return weight
 
     def _spatial_weight(self, m: Tensor) -> Tensor:
         """a (B, 1, h, w); the scores and their statistics in float32, also under autocast."""
-        query, key = self.query(m).flatten(2), self.key(m).flatten(2)  # (B, C', N)
+        query: Tensor = self.query(m).flatten(2)  # (B, C', N)
+        key: Tensor = self.key(m).flatten(2)  # (B, C', N)
+        precise = torch.promote_types(m.dtype, torch.float32)
         with _float32(m):
-            scores = query.float().transpose(1, 2) @ key.float()  # (B, N queries, N keys)
+            query, key = query.to(precise), key.to(precise)
+            scores = query.transpose(1, 2) @ key  # (B, N queries, N keys)
             if self.score_norm == "before":
                 scores = F.layer_norm(scores, scores.shape[1:])
             pooled = scores.mean(dim=1)  # (B, N)
             if self.score_norm == "after":
                 pooled = F.layer_norm(pooled, pooled.shape[1:])
-        return pooled.sigmoid().to(m.dtype).unflatten(1, m.shape[-2:]).unsqueeze(1)
+        weight: Tensor = pooled.sigmoid().to(m.dtype).unflatten(1, m.shape[-2:]).unsqueeze(1)
+        return weight
 
 
 class SIM(nn.Module):
@@ -132,11 +142,15 @@ class SIM(nn.Module):
         self.reduce = nn.Identity() if width == out_channels else nn.Conv2d(width, out_channels, 1)
 
     def forward(self, x: Tensor, semantics: Tensor) -> Tensor:
-        """Inject semantics (B, semantic_channels, h, w) into x (B, in_channels, H, W): (B, out_channels, H, W)."""
+        """Inject semantics (B, semantic_channels, h, w) into x (B, in_channels, H, W).
+
+        Returns F, (B, out_channels, H, W).
+        """
         local = self.local(x)
         gate = resize_bilinear(self.gate(semantics).sigmoid(), like=x)
         embedding = resize_bilinear(self.embedding(semantics), like=x)
-        return self.reduce(torch.addcmul(embedding, local, gate))
+        injected: Tensor = self.reduce(torch.addcmul(embedding, local, gate))
+        return injected
 
 
 class AddedSemantics(nn.Module):
@@ -149,7 +163,8 @@ class AddedSemantics(nn.Module):
 
     def forward(self, x: Tensor, semantics: Tensor) -> Tensor:
         """Add semantics (B, semantic_channels, h, w) to x (B, in_channels, H, W): (B, out_channels, H, W)."""
-        return self.local(x) + resize_bilinear(self.semantics(semantics), like=x)
+        local: Tensor = self.local(x)
+        return local + resize_bilinear(self.semantics(semantics), like=x)
 
 
 class GCG(Gate):
@@ -168,8 +183,8 @@ class GCG(Gate):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate x (B, C, H, W)."""
-        rows = self.rows(x.mean(dim=3, keepdim=True))  # (B, C, H, 1)
-        columns = self.columns(x.mean(dim=2, keepdim=True))  # (B, C, 1, W)
+        rows: Tensor = self.rows(x.mean(dim=3, keepdim=True))  # (B, C, H, 1)
+        columns: Tensor = self.columns(x.mean(dim=2, keepdim=True))  # (B, C, 1, W)
         return (rows * columns).sigmoid() * x
 
 
@@ -186,7 +201,8 @@ GATES: dict[str, type[GCG | CAG | CoordinateAttention | CBAM | GMU | NoGate]] = 
 class MSEFPN(Neck):
     """Multi-scale semantic enhancement feature pyramid.
 
-    G = SEM(maps);  F_i = SIM_i(C_i, G);  T_top = GCG(F_top);  T_i = GCG_i(F_i + up(T_{i+1}));  P_i = conv3x3(T_i)
+        G = SEM(maps);  F_i = SIM_i(C_i, G)
+        T_top = GCG(F_top);  T_i = GCG_i(F_i + up(T_{i+1}));  P_i = conv3x3(T_i)
 
     Args:
         in_channels: channels of the input maps, finest first.
@@ -197,8 +213,8 @@ class MSEFPN(Neck):
         preset: `shared`, every SIM reads all of G; or `split`, SIM_i reads the slice of G that came from C_i.
         sem: branches of SEM (`both`, `spatial`, `channel`), `conv` for a 1x1 convolution in its place, or
             `none` for FPN's plain laterals.
-        sem_strides: strides of the maps that SEM reads; None: the three coarsest for `shared`, all that become
-            outputs for `split` (which allows nothing else).
+        sem_strides: strides of the maps that SEM reads; None: the three coarsest for `shared`, all that
+            become outputs for `split` (which allows nothing else).
         combine: how SEM joins its branches, see `SEM`.
         score_norm: where SEM normalises its scores, see `SEM`.
         sim: `inject` (SIM), `wide` (SIM at the level's own width, then a 1x1 convolution) or `add` (the
@@ -262,7 +278,8 @@ class MSEFPN(Neck):
         """Fuse the maps; shapes as in `Neck.forward`."""
         merged = self._top_down(self._laterals(features))
         pyramid = [conv(x) for conv, x in zip(self.outputs, merged, strict=True)]
-        return pyramid + self.extra(features[-1], pyramid[-1])
+        extra: list[Tensor] = self.extra(features[-1], pyramid[-1])
+        return pyramid + extra
 
     def _laterals(self, features: list[Tensor]) -> list[Tensor]:
         inputs = features[self.start_level :]
