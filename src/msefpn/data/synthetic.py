@@ -1,7 +1,7 @@
 """The built-in set: shapes over textured backgrounds, drawn here, in COCO format.
 
-Objects differ in shape, not in colour; they are 8 to 256 px large (log-uniform), overlap, stick out, and some
-images hold none. Boxes, areas and masks are those of the visible pixels, exactly.
+Objects differ in shape, not in colour; they are 8 to 256 px large, a third of them each small, medium and large
+in COCO's sense; they overlap, stick out, and some images hold none. Boxes, areas and masks are those of the visible pixels, exactly.
 """
 
 import json
@@ -24,6 +24,7 @@ Mask = NDArray[np.bool_]
 _SMALLEST, _LARGEST = 8, 256
 _EMPTY = 0.08  # share of images without objects
 _OVERSAMPLING = 4
+_SKEW = 0.75  # 1: sizes are log-uniform; less: larger ones are more frequent
 _VISIBLE = 0.5  # share of an object that later ones must leave uncovered
 
 
@@ -87,7 +88,7 @@ class _Object(NamedTuple):
     full: int  # pixels before anything covered it
 
 
-def draw(folder: Path, *, train: int = 300, val: int = 60, seed: int = 0, size: int = 320) -> None:
+def draw(folder: Path, *, train: int = 600, val: int = 60, seed: int = 0, size: int = 320) -> None:
     """Draw the set: `train.json` + `train/*.jpg` and `val.json` + `val/*.jpg`, the same bytes for a seed.
 
     Args:
@@ -95,7 +96,7 @@ def draw(folder: Path, *, train: int = 300, val: int = 60, seed: int = 0, size: 
         train: number of training images.
         val: number of validation images.
         seed: an image depends on it and on its own number only.
-        size: the longest side is `size` to 1.5 * `size` pixels.
+        size: the longest side is 0.8 * `size` to `size` pixels.
 
     Raises:
         UserError: the folder holds something, or cannot be written.
@@ -167,7 +168,7 @@ def _run_lengths(mask: Mask) -> list[int]:
 
 def _draw_image(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], list[_Object]]:
     """Draw one image (H, W, 3) and its objects, the last one on top."""
-    long = int(rng.integers(size, size * 3 // 2 + 1))
+    long = int(rng.integers(size * 4 // 5, size + 1))
     short = max(_SMALLEST * 4, int(long * rng.uniform(0.66, 1.0)))
     height, width = (short, long) if rng.random() < 0.6 else (long, short)
     canvas = _background(rng, height, width)
@@ -176,7 +177,7 @@ def _draw_image(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8],
     for _ in range(4 * count):
         if len(objects) == count:
             break
-        extent = float(np.exp(rng.uniform(np.log(_SMALLEST), np.log(min(_LARGEST, short * 0.85)))))
+        extent = _SMALLEST * (min(_LARGEST, short * 0.85) / _SMALLEST) ** (rng.random() ** _SKEW)
         label = int(rng.integers(len(CLASSES)))
         objects = _place(rng, canvas, objects, label, extent)
     noise = rng.normal(0, 3, canvas.shape).astype(np.float32)
@@ -240,12 +241,12 @@ def _paint(rng: np.random.Generator, part: Floats, weight: Floats) -> Floats:
 
 def _background(rng: np.random.Generator, height: int, width: int) -> Floats:
     """A gradient with stripes and noise at several scales, (H, W, 3), 0..255."""
-    corners = rng.uniform(40, 215, (2, 2, 3))
+    corners = rng.uniform(60, 180, (2, 2, 1)) + rng.uniform(-20, 20, (2, 2, 3))
     canvas = _resized(corners, height, width)
-    for cells, strength in ((4, 30), (12, 18), (40, 12)):
+    for cells, strength in ((4, 14), (12, 9), (40, 6)):
         canvas += _resized(rng.normal(0, strength, (cells, cells, 3)), height, width)
     if rng.random() < 0.5:
-        angle, period, contrast = rng.uniform(0, np.pi), rng.uniform(6, 40), rng.uniform(5, 22)
+        angle, period, contrast = rng.uniform(0, np.pi), rng.uniform(6, 40), rng.uniform(4, 12)
         rows, columns = np.mgrid[:height, :width]
         wave = np.sin((columns * np.cos(angle) + rows * np.sin(angle)) * (2 * np.pi / period)) * contrast
         canvas += wave[..., None].astype(np.float32)
