@@ -82,7 +82,7 @@ def timed(call: Callable[[], Any], train: bool, device: str) -> float:
     start = time.perf_counter()
     if train:
         losses: dict[str, Tensor] = call()
-        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
+        torch.stack(list(losses.values())).sum().backward()
     else:
         with torch.no_grad():
             call()

@@ -81,6 +81,7 @@ def test_defaults_of_mmdetection() -> None:
     assert (head.score, head.nms_iou, head.detections, head.candidates) == (0.05, 0.5, 100, 1000)
     assert (head.matcher.positive_iou, head.matcher.negative_iou) == (0.5, 0.4)
     assert head.matcher.low_quality_iou == 0
+    assert head.classes.bias is not None
     assert torch.sigmoid(head.classes.bias[0]).item() == pytest.approx(0.01, rel=1e-4)
     config = Config()
     assert (config.lr, config.weight_decay, config.warmup, config.batch) == (0.02, 1e-4, 500, 16)

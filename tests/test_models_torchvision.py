@@ -198,7 +198,7 @@ class TheirFirstK:
 
 def test_losses_and_gradients_equal(pair: tuple[Any, Detector], batches: list[tuple[Tensor, Tensor]]) -> None:
     # in float32 rounding changes which anchors the samplers draw at the margin, in float64 it does not
-    theirs, ours = (copy.deepcopy(model).double() for model in pair)
+    theirs, ours = copy.deepcopy(pair[0]).double(), copy.deepcopy(pair[1]).double()
     images, sizes = batches[0]
     boxes = [
         torch.tensor([[10.0, 15, 60, 100], [75, 30, 105, 50], [150, 50, 165, 120]]),

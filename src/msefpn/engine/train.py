@@ -171,6 +171,6 @@ def _say_what_next(plan: Plan, recorder: Recorder | None) -> None:
     )
     if plan.builtin:
         say(
-            "your own data: msefpn train --data DIR, where DIR holds train.json + train/ and val.json + val/ "
-            "(COCO format; look at it first with msefpn check DIR)"
+            "your own data: msefpn train --data DIR --recipe small_data, where DIR holds train.json + train/ "
+            "and val.json + val/ (COCO format; look at it first with msefpn check DIR)"
         )
