@@ -26,6 +26,7 @@ _SMALLEST, _LARGEST = 8, 256
 _EMPTY = 0.08  # share of images without objects
 _OVERSAMPLING = 4
 _SKEW = 0.75  # 1: sizes are log-uniform; less: larger ones are more frequent
+_TURN = np.pi / 9  # largest rotation of an object
 _VISIBLE = 0.5  # share of an object that later ones must leave uncovered
 
 
@@ -213,8 +214,8 @@ def _place(
 
 
 def _alpha(rng: np.random.Generator, shape: str, extent: float) -> Floats:
-    """Coverage (S, S), 0..1, of a shape turned at random whose box's longest side is `extent` pixels."""
-    angle = rng.uniform(0, 2 * np.pi)
+    """Coverage (S, S), 0..1, of a shape, turned a little, whose box's longest side is `extent` pixels."""
+    angle = rng.uniform(-_TURN, _TURN)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     squeeze = np.array([1.0, rng.uniform(0.75, 1.0)])
     outline = (_SHAPES[shape]() * squeeze) @ turn
