@@ -12,6 +12,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from msefpn.data import synthetic
 from msefpn.data.coco import find_split, read_coco
 from msefpn.engine.truth import truth_of
 from msefpn.metrics.coco import NUMBERS, evaluate_coco
@@ -137,9 +138,10 @@ def test_missing_areas_are_those_of_the_boxes() -> None:
     assert complete["APs"] > 0
 
 
-def test_the_data_as_read_is_judged_as_its_json(tiny_set: Path) -> None:
+def test_the_data_as_read_is_judged_as_its_json(tmp_path: Path) -> None:
     """The areas in the json are those of masks: the sizes of objects must follow them, not the boxes."""
-    file, folder = find_split(tiny_set, "train")
+    synthetic.draw(tmp_path / "set", train=12, val=1, seed=0)
+    file, folder = find_split(tmp_path / "set", "train")
     content = json.loads(file.read_text())
     ours = truth_of(read_coco(file, folder)[0])
     rng = np.random.default_rng(0)

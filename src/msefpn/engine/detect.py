@@ -30,8 +30,8 @@ class Found:
     cut: int = 0
     """Candidates over the score threshold that were not looked at; see `Detections.cut`."""
 
-    def where(self, rows: NDArray[np.bool_]) -> Found:
-        """Return some of the detections; `rows` is (M,)."""
+    def where(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Found:
+        """Return some of the detections; `rows` is a mask (M,) or their indices."""
         return Found(self.image_ids[rows], self.boxes[rows], self.scores[rows], self.labels[rows], self.cut)
 
 

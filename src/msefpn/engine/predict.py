@@ -85,6 +85,7 @@ def predict(plan: Prediction, *, device: str) -> list[dict[str, Any]]:
 def draw(pixels: NDArray[np.uint8], found: Found, classes: Sequence[str]) -> NDArray[np.uint8]:
     """Draw boxes and labels into a copy of an image (H, W, 3) RGB."""
     height, width = pixels.shape[:2]
+    found = found.where(found.scores.argsort())  # the best on top
     detections = sv.Detections(xyxy=found.boxes, confidence=found.scores, class_id=found.labels.astype(int))
     thickness = max(1, round(min(width, height) / 300))
     text_scale = max(0.35, min(width, height) / 1200)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from msefpn.errors import UserError
 
 STRIDES = [4, 8, 16, 32]
+SMALLEST_EPS = 1e-30
+"""Stands for an epsilon of 0, which torch 2.11's batch normalisation refuses; no variance notices it."""
 
 
 class Backbone(nn.Module):
@@ -51,7 +53,7 @@ class Backbone(nn.Module):
         self.mean = [255 * value for value in cfg.mean]
         self.std = [255 * value for value in cfg.std]
         for module in self.norms():
-            module.eps = module.eps if norm_eps is None else norm_eps
+            module.eps = module.eps if norm_eps is None else max(norm_eps, SMALLEST_EPS)
         self.frozen = _freeze(self.body, modules, frozen_stages)
         self.train()
 
