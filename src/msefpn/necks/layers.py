@@ -49,7 +49,7 @@ class PoolP5(nn.Module):
 
     def forward(self, c5: Tensor, p5: Tensor) -> list[Tensor]:
         """One map (B, C, ceil(H5 / 2), ceil(W5 / 2))."""
-        return [F.max_pool2d(p5, kernel_size=1, stride=2)]
+        return [p5[:, :, ::2, ::2]]
 
 
 class ConvC5(nn.Module):
