@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,7 +50,8 @@ class PoolP5(nn.Module):
 
     def forward(self, c5: Tensor, p5: Tensor) -> list[Tensor]:
         """One map (B, C, ceil(H5 / 2), ceil(W5 / 2))."""
-        return [p5[:, :, ::2, ::2]]
+        rows, columns = (torch.arange(0, side, 2, device=p5.device) for side in p5.shape[2:])
+        return [p5.index_select(2, rows).index_select(3, columns)]  # torch 2.11 exports no strided view
 
 
 class ConvC5(nn.Module):
