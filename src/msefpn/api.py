@@ -3,7 +3,7 @@
 Nothing that is slow to import is imported before it is needed.
 """
 
-# ruff: noqa: PLC0415
+# ruff: noqa: PLC0415  (what is slow to import is imported where it is needed)
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -203,7 +203,7 @@ def _collate_guarded(samples: list[Sample] | UserError) -> Batch | UserError:
 class _Loader(DataLoader[Any]):
     """A DataLoader that raises what its workers hand over."""
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch types its own iterator
         for batch in super().__iter__():
             if isinstance(batch, UserError):
                 raise batch
@@ -212,7 +212,7 @@ class _Loader(DataLoader[Any]):
 
 def _loader(dataset: DetectionDataset, keys: BatchKeys, workers: int) -> "DataLoader[Any]":
     return _Loader(
-        _Guarded(dataset),  # type: ignore[arg-type]
+        _Guarded(dataset),  # type: ignore[arg-type]  # its keys are pairs, not integers
         batch_sampler=keys,
         num_workers=workers,
         collate_fn=_collate_guarded,

@@ -20,7 +20,7 @@ def fitted_size(height: int, width: int, long: int, short: int, scale: float = 1
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
-class FitResize(v2.Transform):  # type: ignore[misc]
+class FitResize(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """Resize, ratio kept, to fit into `long` x `short` pixels, times a factor drawn from `scales`."""
 
     def __init__(self, long: int, short: int, scales: tuple[float, float] = (1.0, 1.0)) -> None:

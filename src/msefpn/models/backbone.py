@@ -48,7 +48,7 @@ class Backbone(nn.Module):
         self.body, modules = _extractor(name)
         self.channels: list[int] = self.body.feature_info.channels()
         self.strides = list(STRIDES)
-        self.channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
+        self.nhwc = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
         cfg = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
         self.mean = [255 * value for value in cfg.mean]
         self.std = [255 * value for value in cfg.std]
@@ -60,7 +60,7 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps (B, channels[i], H / strides[i], W / strides[i]) of normalised images (B, 3, H, W)."""
         maps: list[Tensor] = self.body(x)
-        return [x.permute(0, 3, 1, 2).contiguous() for x in maps] if self.channels_last else maps
+        return [x.permute(0, 3, 1, 2).contiguous() for x in maps] if self.nhwc else maps
 
     def norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
         """Its batch normalisation layers."""

@@ -80,7 +80,7 @@ class RetinaHead(nn.Module):
             if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
-        nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
+        nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]  # it has one
         self.matcher = MaxIoUMatcher(positive_iou, negative_iou, 0.0, reassign=reassign)
         self.ignore_padding, self.per_image, self.beta = ignore_padding, per_image, beta
         self.score, self.nms_iou, self.clamp_both = score, nms_iou, clamp_both
