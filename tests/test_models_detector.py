@@ -12,6 +12,7 @@ from msefpn.config import Config
 from msefpn.errors import UserError
 from msefpn.models import DETECTORS, Detector, OneStage, TwoStage, build, init_weights, load, save
 from msefpn.models.backbone import Backbone
+from msefpn.models.retina import RetinaHead
 from msefpn.structures import Targets
 
 
@@ -151,6 +152,14 @@ def test_backbones_that_do_not_fit(name: str, reason: str) -> None:
 def test_wrong_options_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         make(**options)
+
+
+@pytest.mark.parametrize("channels", [64, 40])
+def test_norms_of_the_retina_head(channels: int) -> None:
+    x = torch.rand(2, channels, 9, 7)
+    plain, norm = (RetinaHead(channels, [8], 3, depth=2, norm=norm).class_tower for norm in (False, True))
+    assert torch.allclose(norm(100 * x), norm(x), atol=0.01)
+    assert not torch.allclose(plain(100 * x), plain(x), atol=0.01)
 
 
 @pytest.mark.parametrize("detector", DETECTORS)

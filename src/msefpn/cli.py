@@ -16,6 +16,7 @@ from msefpn import api
 from msefpn.config import load_recipe
 from msefpn.engine.run import default_recipe, is_first_process
 from msefpn.errors import UserError, unknown_name
+from msefpn.memory import keep_freed_memory
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": api.train,
@@ -62,6 +63,7 @@ def _run(arguments: list[str]) -> int:
         print(parser.format_help(), end="")
         return 0
     given = vars(parser.parse_args(arguments[1:]))
+    keep_freed_memory()
     result = COMMANDS[name](**given)
     return 2 if name == "check" and not result.usable else 0
 

@@ -51,7 +51,8 @@ def train_transform(augment: str, size: tuple[int, int]) -> v2.Transform:
 
     none: resize. paper: and flip sideways, half the time. multiscale: and shrink by 0.6 to 1, uniformly
     (mmdetection's `range` mode at 1333 x 480..800). strong: for small sets without a fixed up, like those of
-    a microscope: IoU crops half the time (SSD, arXiv 1512.02325), flips both ways, colour distortion.
+    a microscope: IoU crops half the time (SSD, arXiv 1512.02325), shrinking by 0.8 to 1, flips both ways,
+    colour distortion.
     Raises UserError for another name.
     """
     if augment not in _PRESETS:
@@ -62,7 +63,7 @@ def train_transform(augment: str, size: tuple[int, int]) -> v2.Transform:
 def _strong(long: int, short: int) -> list[v2.Transform]:
     return [
         v2.RandomApply([v2.RandomIoUCrop(min_scale=0.5)], p=0.5),
-        FitResize(long, short, scales=(0.6, 1.0)),
+        FitResize(long, short, scales=(0.8, 1.0)),
         v2.RandomHorizontalFlip(0.5),
         v2.RandomVerticalFlip(0.5),
         v2.RandomPhotometricDistort(p=0.5),

@@ -27,6 +27,7 @@ class RetinaHead(nn.Module):
         strides: strides of the pyramid's levels.
         num_classes: K; there is no background class.
         depth: 3x3 convolutions of each branch before its prediction.
+        norm: group normalisation after each of them (torchvision's RetinaNet v2); mmdetection has none.
         anchor_scale: size of the smallest anchor as a multiple of the stride; two more follow in an octave.
         ratios: anchor height / width.
         positive_iou: IoU from which an anchor is positive.
@@ -52,6 +53,7 @@ class RetinaHead(nn.Module):
         num_classes: int,
         *,
         depth: int = 4,
+        norm: bool = False,
         anchor_scale: float = 4.0,
         ratios: Sequence[float] = (0.5, 1.0, 2.0),
         positive_iou: float = 0.5,
@@ -72,8 +74,8 @@ class RetinaHead(nn.Module):
         self.num_classes = num_classes
         octave = [anchor_scale * 2 ** (i / 3) for i in range(3)]
         self.anchors = AnchorGenerator(strides, octave, ratios, integer=integer_anchors)
-        self.class_tower = _tower(channels, depth)
-        self.box_tower = _tower(channels, depth)
+        self.class_tower = _tower(channels, depth, norm)
+        self.box_tower = _tower(channels, depth, norm)
         self.classes = nn.Conv2d(channels, self.anchors.per_cell * num_classes, 3, padding=1)
         self.deltas = nn.Conv2d(channels, self.anchors.per_cell * 4, 3, padding=1)
         for module in self.modules():
@@ -167,8 +169,11 @@ class RetinaHead(nn.Module):
         return score, anchor.gather(1, pair // self.num_classes), pair % self.num_classes
 
 
-def _tower(channels: int, depth: int) -> nn.Sequential:
+def _tower(channels: int, depth: int, norm: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(depth):
-        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
+        layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=not norm))
+        if norm:
+            layers.append(nn.GroupNorm(math.gcd(32, channels), channels))
+        layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)

@@ -6,7 +6,7 @@ Every gate here reads a map (B, C, H, W) and gives a map of the same shape.
 import torch
 from torch import Tensor, nn
 
-from msefpn.necks.layers import rounded_width
+from msefpn.necks.layers import rounded_width, strip_means
 
 
 class Gate(nn.Module):
@@ -66,7 +66,8 @@ class CoordinateAttention(Gate):
     def forward(self, x: Tensor) -> Tensor:
         """Gate x (B, C, H, W) by row and by column."""
         height, width = x.shape[-2:]
-        strips = torch.cat([x.mean(3), x.mean(2)], dim=2).unsqueeze(3)  # (B, C, H + W, 1)
+        over_width, over_height = strip_means(x)
+        strips = torch.cat([over_width, over_height.transpose(2, 3)], dim=2)  # (B, C, H + W, 1)
         rows, columns = self.shared(strips).split([height, width], dim=2)
         gate_rows: Tensor = self.rows(rows).sigmoid()  # (B, C, H, 1)
         gate_columns: Tensor = self.columns(columns).sigmoid().transpose(2, 3)  # (B, C, 1, W)

@@ -27,6 +27,14 @@ def resize_bilinear(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
+def strip_means(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of x (B, C, H, W) over the width, (B, C, H, 1), and over the height, (B, C, 1, W).
+
+    By pooling: on the CPU `mean` over one side of a channels_last map takes more than ten times as long.
+    """
+    return F.adaptive_avg_pool2d(x, (x.shape[2], 1)), F.adaptive_avg_pool2d(x, (1, x.shape[3]))
+
+
 class NoExtra(nn.Module):
     """The pyramid ends with the backbone's coarsest level."""
 

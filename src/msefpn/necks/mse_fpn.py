@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from msefpn.necks.base import Neck, init_xavier
 from msefpn.necks.gates import CAG, CBAM, GMU, CoordinateAttention, Gate, NoGate
-from msefpn.necks.layers import group_norm, resize_bilinear, rounded_width, upsample_nearest
+from msefpn.necks.layers import group_norm, resize_bilinear, rounded_width, strip_means, upsample_nearest
 
 
 class SEM(nn.Module):
@@ -149,7 +149,7 @@ class SIM(nn.Module):
         local = self.local(x)
         gate = resize_bilinear(self.gate(semantics).sigmoid(), like=x)
         embedding = resize_bilinear(self.embedding(semantics), like=x)
-        injected: Tensor = self.reduce(torch.addcmul(embedding, local, gate))
+        injected: Tensor = self.reduce(embedding.addcmul_(local, gate))
         return injected
 
 
@@ -183,9 +183,10 @@ class GCG(Gate):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate x (B, C, H, W)."""
-        rows: Tensor = self.rows(x.mean(dim=3, keepdim=True))  # (B, C, H, 1)
-        columns: Tensor = self.columns(x.mean(dim=2, keepdim=True))  # (B, C, 1, W)
-        return (rows * columns).sigmoid() * x
+        over_width, over_height = strip_means(x)
+        rows: Tensor = self.rows(over_width)  # (B, C, H, 1)
+        columns: Tensor = self.columns(over_height)  # (B, C, 1, W)
+        return (rows * columns).sigmoid_() * x
 
 
 GATES: dict[str, type[GCG | CAG | CoordinateAttention | CBAM | GMU | NoGate]] = {
