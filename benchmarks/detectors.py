@@ -2,6 +2,7 @@
 
 Same R50-FPN architecture, same weights, same images; rounds are interleaved, so that a drift of the machine's
 speed falls on all alike. Ratios of medians are what counts. Peak memory is that of one process for each side.
+A second table tells where the time of a prediction goes.
 """
 
 import argparse
@@ -25,12 +26,21 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msefpn.config import Config
+from msefpn.memory import keep_freed_memory
 from msefpn.models import Detector, build, from_torchvision
 from msefpn.structures import Targets
 
 CLASSES = [f"class {label}" for label in range(1, 91)]
 LABELS = list(range(1, 91))
 SIDES = ("torchvision", "fpn", "mse_fpn")
+PARTS = {
+    "backbone": "backbone.body",
+    "neck": "backbone.fpn",
+    "rpn": "rpn",
+    "roi": "roi_heads",
+    "head": "head",
+}
+"""Our name of each part, and torchvision's."""
 
 
 def theirs(detector: str, height: int, width: int) -> Any:
@@ -114,12 +124,49 @@ def compare(detector: str, height: int, width: int, batch: int, train: bool, arg
     )
 
 
+def profile(detector: str, height: int, width: int, args: Any) -> None:
+    """Print a row for each side: where the time of a prediction goes, medians in % of the whole."""
+    for side in SIDES:
+        model = make(side, detector, height, width)
+        call = prepare(side, model, height, width, 1, False, args.device)
+        modules = dict(model.named_modules())
+        names = {name: path if side == "torchvision" else name for name, path in PARTS.items()}
+        parts = {name: modules[path] for name, path in names.items() if path in modules}
+        spent: dict[str, list[float]] = {name: [] for name in parts}
+        for name, part in parts.items():
+            _clock(part, spent[name], args.device)
+        whole = [timed(call, False, args.device) for _ in range(args.rounds + 1)]
+        total = statistics.median(whole[1:])
+        shares = {name: 100 * statistics.median(values[1:]) / total for name, values in spent.items()}
+        text = ", ".join(f"{name} {share:.0f} %" for name, share in shares.items())
+        print(f"| {side} {detector} 1 x {height} x {width} | {total:.2f} s | {text} |", flush=True)
+
+
+def _clock(module: nn.Module, seconds: list[float], device: str) -> None:
+    """Note how long each call of a module takes."""
+    began = [0.0]
+
+    def before(*_: Any) -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        began[0] = time.perf_counter()
+
+    def after(*_: Any) -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began[0])
+
+    module.register_forward_pre_hook(before)
+    module.register_forward_hook(after)
+
+
 def peak_memory(
     side: str, detector: str, height: int, width: int, batch: int, train: bool, args: Any
 ) -> float:
     """Peak memory in MB of a process that makes two calls of one side."""
     alone = [side, detector, str(height), str(width), str(batch), str(int(train)), args.device]
-    command = [sys.executable, __file__, "--alone", *alone]
+    keep = ["--keep-memory"] if args.keep_memory else []
+    command = [sys.executable, __file__, *keep, "--alone", *alone]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -146,8 +193,13 @@ def main() -> None:
     parser.add_argument(
         "--detector", choices=["faster_rcnn", "retinanet"], nargs="*", default=["faster_rcnn"]
     )
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="as the command msefpn does, for all sides"
+    )
     parser.add_argument("--alone", nargs=7, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.keep_memory:
+        keep_freed_memory()
     if args.alone:
         return alone(args.alone)
     print(
@@ -161,6 +213,10 @@ def main() -> None:
         compare(detector, 480, 640, 1, False, args)
         compare(detector, 800, 1344, 1, False, args)
         compare(detector, 480, 640, 2, True, args)
+    print("\n| what | predict | of which |\n|---|---|---|")
+    for detector in args.detector:
+        profile(detector, 480, 640, args)
+        profile(detector, 800, 1344, args)
 
 
 if __name__ == "__main__":
