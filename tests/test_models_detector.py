@@ -1,5 +1,7 @@
 """Whole detectors: mmdetection's defaults, freezing, hard batches, weights in and out."""
 
+import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from msefpn.errors import UserError
 from msefpn.models import DETECTORS, Detector, OneStage, TwoStage, build, init_weights, load, save
 from msefpn.models.backbone import Backbone
 from msefpn.models.retina import RetinaHead
+from msefpn.models.roi import RoIHead
+from msefpn.models.rpn import RPN
 from msefpn.structures import Targets
 
 
@@ -53,9 +57,8 @@ def test_hard_batches_train_every_parameter(detector: str, case: str) -> None:
             assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("detector", DETECTORS)
-def test_padding_of_the_batch_changes_nothing(detector: str) -> None:
-    model = make(detector).eval()
+def test_normalise_masks_the_padding() -> None:
+    model = make().eval()
     images = torch.randint(0, 256, (1, 3, 96, 128), dtype=torch.uint8)
     padded = torch.full((1, 3, 96, 128), 255, dtype=torch.uint8)
     padded[..., :90, :100] = images[..., :90, :100]
@@ -64,26 +67,65 @@ def test_padding_of_the_batch_changes_nothing(detector: str) -> None:
     assert torch.equal(model.normalise(images, sizes), model.normalise(padded, sizes))
 
 
-def test_defaults_of_mmdetection() -> None:
+SHARED = {"beta": 0.0, "clamp_both": True, "min_size": 0.0}
+ANCHORS = {"ratios": (0.5, 1.0, 2.0), "reassign": True, "ignore_padding": True, "integer_anchors": False}
+SELECTION = {"score": 0.05, "nms_iou": 0.5, "detections": 100}
+MMDETECTION: dict[type, dict[str, Any]] = {
+    RPN: SHARED
+    | ANCHORS
+    | {"anchor_scale": 8.0, "positive_iou": 0.7, "negative_iou": 0.3, "low_quality_iou": 0.3}
+    | {
+        "proposals": (1000, 1000),
+        "candidates": (2000, 1000),
+        "nms_iou": 0.7,
+        "samples": 256,
+        "sampler": None,
+    },
+    RoIHead: SHARED
+    | SELECTION
+    | {"hidden": 1024, "stds": (0.1, 0.1, 0.2, 0.2), "samples": 512, "positive_iou": 0.5, "candidates": 2000}
+    | {"sampling_ratio": 0, "aligned": True, "sampler": None},
+    RetinaHead: SHARED
+    | ANCHORS
+    | SELECTION
+    | {"depth": 4, "norm": False, "anchor_scale": 4.0, "positive_iou": 0.5, "negative_iou": 0.4}
+    | {"per_image": False, "prior": 0.01, "candidates": 1000},
+}
+"""Arguments of the heads as mmdetection 2.28.2 has them; `candidates` of RoIHead is ours."""
+
+
+@pytest.mark.parametrize("head", MMDETECTION)
+def test_defaults_of_mmdetection(head: type) -> None:
+    arguments = inspect.signature(head).parameters.values()
+    assert {a.name: a.default for a in arguments if a.kind is a.KEYWORD_ONLY} == MMDETECTION[head]
+
+
+def test_initial_weights_of_mmdetection() -> None:
     two, one = make(), make("retinanet")
     assert isinstance(two, TwoStage)
     assert isinstance(one, OneStage)
-    assert two.rpn.proposals == (1000, 1000)
-    assert two.rpn.candidates == (2000, 1000)
-    assert (two.rpn.nms_iou, two.rpn.beta, two.rpn.sampler.count) == (0.7, 0.0, 256)
+    towers: list[Any] = [one.head.class_tower[0], one.head.box_tower[0], one.head.classes, one.head.deltas]
+    for layer in (two.rpn.conv, two.rpn.objectness, two.rpn.deltas, two.roi.classes, *towers):
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert two.roi.deltas.weight.std().item() == pytest.approx(0.001, rel=0.1)
+    bound = math.sqrt(6 / (two.roi.fc1.in_features + two.roi.fc1.out_features))
+    assert two.roi.fc1.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+    assert one.head.classes.bias is not None
+    assert torch.sigmoid(one.head.classes.bias[0]).item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_levels_of_mmdetection() -> None:
+    two, one = make(), make("retinanet")
+    assert isinstance(two, TwoStage)
+    assert isinstance(one, OneStage)
     assert two.rpn.anchors.strides == [4, 8, 16, 32, 64]
-    roi = two.roi
-    assert (roi.score, roi.nms_iou, roi.detections, roi.beta) == (0.05, 0.5, 100, 0.0)
-    assert (roi.sampler.count, roi.sampler.positive_fraction, roi.stds) == (512, 0.25, [0.1, 0.1, 0.2, 0.2])
-    assert (roi.pool.size, roi.pool.aligned, roi.pool.sampling_ratio) == (7, True, 0)
-    assert roi.fc1.out_features == 1024
-    head = one.head
-    assert head.anchors.strides == [8, 16, 32, 64, 128]
-    assert (head.score, head.nms_iou, head.detections, head.candidates) == (0.05, 0.5, 100, 1000)
-    assert (head.matcher.positive_iou, head.matcher.negative_iou) == (0.5, 0.4)
-    assert head.matcher.low_quality_iou == 0
-    assert head.classes.bias is not None
-    assert torch.sigmoid(head.classes.bias[0]).item() == pytest.approx(0.01, rel=1e-4)
+    assert (two.roi.pool.strides, two.roi.pool.size) == ([4, 8, 16, 32], 7)
+    assert (two.rpn.sampler.positive_fraction, two.roi.sampler.positive_fraction) == (0.5, 0.25)
+    assert one.head.anchors.strides == [8, 16, 32, 64, 128]
+    assert one.head.matcher.low_quality_iou == 0
+
+
+def test_schedule_of_mmdetection() -> None:
     config = Config()
     assert (config.lr, config.weight_decay, config.warmup, config.batch) == (0.02, 1e-4, 500, 16)
     assert (config.epochs, config.drops, config.size, config.clip) == (12, (8, 11), "1333x800", 0)
@@ -152,6 +194,33 @@ def test_backbones_that_do_not_fit(name: str, reason: str) -> None:
 def test_wrong_options_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         make(**options)
+
+
+@pytest.mark.parametrize(
+    ("extra", "strides"), [("none", [4, 8, 16, 32]), ("conv_c5", [4, 8, 16, 32, 64, 128])]
+)
+def test_regions_are_pooled_from_the_backbones_levels(extra: str, strides: list[int]) -> None:
+    model = make(neck_options={"extra_levels": extra})
+    assert isinstance(model, TwoStage)
+    assert (model.roi.pool.strides, model.rpn.anchors.strides) == ([4, 8, 16, 32], strides)
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_any_score_threshold(score: float) -> None:
+    model = make("retinanet", detector_options={"head": {"score": score}}).eval()
+    with torch.no_grad():
+        assert model(IMAGES, SIZES).valid.any().item() == (score == 0)
+
+
+def test_detections_have_an_area() -> None:
+    model = make("retinanet", detector_options={"head": {"score": 0.0}}).eval()
+    assert isinstance(model, OneStage)
+    torch.nn.init.normal_(model.head.deltas.weight, std=0.5)
+    with torch.no_grad():
+        found = model(torch.zeros(1, 3, 128, 320, dtype=torch.uint8), torch.tensor([[128, 60]]))
+    sides = (found.boxes[..., 2:] - found.boxes[..., :2])[found.valid]
+    assert len(sides) > 50
+    assert (sides > 0).all()
 
 
 @pytest.mark.parametrize("channels", [64, 40])

@@ -18,8 +18,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 from torchvision.transforms.v2.functional import resize
 
+from msefpn.config import Config
 from msefpn.errors import UserError
-from msefpn.models import Detector, OneStage, TwoStage, from_torchvision
+from msefpn.models import Detector, OneStage, TwoStage, build, from_torchvision
 from msefpn.models.matching import RandomSampler
 from msefpn.models.torchvision_weights import convert_torchvision
 from msefpn.structures import Targets
@@ -273,6 +274,23 @@ def their_gradients(theirs: Any, ours: Detector) -> dict[str, Tensor]:
     converted, left_out = convert_torchvision(named, ours, LABELS)
     assert not left_out
     return converted
+
+
+def test_towers_with_norms_find_their_layers() -> None:
+    head = {"norm": True}
+    ours = build(Config(detector="retinanet", neck="fpn", detector_options={"head": head}), ["a"], [1])
+    assert isinstance(ours, OneStage)
+    state = {
+        f"head.classification_head.conv.{i}.{part}": torch.full(shape, i)
+        for i in range(4)
+        for part, shape in {"0.weight": (256, 256, 3, 3), "1.weight": (256,), "1.bias": (256,)}.items()
+    }
+    converted, left_out = convert_torchvision(state, ours)
+    assert not left_out
+    ours.load_state_dict(converted, strict=False)
+    layers: list[Any] = [layer for layer in ours.head.class_tower if not isinstance(layer, torch.nn.ReLU)]
+    found = [(type(layer).__name__, layer.weight.unique().tolist()) for layer in layers]
+    assert found == [(name, [i]) for i in range(4) for name in ("Conv2d", "GroupNorm")]
 
 
 def test_weights_of_another_model_are_refused() -> None:

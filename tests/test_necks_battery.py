@@ -16,6 +16,8 @@ STRIDES = [4, 8, 16, 32]
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in NECKS} | {
     "mse_fpn-split": ("mse_fpn", {"preset": "split"}),
     "mse_fpn-retina": ("mse_fpn", {"start_level": 1, "extra_levels": "conv_c5"}),
+    "mse_fpn-pool": ("mse_fpn", {"extra_levels": "pool"}),
+    "fpn-torchvision": ("fpn", {"start_level": 1, "extra_levels": "conv_p5_relu"}),
     "mse_fpn-wide": ("mse_fpn", {"sim": "wide"}),
     "mse_fpn-sem-only": ("mse_fpn", {"sim": "add", "gate": "none"}),
     **{f"gate-{gate}": ("mse_fpn", {"sem": "none", "gate": gate}) for gate in GATES if gate != "gcg"},
@@ -40,13 +42,13 @@ def variant(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 96), (33, 97), (100, 75), (1, 1)])
-def test_shapes(variant: str, height: int, width: int) -> None:
+@pytest.mark.parametrize(("height", "width", "batch"), [(64, 96, 2), (33, 97, 2), (100, 75, 2), (1, 1, 1)])
+def test_shapes(variant: str, height: int, width: int, batch: int) -> None:
     neck = make(variant).eval()
-    pyramid = neck(maps(height, width))
+    pyramid = neck(maps(height, width, batch))
     assert len(pyramid) == len(neck.out_strides)
     for x, stride in zip(pyramid, neck.out_strides, strict=True):
-        assert x.shape == (2, neck.out_channels, -(-height // stride), -(-width // stride))
+        assert x.shape == (batch, neck.out_channels, -(-height // stride), -(-width // stride))
 
 
 def test_inputs_stay_as_they_were(variant: str) -> None:
@@ -62,11 +64,7 @@ def test_every_parameter_gets_a_gradient(variant: str) -> None:
     for name, parameter in neck.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.abs().sum() > 0 or name in SHIFT_INVARIANT, name
-
-
-SHIFT_INVARIANT = {"sem.key.bias", "sem.query.bias"}
-"""The scores are normalised: what shifts them all alike has no gradient but rounding's."""
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_bf16(variant: str) -> None:
@@ -103,7 +101,8 @@ def test_export_dynamic_size(variant: str) -> None:
 
 def test_state_dict_round_trip(variant: str) -> None:
     first, second = make(variant).eval(), make(variant).eval()
-    nn.init.normal_(next(second.parameters()))
+    for tensor in second.state_dict().values():
+        tensor.fill_(7)
     second.load_state_dict(first.state_dict())
     for x, y in zip(first(maps(64, 96)), second(maps(64, 96)), strict=True):
         assert torch.equal(x, y)

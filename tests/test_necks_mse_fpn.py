@@ -113,7 +113,7 @@ def test_score_norm_after_pooling() -> None:
 
 def test_sim_follows_its_equation() -> None:
     torch.manual_seed(0)
-    sim = SIM(24, 40, 32)
+    sim = SIM(24, 40, 64)
     x, g = torch.randn(2, 24, 9, 13), torch.randn(2, 40, 3, 4)
 
     def up(t: Tensor) -> Tensor:
@@ -210,6 +210,12 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, bool]]] = {
 }
 
 
+def test_wide_sim_has_its_1x1_on_every_level() -> None:
+    laterals: list[Any] = list(MSEFPN(R50, STRIDES, sim="wide").laterals)
+    widths = [(sim.local.out_channels, sim.reduce.out_channels) for sim in laterals]
+    assert widths == [(256, 256), (512, 256), (1024, 256), (2048, 256)]
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_ablation_rows(row: str) -> None:
     options, expected = ROWS[row]
@@ -245,7 +251,12 @@ def test_gate_sizes(gate: str, size: int) -> None:
         {"score_norm": "never"},
         {"sem": "spatial", "combine": "cascade"},
         {"sem_strides": [2, 4]},
+        {"sem_strides": []},
         {"gate": "gmu", "gate_at": "lateral"},
+        {"sem": "channel", "score_norm": "after"},
+        {"sem": "none", "combine": "cascade"},
+        {"sem": "none", "sem_strides": [4, 8]},
+        {"sem": "none", "sim": "wide"},
     ],
     ids=str,
 )

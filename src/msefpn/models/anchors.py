@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from msefpn.models.boxes import full_precision
+
 
 class AnchorGenerator(nn.Module):
     """Anchors of every level, centred on the cells' top-left corners, as in mmdetection 2.x.
@@ -54,7 +56,7 @@ class AnchorGenerator(nn.Module):
         for level, (x, stride) in enumerate(zip(maps, self.strides, strict=True)):
             height, width = x.shape[-2:]
             step_y, step_x = (image[0] // height, image[1] // width) if self.integer else (stride, stride)
-            cell: Tensor = getattr(self, f"cell_{level}")
+            cell = full_precision(getattr(self, f"cell_{level}"))
             ys = torch.arange(height, device=cell.device) * step_y
             xs = torch.arange(width, device=cell.device) * step_x
             y, x_ = torch.meshgrid(ys, xs, indexing="ij")

@@ -60,7 +60,7 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps (B, channels[i], H / strides[i], W / strides[i]) of normalised images (B, 3, H, W)."""
         maps: list[Tensor] = self.body(x)
-        return [x.permute(0, 3, 1, 2).contiguous() for x in maps] if self.nhwc else maps
+        return [x.permute(0, 3, 1, 2) for x in maps] if self.nhwc else maps
 
     def norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
         """Its batch normalisation layers."""

@@ -84,9 +84,9 @@ def top_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:
     """Greedy non-maximum suppression within each group of each image.
 
-    Eager mode on the CPU runs one suppression per group, since its cost is quadratic; on a GPU and in a
-    traced graph all groups are shifted apart and suppressed in one call. The shift is in float64: offsets
-    near a million pixels eat float32's fraction and change what is kept.
+    The cost is quadratic: eager mode runs one suppression per group on the CPU, and on a GPU one per image,
+    its groups shifted apart; a traced graph makes one call. The shift is in float64: offsets near a million
+    pixels eat float32's fraction and change what is kept.
 
     Args:
         boxes: (B, N, 4), clipped to the image.
@@ -98,13 +98,20 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float
     Returns:
         (B, N) bool, the boxes that stay.
     """
+    if torch.compiler.is_compiling():
+        return _nms_at_once(boxes, scores, groups, valid, iou)
+    if boxes.is_cpu:
+        images = torch.arange(boxes.shape[0])[:, None]
+        group = groups + images * (groups.max() + 1)
+        kept = _nms_by_group(boxes.flatten(0, 1), scores.flatten(), group.flatten(), valid.flatten(), iou)
+        return kept.view_as(valid)
+    rows = [slice(i, i + 1) for i in range(len(boxes))]
+    return torch.cat([_nms_at_once(boxes[i], scores[i], groups[i], valid[i], iou) for i in rows])
+
+
+def _nms_at_once(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:
     images = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
-    group = (groups + images * (groups.max() + 1)).flatten()  # (B * N,)
-    if boxes.is_cpu and not torch.compiler.is_compiling():
-        return _nms_by_group(boxes.flatten(0, 1), scores.flatten(), group, valid.flatten(), iou).view_as(
-            valid
-        )
-    group = torch.where(valid.flatten(), group, -1)
+    group = torch.where(valid, groups + images * (groups.max() + 1), -1).flatten()  # (B * N,)
     corners = boxes.flatten(0, 1).double()
     shifted = corners + (group * (corners.max() + 1)).unsqueeze(1)
     keep = torch.ops.torchvision.nms(shifted, scores.flatten().double(), iou)

@@ -138,6 +138,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "ignore_padding": False,
             "per_image": True,
             "detections": 300,
+            "min_size": -1.0,
             "clamp_both": False,
             "integer_anchors": True,
         },
@@ -169,11 +170,12 @@ def faster_rcnn(
     chosen = _preset(preset)
     neck = make_neck(start_level=0, extra_levels="pool")
     channels, strides = neck.out_channels, neck.out_strides
+    pooled = strides[: len(backbone.strides) - neck.start_level]  # not the extra levels
     return TwoStage(
         backbone,
         neck,
         _construct(RPN, "rpn", channels, strides, **chosen["rpn"] | dict(rpn or {})),
-        _construct(RoIHead, "roi", channels, strides[:-1], num_classes, **chosen["roi"] | dict(roi or {})),
+        _construct(RoIHead, "roi", channels, pooled, num_classes, **chosen["roi"] | dict(roi or {})),
     )
 
 

@@ -10,10 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from msefpn.models.anchors import AnchorGenerator
-from msefpn.models.boxes import PAD_SCORE, clip_boxes, decode, encode, full_precision, top_candidates
+from msefpn.models.boxes import (
+    PAD_SCORE,
+    clip_boxes,
+    decode,
+    encode,
+    full_precision,
+    larger_than,
+    top_candidates,
+)
 from msefpn.models.losses import box_loss, focal_loss
 from msefpn.models.matching import MaxIoUMatcher, matched_boxes
 from msefpn.models.select import select_detections
+from msefpn.necks.layers import group_norm
 from msefpn.structures import Detections, Targets
 
 STDS = (1.0, 1.0, 1.0, 1.0)
@@ -35,13 +44,14 @@ class RetinaHead(nn.Module):
         reassign: see `MaxIoUMatcher`.
         ignore_padding: anchors on the batch's padding take no part in training.
         per_image: divide the losses by each image's positives, then average (torchvision), else by all of
-            the batch's positives (mmdetection).
+            the batch's positives (mmdetection). An image without any counts as one either way.
         beta: where smooth-L1 turns quadratic; 0: L1.
         prior: initial score of every class.
         score: least score of a detection.
         nms_iou: suppression threshold within a class.
         detections: detections kept an image.
         candidates: best (anchor, class) pairs of a level that go into suppression.
+        min_size: detections with a side not above this, pixels, are dropped.
         clamp_both: see `boxes.decode`.
         integer_anchors: see `AnchorGenerator`.
     """
@@ -67,11 +77,12 @@ class RetinaHead(nn.Module):
         nms_iou: float = 0.5,
         detections: int = 100,
         candidates: int = 1000,
+        min_size: float = 0.0,
         clamp_both: bool = True,
         integer_anchors: bool = False,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.norm = num_classes, norm
         octave = [anchor_scale * 2 ** (i / 3) for i in range(3)]
         self.anchors = AnchorGenerator(strides, octave, ratios, integer=integer_anchors)
         self.class_tower = _tower(channels, depth, norm)
@@ -86,7 +97,7 @@ class RetinaHead(nn.Module):
         self.matcher = MaxIoUMatcher(positive_iou, negative_iou, 0.0, reassign=reassign)
         self.ignore_padding, self.per_image, self.beta = ignore_padding, per_image, beta
         self.score, self.nms_iou, self.clamp_both = score, nms_iou, clamp_both
-        self.detections, self.candidates = detections, candidates
+        self.detections, self.candidates, self.min_size = detections, candidates, min_size
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
         """Detect.
@@ -97,16 +108,17 @@ class RetinaHead(nn.Module):
             image: height and width of the padded image, pixels.
         """
         boxes, scores, labels, cut = [], [], [], []
-        threshold = math.log(self.score / (1 - self.score))
         levels = zip(*self._heads(pyramid), self.anchors(pyramid, image), strict=True)
         for logits, deltas, anchors in levels:
             score, anchor, label = self._candidates(full_precision(logits))
             chosen = full_precision(deltas).gather(1, anchor[..., None].expand(-1, -1, 4))
-            box = decode(chosen, anchors[anchor], STDS, clamp_both=self.clamp_both)
-            boxes.append(clip_boxes(box, sizes))
-            scores.append(torch.where(score > PAD_SCORE, score.sigmoid(), 0))
+            box = clip_boxes(decode(chosen, anchors[anchor], STDS, clamp_both=self.clamp_both), sizes)
+            boxes.append(box)
+            real = (score > PAD_SCORE) & larger_than(box, self.min_size)
+            scores.append(torch.where(real, score.sigmoid(), 0))
             labels.append(label)
-            cut.append(((logits > threshold).flatten(1).sum(dim=1) - self.candidates).clamp(min=0))
+            over = (full_precision(logits).sigmoid() > self.score).flatten(1).sum(dim=1)
+            cut.append((over - self.candidates).clamp(min=0))
         score = torch.cat(scores, 1)
         found = select_detections(
             torch.cat(boxes, 1),
@@ -145,7 +157,7 @@ class RetinaHead(nn.Module):
         count = positive.sum(dim=1, keepdim=True)
         if self.per_image:
             return 1 / count.clamp(min=1) / len(count)
-        return (1 / count.sum().clamp(min=1)).expand(len(count), 1)
+        return (1 / count.clamp(min=1).sum()).expand(len(count), 1)
 
     def _heads(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """For each level logits (B, N_i, K) and deltas (B, N_i, 4)."""
@@ -174,6 +186,6 @@ def _tower(channels: int, depth: int, norm: bool) -> nn.Sequential:
     for _ in range(depth):
         layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=not norm))
         if norm:
-            layers.append(nn.GroupNorm(math.gcd(32, channels), channels))
+            layers.append(group_norm(channels))
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)

@@ -29,7 +29,7 @@ NAMES = (
     (r"head\.classification_head\.cls_logits\.(\w+)", r"head.classes.\1"),
     (r"head\.regression_head\.bbox_reg\.(\w+)", r"head.deltas.\1"),
 )
-TOWERS = re.compile(r"head\.(classification|regression)_head\.conv\.(\d)\.0\.(\w+)")
+TOWERS = re.compile(r"head\.(classification|regression)_head\.conv\.(\d)\.([01])\.(\w+)")
 
 
 def is_torchvision(state: Mapping[str, Tensor]) -> bool:
@@ -55,7 +55,7 @@ def convert_torchvision(
     converted: dict[str, Tensor] = {}
     left_out: list[str] = []
     for name, tensor in state.items():
-        own = _rename(name)
+        own = _rename(name, detector)
         if own is None:
             left_out.append(name)
         elif own.startswith(("roi.classes.", "roi.deltas.", "head.classes.")):
@@ -110,10 +110,11 @@ def from_torchvision(
     return detector.eval()
 
 
-def _rename(name: str) -> str | None:
+def _rename(name: str, detector: Detector) -> str | None:
     if tower := TOWERS.fullmatch(name):
         branch = "class" if tower[1] == "classification" else "box"
-        return f"head.{branch}_tower.{2 * int(tower[2])}.{tower[3]}"
+        step = 3 if isinstance(detector, OneStage) and detector.head.norm else 2  # conv, norm, activation
+        return f"head.{branch}_tower.{step * int(tower[2]) + int(tower[3])}.{tower[4]}"
     for pattern, own in NAMES:
         if match := re.fullmatch(pattern, name):
             return match.expand(own)

@@ -8,8 +8,12 @@ from torch import Tensor, nn
 
 
 def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
-    """Group normalisation with `groups` groups, or the largest divisor of `channels` below that."""
-    return nn.GroupNorm(next(g for g in range(groups, 0, -1) if channels % g == 0), channels)
+    """Group normalisation with `groups` groups, or the largest divisor of `channels` below that.
+
+    A group has two channels at least: of one channel and one cell nothing would be left.
+    """
+    most = min(groups, max(1, channels // 2))
+    return nn.GroupNorm(next(g for g in range(most, 0, -1) if channels % g == 0), channels)
 
 
 def rounded_width(channels: int, ratio: int) -> int:
@@ -30,8 +34,10 @@ def resize_bilinear(x: Tensor, like: Tensor) -> Tensor:
 def strip_means(x: Tensor) -> tuple[Tensor, Tensor]:
     """Means of x (B, C, H, W) over the width, (B, C, H, 1), and over the height, (B, C, 1, W).
 
-    By pooling: on the CPU `mean` over one side of a channels_last map takes more than ten times as long.
+    On the CPU by pooling: there `mean` over one side of a channels_last map takes over ten times as long.
     """
+    if not x.is_cpu:
+        return x.mean(dim=3, keepdim=True), x.mean(dim=2, keepdim=True)
     return F.adaptive_avg_pool2d(x, (x.shape[2], 1)), F.adaptive_avg_pool2d(x, (1, x.shape[3]))
 
 

@@ -8,6 +8,7 @@ a constructor argument, the default first; `docs/mse-fpn.md` tells which sentenc
 """
 
 import contextlib
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -53,6 +54,10 @@ class SEM(nn.Module):
         _choose("score_norm", score_norm, ("before", "after"))
         if combine != "add" and branches != "both":
             raise ValueError(f"combine '{combine}' joins two branches, but branches is '{branches}'")
+        if score_norm != "before" and branches not in ("both", "spatial"):
+            raise ValueError(
+                f"score_norm '{score_norm}' needs the spatial branch, but branches is '{branches}'"
+            )
         self.branches, self.combine, self.score_norm = branches, combine, score_norm
         self.channels = channels = sum(in_channels)
         if branches in ("both", "spatial"):
@@ -128,18 +133,19 @@ class SIM(nn.Module):
         in_channels: channels of the level's map.
         semantic_channels: channels of the semantics G.
         out_channels: channels of F.
-        width: channels inside; where it is not `out_channels`, a 1x1 convolution follows.
+        width: channels inside, with a 1x1 convolution to `out_channels` after them; None: `out_channels`,
+            and none.
     """
 
     def __init__(
         self, in_channels: int, semantic_channels: int, out_channels: int, width: int | None = None
     ) -> None:
         super().__init__()
-        width = width or out_channels
-        self.local = nn.Conv2d(in_channels, width, 1)
-        self.gate = nn.Sequential(nn.Conv2d(semantic_channels, width, 1, bias=False), group_norm(width))
-        self.embedding = nn.Sequential(nn.Conv2d(semantic_channels, width, 1, bias=False), group_norm(width))
-        self.reduce = nn.Identity() if width == out_channels else nn.Conv2d(width, out_channels, 1)
+        inner = out_channels if width is None else width
+        self.local = nn.Conv2d(in_channels, inner, 1)
+        self.gate = nn.Sequential(nn.Conv2d(semantic_channels, inner, 1, bias=False), group_norm(inner))
+        self.embedding = nn.Sequential(nn.Conv2d(semantic_channels, inner, 1, bias=False), group_norm(inner))
+        self.reduce = nn.Identity() if width is None else nn.Conv2d(width, out_channels, 1)
 
     def forward(self, x: Tensor, semantics: Tensor) -> Tensor:
         """Inject semantics (B, semantic_channels, h, w) into x (B, in_channels, H, W).
@@ -147,8 +153,9 @@ class SIM(nn.Module):
         Returns F, (B, out_channels, H, W).
         """
         local = self.local(x)
-        gate = resize_bilinear(self.gate(semantics).sigmoid(), like=x)
-        embedding = resize_bilinear(self.embedding(semantics), like=x)
+        # autocast leaves norms in float32: the small maps go back to 16 bits before they grow
+        gate = resize_bilinear(self.gate(semantics).sigmoid().to(local.dtype), like=x)
+        embedding = resize_bilinear(self.embedding(semantics).to(local.dtype), like=x)
         injected: Tensor = self.reduce(embedding.addcmul_(local, gate))
         return injected
 
@@ -254,6 +261,10 @@ class MSEFPN(Neck):
         _choose("gate_at", gate_at, ("merged", "lateral"))
         if GATES[gate].joins and gate_at == "lateral":
             raise ValueError(f"gate '{gate}' joins two maps: it needs gate_at 'merged'")
+        if sem == "none":
+            _refuse_semantics(
+                preset=preset, sem_strides=sem_strides, combine=combine, score_norm=score_norm, sim=sim
+            )
         self.preset, self.gate_at = preset, gate_at
         injected = self.in_channels[start_level:]
         self.sem: SEM | None = None
@@ -308,6 +319,8 @@ class MSEFPN(Neck):
         injected = list(range(self.start_level, len(self.in_strides)))
         if strides is None:
             return injected if self.preset == "split" else list(range(len(self.in_strides)))[-3:]
+        if not strides:
+            raise ValueError("sem_strides names no map: known: " + ", ".join(map(str, self.in_strides)))
         if unknown := [stride for stride in strides if stride not in self.in_strides]:
             raise ValueError(f"sem_strides {unknown} are none of the input strides {self.in_strides}")
         levels = sorted(self.in_strides.index(stride) for stride in set(strides))
@@ -323,6 +336,14 @@ def _injection(sim: str, channels: int, semantic_channels: int, out_channels: in
     if sim == "add":
         return AddedSemantics(channels, semantic_channels, out_channels)
     return SIM(channels, semantic_channels, out_channels, width=channels if sim == "wide" else None)
+
+
+def _refuse_semantics(**options: object) -> None:
+    """Raise ValueError for an option that only SEM or SIM reads."""
+    defaults = inspect.signature(MSEFPN).parameters
+    for name, value in options.items():
+        if value != defaults[name].default:
+            raise ValueError(f"{name} {value!r} needs semantics, but sem is 'none'")
 
 
 def _choose(argument: str, value: str, known: tuple[str, ...]) -> None:
