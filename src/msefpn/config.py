@@ -5,7 +5,9 @@ A recipe is a YAML file with some of `Config`'s keys and, if it builds on anothe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass, field
 from importlib import resources
@@ -63,6 +65,9 @@ class Config:
     ema: float = 0.0
     """Decay of the exponential moving average of the weights; 0: none."""
 
+    keep_empty: bool = True
+    """Whether images without boxes take part in training; mmdetection leaves them out."""
+
     seed: int = 0
     device: str = "auto"
     """auto, cpu or gpu."""
@@ -75,19 +80,21 @@ class Config:
 
     def __post_init__(self) -> None:
         parse_size(self.size)
-        for name, low in (("epochs", 1), ("batch", 1), ("accumulate", 1), ("devices", 1), ("workers", 0)):
-            if getattr(self, name) < low:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least {low}")
+        for name, low in _LOWEST.items():
+            if not low <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be finite and at least {low}")
+        if self.seed >= 1 << 64:
+            raise UserError(f"seed is {self.seed}: it must be below 2 to the power of 64")
         if self.batch % (self.devices * self.accumulate):
             raise UserError(
                 f"batch {self.batch} cannot be shared by {self.devices} devices x {self.accumulate} passes: "
                 "choose a multiple"
             )
-        if not self.lr > 0:
-            raise UserError(f"lr is {self.lr}: it must be above 0")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"lr is {self.lr}: it must be finite and above 0")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema is {self.ema}: it must be at least 0 and below 1")
-        for name, known in _CHOICES.items():
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise unknown_name(name, getattr(self, name), known)
 
@@ -97,20 +104,25 @@ class Config:
         return self.lr * self.batch / 16
 
 
-_CHOICES = {
+_LOWEST = {
+    **dict.fromkeys(("epochs", "batch", "accumulate", "devices"), 1),
+    **dict.fromkeys(("workers", "weight_decay", "warmup", "clip", "seed"), 0),
+}
+CHOICES = {
     "augment": ("none", "paper", "multiscale", "strong"),
     "optimizer": ("sgd", "adamw"),
     "schedule": ("step", "cosine"),
     "device": ("auto", "cpu", "gpu"),
     "precision": ("auto", "fp32", "bf16"),
 }
+"""The values of keys that have few."""
 _TYPES = typing.get_type_hints(Config)
 
 
 def parse_size(size: str) -> tuple[int, int]:
     """Read '1333x800' or '320' as (longest side, shortest side), pixels. Raises UserError."""
     parts = str(size).lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() for part in parts):
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
         raise UserError(f"size '{size}' is not understood: give one number or two, like 320 or 1333x800")
     long, short = max(map(int, parts)), min(map(int, parts))
     if not 32 <= short <= long <= 8192:
@@ -125,9 +137,8 @@ def recipe_names() -> list[str]:
 
 def load_recipe(name: str, **overrides: Any) -> Config:
     """Resolve a recipe (a shipped name or a YAML file) and override the values that are not None."""
-    values = _read_chain(name)
-    values |= {key: value for key, value in overrides.items() if value is not None}
-    return from_dict(values, source=name)
+    given = {key: value for key, value in overrides.items() if value is not None}
+    return from_dict(_override(_read_chain(name), given), source=name)
 
 
 def from_dict(values: dict[str, Any], source: str) -> Config:
@@ -146,10 +157,30 @@ def _read_chain(name: str) -> dict[str, Any]:
     parent = values.pop("parent", None)
     if parent is None:
         return values
+    if not isinstance(parent, str):
+        raise UserError(f"recipe '{name}': parent is {parent!r}, but must be a recipe's name or file")
     base = _read_yaml(parent)
     if "parent" in base:
         raise UserError(f"recipe '{name}': its parent '{parent}' has a parent itself; one level is the most")
-    return base | values
+    return _override(base, values)
+
+
+def _override(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Put values over those of a parent; the options of another detector are not this one's."""
+    before = base.get("detector", Config.detector)
+    if values.get("detector", before) != before:
+        base = {key: value for key, value in base.items() if key != "detector_options"}
+    return _merged(base, values)
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Put values over others, dictionaries key by key."""
+    inner = {
+        key: _merged(base[key], value)
+        for key, value in values.items()
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+    }
+    return base | values | inner
 
 
 def _read_yaml(name: str) -> dict[str, Any]:
@@ -159,33 +190,40 @@ def _read_yaml(name: str) -> dict[str, Any]:
             raise UserError(
                 f"recipe file '{name}' does not exist: check the path, or name one of {recipe_names()}"
             )
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     elif name in recipe_names():
-        text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+        content = (RECIPES / f"{name}.yaml").read_bytes()
     else:
         raise unknown_name("recipe", name, recipe_names())
     try:
-        values = yaml.safe_load(text) or {}
+        values = yaml.safe_load(content.decode("utf-8")) or {}
+    except UnicodeDecodeError:
+        raise UserError(f"recipe '{name}' is no UTF-8 text: save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise UserError(f"recipe '{name}' is no valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"recipe '{name}' must hold 'key: value' lines")
+    if not isinstance(values, dict) or not _has_names(values):
+        raise UserError(f"recipe '{name}' must hold 'key: value' lines, each key a name")
     return values
+
+
+def _has_names(values: dict[Any, Any]) -> bool:
+    """Whether all keys are strings, also of the dictionaries inside."""
+    inner = (value for value in values.values() if isinstance(value, dict))
+    return all(isinstance(key, str) for key in values) and all(map(_has_names, inner))
 
 
 def _coerce(key: str, value: Any, source: str) -> Any:
     if key not in _TYPES:
         raise UserError(f"recipe '{source}': {unknown_name('key', key, _TYPES)}")
     kind = typing.get_origin(_TYPES[key]) or _TYPES[key]
-    try:
-        if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-            return float(value)  # YAML reads 1e-4 as a string
-        if kind is str and isinstance(value, (str, int)) and not isinstance(value, bool):
-            return str(value)
-        if kind is tuple and isinstance(value, (list, tuple)):
-            return tuple(int(item) for item in value)
-        if isinstance(value, kind) and not isinstance(value, bool):
-            return value
-    except ValueError:
-        pass
+    if isinstance(value, bool) == (kind is bool):  # else True would be the number 1
+        with contextlib.suppress(ValueError, OverflowError):
+            if kind is float and isinstance(value, (int, float, str)):
+                return float(value)  # YAML reads 1e-4 as a string
+            if kind is str and isinstance(value, (str, int)):
+                return str(value)
+            if kind is tuple and isinstance(value, (list, tuple)) and all(type(i) is int for i in value):
+                return tuple(value)
+            if isinstance(value, kind) and kind is not tuple:
+                return value
     raise UserError(f"recipe '{source}': {key} is {value!r}, but must be of type {kind.__name__}")

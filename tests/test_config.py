@@ -1,0 +1,61 @@
+"""Recipes: what they build on, and every mistake in one as one line."""
+
+from pathlib import Path
+
+import pytest
+
+from msefpn.config import Config, load_recipe
+from msefpn.errors import UserError
+
+
+def test_options_of_a_recipe_and_its_parent_are_merged(tmp_path: Path) -> None:
+    child = tmp_path / "child.yaml"
+    child.write_text("parent: small_data\ndetector_options: {roi: {hidden: 64}}\n")
+    options = load_recipe("small_data").detector_options
+    assert load_recipe(str(child)).detector_options == options | {"roi": options["roi"] | {"hidden": 64}}
+
+
+def test_another_detector_begins_without_options() -> None:
+    assert load_recipe("small_data", detector="retinanet").detector_options == {}
+    assert load_recipe("small_data", detector="faster_rcnn") == load_recipe("small_data")
+    head = {"depth": 2, "norm": True, "anchor_scale": 2.0}
+    assert load_recipe("small_data_retinanet").detector_options == {"head": head}
+
+
+def test_recipes_of_the_paper_train_as_mmdetection() -> None:
+    for name in ("faster_rcnn_r50_mse_fpn_1x", "retinanet_r50_mse_fpn_1x"):
+        config = load_recipe(name)
+        assert (config.keep_empty, config.precision) == (False, "fp32")
+
+
+BROKEN = {
+    "# \N{LATIN SMALL LETTER E WITH ACUTE}": "is no UTF-8 text",
+    "1: 2": "each key a name",
+    "detector_options: {rpn: {1: 2}}": "each key a name",
+    "parent: 3": "parent is 3",
+    "drops: [null]": r"drops is \[None\]",
+    "drops: [8.5]": r"drops is \[8.5\]",
+    "keep_empty: 1": "keep_empty is 1",
+    "epochs: true": "epochs is True",
+    f"lr: 1{'0' * 400}": "lr is 10+,",
+    "lr: .inf": "lr is inf",
+    "lr: .nan": "lr is nan",
+    "weight_decay: -1": "weight_decay is -1",
+    "clip: -1": "clip is -1",
+    "clip: .inf": "clip is inf",
+    "warmup: -1": "warmup is -1",
+    "seed: -1": "seed is -1",
+    f"seed: {1 << 64}": f"seed is {1 << 64}",
+    'size: "\\u00b320"': "size '\N{SUPERSCRIPT THREE}20' is not understood",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_mistake_in_a_recipe(text: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=BROKEN[text]):
+        load_recipe(str(tmp_path / "r.yaml"))
+
+
+def test_the_largest_seed() -> None:
+    assert Config(seed=(1 << 64) - 1).seed == (1 << 64) - 1
