@@ -8,6 +8,7 @@ import pytest
 
 from msefpn.data.check import box_sizes, check
 from msefpn.data.coco import CocoData
+from msefpn.engine.plan import plan_training
 from msefpn.errors import UserError
 
 
@@ -69,7 +70,19 @@ def test_other_classes_in_val(tiny_set: Path, tmp_path: Path) -> None:
     (tmp_path / "val.json").write_text(json.dumps(content))
     found = check(tiny_set, val_json=tmp_path / "val.json", val_images=tiny_set / "val")
     assert not found.usable
-    assert "train only: 1 circle; val only: 1 disc" in found.differences[0]
+    assert "train only: circle; val only: disc" in found.differences[0]
+
+
+def test_other_category_ids_in_val_are_no_difference(tiny_set: Path, tmp_path: Path) -> None:
+    content = json.loads((tiny_set / "val.json").read_text())
+    for item in content["categories"]:
+        item["id"] += 10
+    for item in content["annotations"]:
+        item["category_id"] += 10
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    found = check(tiny_set, val_json=tmp_path / "val.json", val_images=tiny_set / "val")
+    assert found.usable
+    assert not found.differences
 
 
 def test_needs_data(tmp_path: Path) -> None:
@@ -77,12 +90,27 @@ def test_needs_data(tmp_path: Path) -> None:
         check(tmp_path)
     with pytest.raises(UserError, match="no data to check"):
         check()
+    with pytest.raises(UserError, match="would not be read"):
+        check(tmp_path, train_json="train.json", val_json="val.json")
 
 
-def test_without_val(tiny_set: Path, tmp_path: Path) -> None:
-    (tmp_path / "train.json").write_bytes((tiny_set / "train.json").read_bytes())
-    (tmp_path / "train").symlink_to(tiny_set / "train")
-    assert [split.name for split in check(tmp_path).splits] == ["train"]
+@pytest.mark.parametrize(
+    ("names", "says"), [(["train"], "no val split in"), (["train", "val"], "val.json has no image folder")]
+)
+def test_without_val(names: list[str], says: str, tiny_set: Path, tmp_path: Path) -> None:
+    for name in (*(f"{name}.json" for name in names), "train"):
+        (tmp_path / name).symlink_to(tiny_set / name)
+    found = check(tmp_path)
+    assert [split.name for split in found.splits] == ["train"]
+    assert not found.usable
+    assert says in found.missing
+    assert "val: stops a run: " in str(found)
+    with pytest.raises(UserError, match=says):
+        plan_training(tmp_path, {}, recipe=None, out=tmp_path / "o", resume=False, steps=None, options={})
+
+
+def test_without_val_beside_a_json(tiny_set: Path) -> None:
+    assert not check(train_json=tiny_set / "train.json").usable
 
 
 def test_real_set(shared: Path) -> None:

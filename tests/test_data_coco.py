@@ -105,6 +105,7 @@ BOXES: dict[str, tuple[list[Any], list[float] | None]] = {
     "zero-area box": ([30, 30, 0, 5], None),
     "outside box": ([60, 5, 10, 10], None),
     "box under 1 px": ([30, 30, 0.5, 5], None),
+    "box under 1 px inside the image": ([60 - 1e-6, 5, 10, 10], None),
     "bbox without 4 numbers": ([1, 2, 3], None),
     "box sticks out": ([50, 30, 20, 20], [50, 30, 60, 40]),
     "box larger than the image": ([-10, -10, 100, 100], [0, 0, 60, 40]),
@@ -114,6 +115,7 @@ BOXES: dict[str, tuple[list[Any], list[float] | None]] = {
 @pytest.mark.parametrize("kind", BOXES)
 def test_faulty_box(data_set: DataSet, kind: str) -> None:
     box, mended = BOXES[kind]
+    kind = kind.removesuffix(" inside the image")
     data_set.add_box(box)
     data, report = data_set.scan()
     assert report.counts == {kind: 1, "image without boxes": 1}
@@ -125,8 +127,12 @@ def test_faulty_box(data_set: DataSet, kind: str) -> None:
 def test_infinite_and_null_boxes(data_set: DataSet) -> None:
     data_set.add_box([1, 1, float("inf"), 5])
     data_set.add_box([1, None, 5, 5])
-    _, report = data_set.scan()
-    assert len(report.of("NaN box")) == len(report.of("bbox without 4 numbers")) == 1
+    data_set.add_box([1, 10**400, 5, 5])
+    data_set.content["annotations"][0]["area"] = 10**400
+    data, report = data_set.scan()
+    assert len(report.of("NaN box")) == 1
+    assert len(report.of("bbox without 4 numbers")) == 2
+    assert data.areas[-1] == 200
 
 
 def test_rounding_at_the_border_is_no_fault(data_set: DataSet) -> None:

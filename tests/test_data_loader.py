@@ -94,6 +94,9 @@ def test_keep_empty(tiny_set: Path, data: CocoData) -> None:
     empty = set(np.flatnonzero(np.diff(crowded.offsets) == 0)) | {only_crowd}
     assert seen(True) == set(range(len(data)))
     assert seen(False) == set(range(len(data))) - empty
+    crowded.crowd[:] = True
+    with pytest.raises(UserError, match="no box to learn from"):
+        seen(False)
 
 
 def test_batch_is_padded(data: CocoData) -> None:

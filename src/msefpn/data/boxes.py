@@ -32,7 +32,7 @@ def mend_boxes(
     with np.errstate(invalid="ignore"):
         end = start + extent
         limit = sizes[notes.image][:, ::-1]
-        inside = np.minimum(end, limit) - np.maximum(start, 0)
+        inside = _inside(start, extent, limit)
         repeated, same_id = _repeats(notes)
         out = np.maximum(-start, end - limit).max(1, initial=0) > _ROUNDING
         dropped = {
@@ -40,7 +40,7 @@ def mend_boxes(
             "inverted box": (extent < 0).any(1),
             "zero-area box": (extent == 0).any(1),
             "outside box": (inside <= 0).any(1),
-            "box under 1 px": (extent < 1).any(1),
+            "box under 1 px": (inside < 1).any(1),
             "repeated annotation": repeated,
         }
         clipped = {"box larger than the image": (extent > limit + _ROUNDING).any(1), "box sticks out": out}
@@ -67,12 +67,21 @@ def clip_boxes(
     The areas are the stated ones, of masks perhaps, also where the box is clipped; else those of the boxes.
     """
     start, extent, limit = notes.boxes[rows, :2], notes.boxes[rows, 2:], sizes[notes.image[rows]][:, ::-1]
-    end = start + extent
-    # Not from the corners: rounding would move a box of exactly 32 x 32 px over COCO's limit of small ones.
-    inside = extent - np.maximum(-start, 0) - np.maximum(end - limit, 0)
     stated = notes.areas[rows]
-    corners = np.clip(np.concatenate([start, end], 1), 0, np.tile(limit, 2))
-    return corners, np.where(np.isnan(stated), inside.prod(1), stated)
+    corners = np.clip(np.concatenate([start, start + extent], 1), 0, np.tile(limit, 2))
+    return corners, np.where(np.isnan(stated), _inside(start, extent, limit).prod(1), stated)
+
+
+def _inside(
+    start: NDArray[np.float64], extent: NDArray[np.float64], limit: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Width and height (A, 2) of boxes clipped to images of width and height `limit` (A, 2).
+
+    Not from the clipped corners: rounding would move a box of exactly 32 x 32 px over COCO's limit of small
+    ones, and one of 1 px under the least that is kept.
+    """
+    clipped: NDArray[np.float64] = extent - np.maximum(-start, 0) - np.maximum(start + extent - limit, 0)
+    return clipped
 
 
 def _repeats(notes: Annotations) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

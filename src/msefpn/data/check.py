@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from msefpn.data.coco import CocoData, locate_split, scan_coco
+from msefpn.data.coco import CocoData, locate_split, refuse_unread, scan_coco
 from msefpn.data.faults import Report
 from msefpn.data.transforms import fitted_size
 from msefpn.errors import UserError
@@ -58,11 +58,13 @@ class Check:
     splits: tuple[SplitCheck, ...]
     differences: tuple[str, ...]
     """How the classes of the splits differ, a sentence each."""
+    missing: str
+    """Why there is no validation split; empty where there is one."""
 
     @property
     def usable(self) -> bool:
-        """Whether a run would start: no fault that only the user can mend, and the same classes."""
-        stops = any(split.report.stops for split in self.splits)
+        """Whether a run would start: both splits, no fault that only the user can mend, the same classes."""
+        stops = bool(self.missing) or any(split.report.stops for split in self.splits)
         return not stops and not any(text.startswith("classes") for text in self.differences)
 
     @property
@@ -72,6 +74,7 @@ class Check:
 
     def __str__(self) -> str:
         lines = [line for split in self.splits for line in _split_lines(split, self.size)]
+        lines += [f"val: stops a run: {self.missing}"] * bool(self.missing)
         lines += ["between the splits:", *(f"  {text}" for text in self.differences)] * bool(self.differences)
         lines.append("ready to train" if self.usable else "not ready: mend what stops a run")
         return "\n".join(lines)
@@ -97,32 +100,29 @@ def check(
         size: (longest, shortest side) that images are resized to fit into, pixels.
 
     Raises:
-        UserError: there is no training split. Other faults are in the result.
+        UserError: there is no training split, or `data` would not be read. Other faults are in the result.
     """
-    places = {
-        "train": locate_split(data, "train", train_json, train_images),
-        "val": locate_split(data, "val", val_json, val_images),
-    }
-    if places["train"] is None:
+    refuse_unread(data, train_json, val_json)
+    train = locate_split(data, "train", train_json, train_images)
+    if train is None:
         raise UserError("no data to check: give a data folder, or the training json and its image folder")
-    scans = {
-        name: (place, *scan_coco(*place, decode=True)) for name, place in places.items() if place is not None
-    }
+    val, missing = _locate_val(data, val_json, val_images)
+    places = {"train": train} | ({} if val is None else {"val": val})
+    scans = {name: (place, *scan_coco(*place, decode=True)) for name, place in places.items()}
     splits = tuple(_describe(name, *scan, size) for name, scan in scans.items())
     both = [found for _, found, _ in scans.values() if found is not None]
-    return Check(size, splits, tuple(class_differences(*both)) if len(both) == 2 else ())
+    return Check(size, splits, tuple(class_differences(*both)) if len(both) == 2 else (), missing)
 
 
 def class_differences(train: CocoData, val: CocoData) -> list[str]:
     """Say how the classes of two splits differ; lines that begin with 'classes' stop a run."""
     texts = []
-    if (train.classes, train.category_ids) != (val.classes, val.category_ids):
-        ours = dict(zip(train.category_ids, train.classes, strict=True))
-        theirs = dict(zip(val.category_ids, val.classes, strict=True))
+    ours, theirs = set(train.classes), set(val.classes)  # the ids may differ: a run goes by the names
+    if ours != theirs:
         only = [
-            f"{place} only: " + ", ".join(f"{id} {name}" for id, name in sorted(side.items() - other.items()))
-            for place, side, other in (("train", ours, theirs), ("val", theirs, ours))
-            if side.items() - other.items()
+            f"{place} only: {', '.join(sorted(names))}"
+            for place, names in (("train", ours - theirs), ("val", theirs - ours))
+            if names
         ]
         texts.append(f"classes differ, {'; '.join(only)}: give both jsons the same categories")
     seen = {train.classes[label] for label in np.unique(train.labels)}
@@ -148,6 +148,17 @@ def box_sizes(data: CocoData, size: tuple[int, int]) -> BoxSizes:
         tiny_share=float((extent.max(1) < 2 * STRIDES[0]).mean()),
         narrow_share=float(((ratio > 3) | (ratio < 1 / 3)).mean()),
     )
+
+
+def _locate_val(
+    data: str | Path | None, file: str | Path | None, folder: str | Path | None
+) -> tuple[tuple[Path, Path] | None, str]:
+    """Json and image folder of the validation split, or None and why there is none."""
+    try:
+        place = locate_split(data, "val", file, folder)
+    except UserError as error:
+        return None, str(error)
+    return place, "" if place else "no val split: name the validation json and its image folder"
 
 
 def _describe(

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -174,6 +175,11 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a value can be held as a float; json's whole numbers have no bound."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
+
+
 def _where(kind: str, index: int, item: Any, plural: str) -> str:
     id = item.get("id") if isinstance(item, dict) else None
     return f"{plural}[{index}]" if id is None else f"{kind} {id}"
@@ -235,7 +241,7 @@ def _read_annotations(
             report.add("unknown image", str(report.file), where, f"image_id {item['image_id']}")
         elif item["category_id"] not in label_of:
             report.add("unknown category", names[position], where, f"category_id {item['category_id']}")
-        elif len(box) != 4 or not all(isinstance(side, (int, float)) for side in box):
+        elif len(box) != 4 or not all(map(_is_number, box)):
             report.add("bbox without 4 numbers", names[position], where, str(box))
         else:
             note.append(item["id"] if _is_id(item.get("id")) else -1 - index)
@@ -256,8 +262,8 @@ def _read_annotations(
 
 def _area(annotation: dict[str, Any]) -> float:
     """The area that an annotation states; NaN where it states none, or one that cannot be."""
-    area = annotation.get("area")
-    return area if isinstance(area, (int, float)) and 0 < area < math.inf else math.nan
+    area: Any = annotation.get("area")
+    return area if _is_number(area) and 0 < area < math.inf else math.nan
 
 
 def _look_at_images(
@@ -354,17 +360,18 @@ def locate_split(
 ) -> tuple[Path, Path] | None:
     """Find json and image folder of a split ('train' or 'val'): those named, else by convention.
 
-    Returns None where nothing is named, or `data` has no validation split. Raises UserError as `find_split`.
+    Returns None where nothing is named. Raises UserError as `find_split`.
     """
     if file is not None:
-        return Path(file), Path(folder) if folder is not None else Path(file).with_suffix("")
+        file = Path(file)
+        return file, Path(folder) if folder is not None else file.parent / file.stem
     if folder is not None:
         raise UserError(f"image folder '{folder}' has no {split} json: name it too")
-    if data is None:
-        return None
-    try:
-        return find_split(Path(data), split)
-    except UserError:
-        if split == "train" or not Path(data).is_dir():
-            raise
-        return None
+    return None if data is None else find_split(Path(data), split)
+
+
+def refuse_unread(data: str | Path | None, *jsons: str | Path | None) -> None:
+    """Raise UserError where a data folder is given, and the jsons of all splits that it would be read for."""
+    if data is not None and None not in jsons:
+        named = " and ".join(map(str, jsons))
+        raise UserError(f"data '{data}' would not be read beside {named}: leave out the one or the other")

@@ -42,7 +42,7 @@ MENDED = {
     "alpha channel": "dropped",
     "16-bit image": "scaled to 8 bit",
     "CMYK image": "made RGB",
-    "image without boxes": "kept",
+    "image without boxes": "kept; trained on where keep_empty is true",
 }
 """Faults that are mended, and how."""
 

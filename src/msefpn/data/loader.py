@@ -66,7 +66,7 @@ class DetectionDataset(Dataset[Sample]):
         }
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it would reseed the GPU as well.
-            torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
+            torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, index))
             image, target = self.transform(image, target)
         boxes_out = target["boxes"].as_subclass(Tensor)
         return Sample(
@@ -145,7 +145,9 @@ def train_loader(
     if not keep_empty:
         owner = np.repeat(chosen, np.diff(data.offsets))[~data.crowd]
         chosen = np.unique(owner)
-    batches = _grouped(data.sizes, chosen, batch, _mix(seed, epoch, 0, 1), world)[rank::world]
+        if not len(chosen):
+            raise UserError(f"{data.file} has no box to learn from, only crowd regions: set keep_empty: true")
+    batches = _grouped(data.sizes, chosen, batch, mixed_seed(seed, epoch, 0, 1), world)[rank::world]
     dataset = DetectionDataset(data, train_transform(augment, size), seed=seed)
     return _loader(dataset, BatchKeys(epoch, batches), workers)
 
@@ -178,7 +180,7 @@ def _grouped(
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
-def _mix(*numbers: int) -> int:
+def mixed_seed(*numbers: int) -> int:
     """One 63-bit seed from several numbers, well spread."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
