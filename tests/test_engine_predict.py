@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 import msefpn
 from msefpn.data.images import read_image
@@ -14,6 +17,8 @@ from msefpn.engine.inputs import find_images, picture_names
 from msefpn.engine.predict import draw
 from msefpn.errors import UserError
 from msefpn.metrics.coco import NUMBERS
+from msefpn.models import TwoStage
+from msefpn.structures import Detections
 
 TINY = Path(__file__).with_name("tiny.yaml")
 
@@ -58,6 +63,47 @@ def test_pictures_and_json(
         assert y + h <= height + 0.01
     picture, original = read_image(out / files[0].name), read_image(files[0])
     assert picture.shape == original.shape
+
+
+def test_one_path_alone(run: Path, tiny_set: Path, tmp_path: Path) -> None:
+    for images in (tiny_set / "val" / "000001.jpg", str(tiny_set / "val" / "000001.jpg")):
+        out = tmp_path / type(images).__name__
+        msefpn.predict(run, images, out=out, device="cpu")
+        assert (out / "000001.jpg").is_file()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_device_memory_and_cut(
+    command: str,
+    run: Path,
+    tiny_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def start(name: str, device: str = "cpu") -> None:
+        options: dict[str, Any] = {"out": tmp_path / name, "batch": 3, "size": "96x64", "device": device}
+        msefpn.evaluate(run, **options, workers=0) if command == "evaluate" else msefpn.predict(
+            run, tiny_set / "val", **options
+        )
+
+    def detected(self: TwoStage, images: Tensor, sizes: Tensor) -> Detections:
+        found = forward(self, images, sizes)
+        return found._replace(cut=torch.ones_like(found.cut))
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(UserError, match=r"unknown device 'tpu': .*known: auto, cpu, gpu"):
+        start("none", "tpu")
+    forward = TwoStage.forward
+    monkeypatch.setattr(TwoStage, "forward", detected)
+    start("cut")
+    assert "5 candidates over the score threshold did not fit" in capsys.readouterr().out
+    monkeypatch.setattr(TwoStage, "forward", full)
+    with pytest.raises(UserError, match="memory for batch 3 at size 96x64: lower --batch or --size"):
+        start("full")
+    assert not (tmp_path / "full").exists()
 
 
 def test_one_image_at_a_time_gives_the_same_as_the_evaluation(

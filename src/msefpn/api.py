@@ -135,7 +135,7 @@ def evaluate(
         batch: images at a time; as in the run's training
         size: as in training; the run's own
         device: auto, cpu or gpu
-        workers: processes that load images
+        workers: processes that load images; 0: the command itself
 
     Returns:
         The numbers by name, and `per_class`: name -> AP.
@@ -154,16 +154,17 @@ def evaluate(
         out=_path(out),
         batch=batch,
         size=None if size is None else str(size),
+        workers=workers,
     )
 
     from msefpn.engine import evaluate as engine
 
-    return engine.evaluate(plan, device=device, workers=workers)
+    return engine.evaluate(plan, device=device)
 
 
 def predict(
     run: str | Path,
-    images: Sequence[str | Path],
+    images: Sequence[str | Path] | str | Path,
     *,
     out: str | Path | None = None,
     score: float = 0.3,
@@ -192,7 +193,7 @@ def predict(
 
     plan = plan_prediction(
         Path(run),
-        images,
+        [images] if isinstance(images, (str, Path)) else images,
         out=_path(out),
         score=score,
         batch=batch,

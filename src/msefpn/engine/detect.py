@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from msefpn.errors import UserError
+from msefpn.config import CHOICES
+from msefpn.errors import UserError, unknown_name
 from msefpn.models import Detector
 from msefpn.structures import Batch, to_original
 
@@ -36,10 +38,29 @@ class Found:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device for 'auto', 'cpu' or 'gpu'. Raises UserError where there is no GPU."""
+    """Return the device for 'auto', 'cpu' or 'gpu'. Raises UserError for others and where there is no GPU."""
+    if name not in CHOICES["device"]:
+        raise unknown_name("device", name, CHOICES["device"])
     if name == "gpu" and not torch.cuda.is_available():
         raise UserError("device gpu: this machine has no GPU that torch can use: give --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def telling_memory(batch: int, size: tuple[int, int]) -> Iterator[None]:
+    """Raise UserError where the body needs more memory than the GPU has.
+
+    Args:
+        batch: images at a time, for the message.
+        size: longest and shortest side that they are resized to fit into, pixels.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the GPU has not the memory for batch {batch} at size {size[0]}x{size[1]}: "
+            "lower --batch or --size"
+        ) from None
 
 
 @torch.no_grad()

@@ -7,16 +7,16 @@ from typing import Any
 
 from msefpn.config import parse_size
 from msefpn.data.loader import eval_loader
-from msefpn.engine.detect import as_results, detect, pick_device
+from msefpn.engine.detect import as_results, detect, pick_device, telling_memory
 from msefpn.engine.plan import Evaluation
 from msefpn.engine.run import METRICS, PREDICTIONS, new_folder, write_text
-from msefpn.engine.screen import Bar, say, show_numbers
+from msefpn.engine.screen import Bar, say, show_cut, show_numbers
 from msefpn.engine.truth import category_ids_for, truth_of
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.models import load
 
 
-def evaluate(plan: Evaluation, *, device: str, workers: int) -> dict[str, Any]:
+def evaluate(plan: Evaluation, *, device: str) -> dict[str, Any]:
     """Evaluate as planned; see `msefpn.api.evaluate`."""
     where = pick_device(device)
     detector = load(plan.run)
@@ -24,9 +24,9 @@ def evaluate(plan: Evaluation, *, device: str, workers: int) -> dict[str, Any]:
     config = detector.config
     batch = plan.batch or config.batch // (config.devices * config.accumulate)
     size = plan.size or parse_size(config.size)
-    loader = eval_loader(plan.data, size=size, batch=batch, workers=workers)
+    loader = eval_loader(plan.data, size=size, batch=batch, workers=plan.workers)
     with new_folder(plan.out):
-        with Bar("evaluate", len(plan.data)) as bar:
+        with Bar("evaluate", len(plan.data)) as bar, telling_memory(batch, size):
             found = detect(detector.to(where), loader, where, bar.seen)
         results = as_results(found, category_ids)
         numbers = evaluate_coco(truth_of(plan.data), results)
@@ -34,7 +34,6 @@ def evaluate(plan: Evaluation, *, device: str, workers: int) -> dict[str, Any]:
         write_text(plan.out / PREDICTIONS, json.dumps(results))
         write_text(plan.out / METRICS, json.dumps(numbers, indent=2))
     show_numbers(numbers)
-    if found.cut:
-        say(f"{found.cut} candidates over the score threshold did not fit before suppression")
+    show_cut(found.cut)
     say(f"{len(plan.data)} images of {plan.data.file}: {plan.out / METRICS}, {plan.out / PREDICTIONS}")
     return numbers

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from msefpn.config import Config, load_recipe, parse_size
-from msefpn.data.coco import CocoData, find_split, locate_split, read_coco
+from msefpn.data.coco import CocoData, locate_split, read_coco, refuse_unread
 from msefpn.data.faults import Report
 from msefpn.data.synthetic import draw
 from msefpn.engine.run import (
@@ -104,6 +104,7 @@ class Evaluation:
     """Longest and shortest side, pixels; None: the run's."""
     batch: int | None
     """None: the run's."""
+    workers: int
 
 
 def plan_evaluation(
@@ -116,6 +117,7 @@ def plan_evaluation(
     out: Path | None,
     batch: int | None,
     size: str | None,
+    workers: int,
 ) -> Evaluation:
     """Find and read what a run is to be evaluated on: the given files, those of `data`, or the run's own.
 
@@ -123,22 +125,23 @@ def plan_evaluation(
     """
     if batch is not None and batch < 1:
         raise UserError(f"batch is {batch}: it must be at least 1")
+    if workers < 0:
+        raise UserError(f"workers is {workers}: it must be at least 0")
     if split not in ("train", "val"):
         raise unknown_name("split", split, ("train", "val"))
     if not run.exists():
         raise UserError(f"run '{run}' does not exist: name the folder that 'msefpn train' wrote")
     sides = None if size is None else parse_size(size)
     folder = run if run.is_dir() else run.parent
+    refuse_unread(data, file)
     place = locate_split(data, split, file, images)
-    if place is None and data is not None:
-        place = find_split(data, split)
     if place is None:
         sources = read_run(folder)[1]
         train, val = (sources.train_json, sources.train_images), (sources.val_json, sources.val_images)
         place = train if split == "train" else val
     out = out or free_folder(folder / "evaluate")
     check_out(out)
-    return Evaluation(run, read_coco(*place)[0], out, sides, batch)
+    return Evaluation(run, read_coco(*place)[0], out, sides, batch, workers)
 
 
 def _resumed(
@@ -168,15 +171,15 @@ def _resumed(
                 f"{key} {new} contradicts the run's {key} {old}: a resumed run keeps its configuration; "
                 f"leave it out, or start a new run with --init {folder / LAST}"
             )
-    if (data is not None or files) and _absolute(_find(data, files)) != sources:
+    if (data is not None or files) and _resolved(_find(data, files)) != _resolved(sources):
         raise UserError(
             f"the data given is not that of the run '{folder}': a resumed run keeps its data; leave it out"
         )
     return wished, sources, folder
 
 
-def _absolute(sources: Sources) -> Sources:
-    return Sources(**{key: path.absolute() for key, path in dataclasses.asdict(sources).items()})
+def _resolved(sources: Sources) -> Sources:
+    return Sources(**{key: path.resolve() for key, path in dataclasses.asdict(sources).items()})
 
 
 def _new_out(out: str | Path | None) -> Path:
@@ -201,12 +204,13 @@ def _builtin_set(parent: Path) -> Path:
 
 def _find(data: Path | None, files: Mapping[str, Path]) -> Sources:
     """The files of both splits: the given ones, and the others by convention."""
+    refuse_unread(data, files.get("train_json"), files.get("val_json"))
     found: list[Path] = []
     for split in ("train", "val"):
         place = locate_split(data, split, files.get(f"{split}_json"), files.get(f"{split}_images"))
-        if place is None and data is None:
+        if place is None:
             raise UserError(
                 f"no {split} split: give --{split}-json and --{split}-images, or a folder with --data"
             )
-        found += place or find_split(data or Path(), split)
+        found += place
     return Sources(*found)

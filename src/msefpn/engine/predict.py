@@ -20,10 +20,10 @@ from msefpn.config import parse_size
 from msefpn.data.images import ImageFault, read_image
 from msefpn.data.loader import Sample, collate
 from msefpn.data.transforms import eval_transform
-from msefpn.engine.detect import Found, as_results, detect, pick_device
+from msefpn.engine.detect import Found, as_results, detect, pick_device, telling_memory
 from msefpn.engine.inputs import Prediction, picture_names
 from msefpn.engine.run import PREDICTIONS, new_folder, write_text
-from msefpn.engine.screen import Bar, say
+from msefpn.engine.screen import Bar, say, show_cut
 from msefpn.errors import UserError
 from msefpn.models import load
 
@@ -50,16 +50,19 @@ def predict(plan: Prediction, *, device: str) -> list[dict[str, Any]]:
     """Detect on images as planned; see `msefpn.api.predict`."""
     where = pick_device(device)
     detector = load(plan.run).to(where)
-    transform = eval_transform(plan.size or parse_size(detector.config.size))
+    size = plan.size or parse_size(detector.config.size)
+    transform = eval_transform(size)
     files, names = plan.files, picture_names(plan.files)
     class_of = dict(zip(detector.category_ids, detector.classes, strict=True))
     results: list[dict[str, Any]] = []
     unreadable: list[str] = []
+    cut = 0
     with new_folder(plan.out):
-        with Bar("predict", len(files)) as bar:
+        with Bar("predict", len(files)) as bar, telling_memory(plan.batch, size):
             for chunk in _chunks(files, plan.batch, unreadable):
                 inputs = collate([_sample(picture, transform) for picture in chunk])
                 found = detect(detector, [inputs], where, bar.seen)
+                cut += found.cut
                 found = found.where(found.scores >= plan.score)
                 results += [
                     {
@@ -77,6 +80,7 @@ def predict(plan: Prediction, *, device: str) -> list[dict[str, Any]]:
             raise UserError(f"none of the {len(files)} images can be read: {unreadable[0]}: give other files")
         write_text(plan.out / PREDICTIONS, json.dumps(results, indent=1))
     say(*(f"skipped: {text}" for text in unreadable))
+    show_cut(cut)
     skipped = f", {len(unreadable)} skipped" if unreadable else ""
     say(f"{len(results)} objects in {len(files) - len(unreadable)} images{skipped}: {plan.out}")
     return results

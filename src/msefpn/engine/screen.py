@@ -48,6 +48,12 @@ def show_numbers(numbers: Mapping[str, Any]) -> None:
     console.print(per_class)
 
 
+def show_cut(count: int) -> None:
+    """Say how many candidates were not looked at, if any; see `Detections.cut`."""
+    if count:
+        say(f"{count} candidates over the score threshold did not fit before suppression")
+
+
 def _number(value: float) -> str:
     return "-" if value < 0 else f"{value:.3f}"
 
