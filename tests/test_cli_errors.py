@@ -32,6 +32,8 @@ INSIDE = {
     "resume of a finished run",
     "resume after the data has changed",
     "no image that can be read",
+    "resume to steps that are done",
+    "built-in set with an unknown detector",
 }
 """Cases that import torch and have a sibling that runs as a process: these run in this one, to save time."""
 
@@ -130,6 +132,9 @@ training("size out of range", "'20000'", "--size", "20000")
 training("learning rate 0", "lr", "--lr", "0")
 training("no epochs", "epochs", "--epochs", "0")
 training("no steps", "steps", "--steps", "0")
+training("seed below 0", "seed is -1", "--seed", "-1")
+training("annotations that are a folder", "Is a directory", "--train-json", ".")
+training("path too long", "File name too long", "--data", "x" * 300)
 training("batch not divisible", "batch 3", "--batch", "3", "--devices", "2")
 training("initial weights missing", "nowhere.safetensors", "--init", "nowhere.safetensors")
 case("initial weights broken", "half.safetensors")(
@@ -157,11 +162,18 @@ def random_weights(name: str, options: str) -> None:
     )
 
 
-random_weights("random weights frozen", "{train_norm: true}")
-random_weights("random weights with fixed statistics", "{frozen_stages: -1}")
+random_weights("random weights frozen", "{frozen_stages: 1}")
+random_weights("random weights with fixed statistics", "{train_norm: false}")
 case("data folder missing", "nodata")(lambda p: ["train", "--data", p.folder / "nodata", "--out", p.out])
 case("no annotations in the data folder", "train.json")(
     lambda p: ["train", "--data", p.folder, "--out", p.out]
+)
+case("built-in set with an unknown detector", "'faster_rcn'")(
+    lambda p: ["train", "--detector", "faster_rcn", "--out", p.out]
+)
+training("data folder beside all jsons", "not be read", "--train-json", "t.json", "--val-json", "v.json")
+case("data folder beside the json to evaluate on", "would not be read")(
+    lambda p: ["evaluate", p.run, "--data", p.data, "--json", p.data / "val.json", "--out", p.out]
 )
 case("annotations without validation data", "val")(
     lambda p: ["train", "--train-json", p.data / "train.json", "--out", p.out]
@@ -216,6 +228,7 @@ case("resume without out", "--out")(lambda p: ["train", "--resume", "--data", p.
 resumed("resume with another learning rate", "lr", "--lr", "1")
 resumed("resume with a recipe", "recipe", "--recipe", str(TINY))
 resumed("resume of a finished run", "epochs")
+resumed("resume to steps that are done", "--steps", "--steps", "2", "--epochs", "3")
 resumed("resume without its state", "resume.ckpt", resume=None)
 case("resume from half a state", "resume.ckpt")(
     lambda p: ["train", "--resume", "--out", p.changed_run(resume=p.half("resume.ckpt"))]
@@ -264,6 +277,7 @@ def _(p: Place) -> Arguments:
     return ["evaluate", p.run, "--data", data, "--split", "train", "--out", p.out]
 
 
+case("workers below 0", "workers is -1")(lambda p: ["evaluate", p.run, "--workers", "-1", "--out", p.out])
 case("unknown split", "'test'")(lambda p: ["evaluate", p.run, "--split", "test", "--out", p.out])
 case("no images", "missing/*.jpg")(lambda p: ["predict", p.run, "missing/*.jpg", "--out", p.out])
 case("no image that can be read", "torn.jpg")(

@@ -1,6 +1,8 @@
 """Parts of the training: learning rate, averages, run folder, and what stops it."""
 
+import contextlib
 import csv
+import dataclasses
 import errno
 import json
 from pathlib import Path
@@ -9,21 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import msefpn
 from msefpn.config import Config, load_recipe
 from msefpn.data.coco import find_split, read_coco
-from msefpn.engine import record
+from msefpn.data.loader import train_loader
+from msefpn.engine import lit, record
 from msefpn.engine.detect import Found, as_results, merged
 from msefpn.engine.ema import Ema
 from msefpn.engine.lit import lr_factor
-from msefpn.engine.run import check_out, free_folder, new_folder, replacing
-from msefpn.engine.train import check_random_weights
+from msefpn.engine.plan import plan_training
+from msefpn.engine.record import Recorder
+from msefpn.engine.run import Sources, check_out, free_folder, new_folder, replacing, write_run
+from msefpn.engine.train import check_initial_weights, pick_precision
 from msefpn.engine.truth import category_ids_for, truth_of
 from msefpn.errors import UserError
-from msefpn.models import TwoStage
-from msefpn.models.backbone import Backbone
+from msefpn.metrics.coco import NUMBERS
+from msefpn.models import TwoStage, build, init_weights, load, save
 
 TINY = Path(__file__).with_name("tiny.yaml")
 
@@ -59,10 +65,96 @@ def test_average_of_weights() -> None:
     assert module.weight.item() == 7
 
 
-def test_random_weights_need_batch_normalisation_trained_only_where_there_is_some() -> None:
-    check_random_weights(Backbone("convnext_atto", frozen_stages=-1))
-    with pytest.raises(UserError, match=r"set backbone_options: \{frozen_stages: -1\}"):
-        check_random_weights(Backbone("convnext_atto"))
+ALL = r"\{frozen_stages: -1, train_norm: true\}"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "lost", "says"),
+    [
+        ("convnext_atto", {"frozen_stages": -1}, "", None),
+        ("convnext_atto", {}, "", r"set backbone_options: \{frozen_stages: -1\}"),
+        ("test_resnet", {}, "layer4", f"fixed tensors of test_resnet random, .*running_mean: .*{ALL}"),
+        ("test_resnet", {"train_norm": True}, "layer4", None),
+        ("test_resnet", {"train_norm": True}, "conv1", f"conv1.*: .*{ALL}"),
+        ("test_resnet", {"frozen_stages": -1}, "layer4.0.conv", None),
+        ("test_resnet", {"frozen_stages": -1}, "running_var", f"running_var: .*{ALL}"),
+    ],
+)
+def test_what_stays_fixed_has_to_be_in_the_initial_weights(
+    backbone: str, options: dict[str, Any], lost: str, says: str | None, tmp_path: Path
+) -> None:
+    file = str(tmp_path / "weights.safetensors")
+    config = Config(backbone=backbone, backbone_options=options, init=file)
+    detector = build(config, ["thing"])
+    state = detector.state_dict()
+    missing = tuple(name for name in state if name.startswith("backbone") and lost in name)
+    save_file({name: value.contiguous() for name, value in state.items() if name not in missing}, file)
+    report = init_weights(detector, file)
+    assert report.missing
+    with contextlib.nullcontext() if says is None else pytest.raises(UserError, match=f"{file} .*{says}"):
+        check_initial_weights(detector, report)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "able", "expected"),
+    [
+        ("auto", "cuda", True, "bf16"),
+        ("auto", "cuda", False, "fp32"),
+        ("auto", "cpu", True, "fp32"),
+        ("bf16", "cpu", False, "bf16"),
+        ("fp32", "cuda", True, "fp32"),
+    ],
+)
+def test_precision_is_bf16_where_it_is_not_emulated(
+    name: str, device: str, able: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: able or including_emulation
+    )
+    assert pick_precision(name, torch.device(device)) == expected
+
+
+def test_a_full_gpu_is_one_line(tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TwoStage, "losses", full)
+    with pytest.raises(UserError, match="memory for batch 2 at size 96x96: lower --batch or --size"):
+        msefpn.train(tiny_set, recipe=TINY, workers=0, out=tmp_path / "run")
+
+
+def test_a_resumed_run_knows_its_data_by_another_spelling(tiny_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tiny_set)
+    sources = Sources(*find_split(tiny_set, "train"), *find_split(tiny_set, "val"))
+    (tmp_path / "run").mkdir()
+    write_run(tmp_path / "run", load_recipe(str(TINY)), sources)
+    for data in (tmp_path / "link", tiny_set / ".." / tiny_set.name):
+        plan = plan_training(data, {}, recipe=None, out=tmp_path / "run", resume=True, steps=None, options={})
+        assert plan.sources == sources
+
+
+def test_weights_name_the_initial_ones_without_their_folder(tmp_path: Path) -> None:
+    for init, kept in (("/home/me/first.pth", "first.pth"), ("imagenet", "imagenet")):
+        detector = build(dataclasses.replace(load_recipe(str(TINY)), init=init), ["thing"])
+        save(detector, tmp_path / "w.safetensors")
+        assert load(tmp_path / "w.safetensors").config.init == kept
+        assert detector.config.init == init
+
+
+def test_an_epoch_that_was_cut_replaces_no_best_one(tmp_path: Path) -> None:
+    detector = build(load_recipe(str(TINY)), ["thing"])
+    recorder = Recorder(tmp_path)
+    for epoch, whole in enumerate((False, True, False), 1):
+        row = {"epoch": epoch, "step": epoch}
+        numbers = dict.fromkeys(NUMBERS, epoch / 10)
+        weights = {"weight": torch.tensor(float(epoch))}
+        if epoch == 2:  # a resumed run knows nothing of a first epoch that was cut
+            recorder = Recorder(tmp_path)
+        recorder.epoch(row, numbers, [], detector, weights, whole=whole)
+    assert recorder.best is not None
+    assert recorder.best["epoch"] == json.loads((tmp_path / "metrics.json").read_text())["best"]["epoch"] == 2
+    assert load_file(tmp_path / "best.safetensors")["weight"] == 2
+    assert load_file(tmp_path / "last.safetensors")["weight"] == 3
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_images(
@@ -82,7 +174,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_images(
     assert len(seen) == 3
 
 
-def test_accumulation_and_a_stop_after_some_steps(tiny_set: Path, tmp_path: Path) -> None:
+def test_accumulation_and_a_stop_after_some_steps(
+    tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = tmp_path / "accumulate.yaml"
     recipe.write_text(f"parent: {TINY}\nbatch: 4\naccumulate: 2\n")
     out = msefpn.train(tiny_set, recipe=recipe, workers=0, precision="bf16", steps=5, out=tmp_path / "run")
@@ -93,6 +187,23 @@ def test_accumulation_and_a_stop_after_some_steps(tiny_set: Path, tmp_path: Path
     state = torch.load(out / "resume.ckpt", weights_only=True)
     assert state["epoch"] == 1, "an epoch that was cut short is not one to go on from"
     assert list(out.glob("tensorboard/events*"))
+    assert json.loads((out / "metrics.json").read_text())["last"]["cut"] >= 0
+    assert "on 1 x cpu, bf16" in capsys.readouterr().out
+
+
+def test_images_without_boxes_are_left_out_where_the_recipe_says_so(
+    tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loader(*args: Any, keep_empty: bool, **options: Any) -> Any:
+        seen.append(keep_empty)
+        return train_loader(*args, keep_empty=keep_empty, **options)
+
+    seen: list[bool] = []
+    monkeypatch.setattr(lit, "train_loader", loader)
+    recipe = tmp_path / "boxes.yaml"
+    recipe.write_text(f"parent: {TINY}\nkeep_empty: false\n")
+    msefpn.train(tiny_set, recipe=recipe, workers=0, steps=1, out=tmp_path / "run")
+    assert seen == [False]
 
 
 def test_a_full_disk_while_training_is_one_line(

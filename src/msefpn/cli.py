@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from msefpn import api
 from msefpn.config import load_recipe
-from msefpn.engine.run import default_recipe, is_first_process
+from msefpn.engine.run import default_recipe, tells_mistakes
 from msefpn.errors import UserError, unknown_name
 from msefpn.memory import keep_freed_memory
 
@@ -41,12 +41,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except UserError as error:
-        if is_first_process():
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return _tell(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _tell(f"'{error.filename}': {error.strerror}")
     except KeyboardInterrupt as error:
         print(f"\n{error}" if str(error) else "\ninterrupted", file=sys.stderr)
         return 130
+
+
+def _tell(mistake: str) -> int:
+    """Print a user's mistake as one line, in one process; return the exit code for it."""
+    if tells_mistakes():
+        print("error:", " ".join(mistake.split()), file=sys.stderr)
+    return 2
 
 
 def _run(arguments: list[str]) -> int:

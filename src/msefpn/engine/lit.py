@@ -13,10 +13,10 @@ import warnings
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,11 +24,12 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from msefpn.config import Config, parse_size
 from msefpn.data.coco import CocoData
-from msefpn.data.loader import eval_loader, train_loader
-from msefpn.engine.detect import Found, as_results, detect, merged
+from msefpn.data.loader import eval_loader, mixed_seed, train_loader
+from msefpn.engine.detect import Found, as_results, detect, merged, telling_memory
 from msefpn.engine.ema import Ema
 from msefpn.engine.record import Recorder
-from msefpn.engine.screen import TrainingScreen
+from msefpn.engine.run import is_first_process
+from msefpn.engine.screen import TrainingScreen, show_cut
 from msefpn.engine.truth import category_ids_for, truth_of
 from msefpn.errors import UserError
 from msefpn.metrics.coco import evaluate_coco
@@ -45,11 +46,6 @@ def lr_factor(config: Config, step: int, steps_per_epoch: int) -> float:
     if step < config.warmup:
         factor *= 1 - (1 - step / config.warmup) * (1 - 0.001)  # mmcv's LrUpdaterHook, linear
     return factor
-
-
-def mixed_seed(*numbers: int) -> int:
-    """One seed from several numbers, well spread."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class Training(pl.LightningModule):
@@ -115,6 +111,7 @@ class Training(pl.LightningModule):
             epoch=self.trainer.current_epoch,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
+            keep_empty=self.config.keep_empty,
         )
 
     def configure_optimizers(self) -> Optimizer:
@@ -197,15 +194,17 @@ class Training(pl.LightningModule):
         if self.recorder is None or self.screen is None:
             return
         results = as_results(found, self.category_ids)
-        numbers = evaluate_coco(truth_of(self.val_data), results)
+        numbers = evaluate_coco(truth_of(self.val_data), results) | {"cut": found.cut}
         row = {"epoch": self.current_epoch + 1, "step": self.step, "lr": self.lr}
         row |= {name: round(value / self.batches_done, 6) for name, value in sorted(self.sums.items())}
         row |= {"images_per_second": round(self.screen.speed, 2)}
         weights = self.detector.state_dict() if self.ema is None else self.ema.weights
-        self.recorder.epoch(row, numbers, results, self.detector, weights)
-        if self.batches_done == self.trainer.num_training_batches:
+        whole = self.batches_done == self.trainer.num_training_batches
+        self.recorder.epoch(row, numbers, results, self.detector, weights, whole=whole)
+        if whole:
             self.recorder.commit(self._state())
         self.screen.end_epoch(row, numbers)
+        show_cut(found.cut)
 
     def _average_statistics(self) -> None:
         """Batch normalisation has seen other images in each process: evaluate and keep the mean of all."""
@@ -262,25 +261,36 @@ class Training(pl.LightningModule):
                 distributed.all_gather_object(faults, (bad, batch.ids.tolist()))
         for names, ids in faults:
             if names:
+                if self.global_rank > 0:  # the first process says it; `fit` ends this one in silence
+                    raise distributed.DistError
                 raise UserError(
                     f"{', '.join(names)} not finite at step {self.step + 1} with the images of id {ids}: "
                     "lower --lr or look at these images; the last whole epoch is kept"
                 )
 
 
-def fit(training: Training, device: torch.device, first_epoch: int) -> None:
-    """Train from `first_epoch`, counted from 0, to the end. Raises KeyboardInterrupt on SIGINT, SIGTERM."""
+def fit(training: Training, device: torch.device, precision: str, first_epoch: int) -> None:
+    """Train from `first_epoch`, counted from 0, to the end.
+
+    Args:
+        training: what to train.
+        device: its kind, not its number, counts.
+        precision: fp32 or bf16.
+        first_epoch: epochs that are done.
+
+    Raises:
+        UserError: a loss is not finite, an image unreadable, the memory or the disk full, or another process
+            of the run has stopped.
+        KeyboardInterrupt: on SIGINT and SIGTERM.
+    """
     config = training.config
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    strategy = DDPStrategy(find_unused_parameters=False, broadcast_buffers=False)
+    strategy = _Processes(find_unused_parameters=False, broadcast_buffers=False)
     trainer = pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=config.devices,
         strategy=strategy if config.devices > 1 else "auto",
-        precision="bf16-mixed" if bf16 else "32-true",
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
         max_epochs=config.epochs,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip or None,
@@ -296,9 +306,13 @@ def fit(training: Training, device: torch.device, first_epoch: int) -> None:
     progress: Any = trainer.fit_loop.epoch_progress.current
     progress.ready = progress.started = progress.processed = progress.completed = first_epoch
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), telling_memory(config.batch, parse_size(config.size)):
             warnings.filterwarnings("ignore", module=r"pytorch_lightning|torch\.(utils\.data|optim)")
             trainer.fit(training)
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        raise _ended_by_another() from None
     except (SystemExit, SIGTERMException):
         if not trainer.interrupted:
             raise
@@ -307,3 +321,27 @@ def fit(training: Training, device: torch.device, first_epoch: int) -> None:
     finally:
         if training.screen is not None:
             training.screen.close()
+
+
+class _Processes(DDPStrategy):
+    """Several processes, started by the first, that end together."""
+
+    def on_exception(self, exception: BaseException) -> None:
+        """In the first process, end the others and be killed by none of them: it has to say why it ends."""
+        super().on_exception(exception)
+        if isinstance(self.launcher, _SubprocessScriptLauncher):
+            self.launcher.kill(signal.SIGKILL)
+            self.launcher.procs.clear()  # Lightning's observer kills this process for any that has failed
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective operation failed because another process is gone; gloo has no type for it."""
+    lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(error, distributed.DistError) or any(text in str(error) for text in lost)
+
+
+def _ended_by_another() -> BaseException:
+    """What a process raises that stops because another one has; of all these only the first says so."""
+    if is_first_process():
+        return UserError("another process of this run stopped: its own line tells why")
+    return SystemExit(2)

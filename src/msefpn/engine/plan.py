@@ -85,7 +85,7 @@ def plan_training(
     else:
         config = load_recipe(str(recipe or default_recipe(builtin)), **options)
         folder = _new_out(out)
-        sources = _find(_builtin_set(folder.parent) if builtin else place, given)
+        sources = _find(_builtin_set(folder.parent, config) if builtin else place, given)
     train, train_report = read_coco(sources.train_json, sources.train_images)
     val, val_report = read_coco(sources.val_json, sources.val_images)
     category_ids_for(train.classes, val, f"the training data {train.file}")
@@ -194,10 +194,16 @@ def _new_out(out: str | Path | None) -> Path:
     return folder
 
 
-def _builtin_set(parent: Path) -> Path:
-    """The folder of the built-in set, drawn if it is not there: `draw` makes it whole or not at all."""
+def _builtin_set(parent: Path, config: Config) -> Path:
+    """The folder of the built-in set, drawn if it is not there: `draw` makes it whole or not at all.
+
+    Raises UserError, before it is drawn, where the configuration cannot be trained.
+    """
     folder = parent / "builtin-data"
     if not folder.is_dir():
+        from msefpn.engine.train import check_config  # noqa: PLC0415  slow to import
+
+        check_config(config)
         draw(folder)
     return folder
 

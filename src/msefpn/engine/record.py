@@ -61,6 +61,8 @@ class Recorder:
         results: list[dict[str, Any]],
         detector: Detector,
         weights: dict[str, Tensor],
+        *,
+        whole: bool,
     ) -> None:
         """Keep an epoch.
 
@@ -70,9 +72,11 @@ class Recorder:
             results: the detections that they were made from.
             detector: whose configuration and classes go with the weights.
             weights: those that were evaluated.
+            whole: it was not cut short. Else it replaces no best one: a run goes on from whole epochs, and
+                would know of no other as the best.
         """
         entry = {"epoch": row["epoch"], "step": row["step"], **numbers}
-        if self.best is None or numbers["AP"] > self.best["AP"]:
+        if self.best is None or (whole and numbers["AP"] > self.best["AP"]):
             self.best = entry
             self._save(detector, BEST, weights)
             write_text(self.out / PREDICTIONS, json.dumps(results))

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,15 @@ class Sources:
 def is_first_process() -> bool:
     """Whether this process is the one that writes and prints; Lightning and torchrun set LOCAL_RANK."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def tells_mistakes() -> bool:
+    """Whether this process prints a user's mistake: the first, for all have the same arguments.
+
+    Once they train together, each on its images, whichever meets one.
+    """
+    distributed = sys.modules.get("torch.distributed")  # not imported: it takes seconds
+    return is_first_process() or (distributed is not None and distributed.is_initialized())
 
 
 def default_recipe(builtin: bool) -> str:

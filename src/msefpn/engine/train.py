@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from msefpn.config import Config, to_yaml
 from msefpn.data.coco import CocoData
@@ -26,8 +27,7 @@ from msefpn.engine.run import (
 )
 from msefpn.engine.screen import TrainingScreen, say
 from msefpn.errors import UserError
-from msefpn.models import Detector, build, init_weights
-from msefpn.models.backbone import Backbone
+from msefpn.models import Detector, InitReport, build, init_weights
 
 
 def train(plan: Plan) -> Path:
@@ -40,6 +40,7 @@ def train(plan: Plan) -> Path:
     """
     config, first = plan.config, is_first_process()
     device = _check_devices(config)
+    precision = pick_precision(config.precision, device)
     torch.manual_seed(config.seed)
     detector = build(config, plan.train.classes, plan.train.category_ids)
     state = _read_state(plan)
@@ -47,9 +48,8 @@ def train(plan: Plan) -> Path:
     if state is not None:
         detector.load_state_dict(state["detector"])
     else:
-        if config.init == "none":
-            check_random_weights(detector.backbone)
         report = init_weights(detector, config.init)
+        check_initial_weights(detector, report)
         told = ["initial weights: random"] if config.init == "none" else str(report).splitlines()
     from msefpn.engine.lit import Training, fit  # noqa: PLC0415  slow to import: after all that can be refused
 
@@ -57,7 +57,7 @@ def train(plan: Plan) -> Path:
         _prepare_folder(plan, detector)
         say(*_data_lines("train", plan.train, plan.reports["train"]))
         say(*_data_lines("val", plan.val, plan.reports["val"]))
-        say(*told, *_plan_lines(config, device, plan.out, state))
+        say(*told, *_plan_lines(config, device, precision, plan.out, state))
     done = 0 if state is None else int(state["epoch"])
     best = None if state is None else state["best"]
     training = Training(
@@ -72,7 +72,7 @@ def train(plan: Plan) -> Path:
         steps=plan.steps,
     )
     try:
-        fit(training, device, done)
+        fit(training, device, precision, done)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted: go on with msefpn train --resume --out {plan.out}") from None
     if first:
@@ -80,16 +80,36 @@ def train(plan: Plan) -> Path:
     return plan.out
 
 
-def check_random_weights(backbone: Backbone) -> None:
-    """Raise UserError where a backbone would keep its random weights, or statistics of no data."""
-    wanted = {"frozen_stages: -1": not backbone.frozen}
-    if backbone.norms():
-        wanted["train_norm: true"] = backbone.train_norm
-    if not all(wanted.values()):
+def check_config(config: Config) -> None:
+    """Raise UserError where names, options or devices of a configuration cannot be, whatever the data."""
+    _check_devices(config)
+    build(config, ["any"])
+
+
+def check_initial_weights(detector: Detector, report: InitReport) -> None:
+    """Raise UserError where the backbone would keep random weights, or statistics of no data, to the end."""
+    backbone = detector.backbone
+    fixed = {f"backbone.body.{name}" for name in backbone.frozen}
+    for name, module in backbone.named_modules():
+        if isinstance(module, _BatchNorm) and not module.training:
+            fixed |= {f"backbone.{name}.running_mean", f"backbone.{name}.running_var"}
+    random = sorted(fixed.intersection(report.missing))
+    if random:
+        options = ["frozen_stages: -1"] + ["train_norm: true"] * bool(backbone.norms())
         raise UserError(
-            f"init none would freeze random weights or statistics of {backbone.name}: set backbone_options: "
-            f"{{{', '.join(wanted)}}} in the recipe, or give --init imagenet or a file"
+            f"init {detector.config.init} would leave {len(random)} fixed tensors of {backbone.name} random, "
+            f"such as {random[0]}: set backbone_options: {{{', '.join(options)}}} in the recipe, or give "
+            "--init imagenet or a file that has them"
         )
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """Return 'fp32' or 'bf16' for 'auto', 'fp32' or 'bf16'."""
+    if name != "auto":
+        return name
+    # Emulated, bf16 is slower than fp32.
+    capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if capable else "fp32"
 
 
 def _check_devices(config: Config) -> torch.device:
@@ -118,6 +138,8 @@ def _read_state(plan: Plan) -> dict[str, Any] | None:
         raise UserError(
             f"{file} has changed since the run '{plan.out}' began: restore it, or start a new run"
         )
+    if plan.steps is not None and state["step"] >= plan.steps:
+        raise UserError(f"the run '{plan.out}' has done {state['step']} steps: give more with --steps")
     if state["epoch"] >= plan.config.epochs:
         raise UserError(f"the run '{plan.out}' has all its {state['epoch']} epochs: give more with --epochs")
     return state
@@ -136,8 +158,8 @@ def _prepare_folder(plan: Plan, detector: Detector) -> None:
         write_text(plan.out / CONFIG, to_yaml(plan.config))
         return
     weights = sum(tensor.nbytes for tensor in detector.state_dict().values())
-    # best, last, and the state (weights, optimizer, averages) twice while it is replaced.
-    check_out(plan.out, room=weights * 8)
+    # best, last, and the state twice while it is replaced: weights, averages and AdamW's two moments.
+    check_out(plan.out, room=weights * (2 + 2 * 4))
     with new_folder(plan.out):
         write_run(plan.out, plan.config, plan.sources)
 
@@ -148,12 +170,14 @@ def _data_lines(split: str, data: CocoData, report: Report) -> list[str]:
     return [line] + [f"  mended: {'; '.join(faults)}"] * bool(faults)
 
 
-def _plan_lines(config: Config, device: torch.device, out: Path, state: dict[str, Any] | None) -> list[str]:
+def _plan_lines(
+    config: Config, device: torch.device, precision: str, out: Path, state: dict[str, Any] | None
+) -> list[str]:
     drops = f"x 0.1 after epochs {', '.join(map(str, config.drops))}" if config.drops else "constant"
     schedule = "cosine to zero" if config.schedule == "cosine" else drops
     lines = [
         f"model: {config.detector}, {config.backbone}, {config.neck}, size {config.size}, "
-        f"on {config.devices} x {device.type}",
+        f"on {config.devices} x {device.type}, {precision}",
         f"lr: {config.lr:g} per 16 images x {config.batch}/16 = {config.scaled_lr:g}; "
         f"{config.warmup} steps of warm-up; {schedule}",
         f"run: {out}",

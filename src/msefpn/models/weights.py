@@ -35,8 +35,9 @@ def save(detector: Detector, path: str | Path, tensors: Mapping[str, Tensor] | N
     path = Path(path)
     state = tensors if tensors is not None else detector.state_dict()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    init = Path(detector.config.init).name  # a file's folder is nobody else's concern
     about = {
-        "config": vars(detector.config),
+        "config": vars(detector.config) | {"init": init},
         "classes": detector.classes,
         "category_ids": detector.category_ids,
     }
