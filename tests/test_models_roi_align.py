@@ -59,3 +59,8 @@ def test_channels_last_and_float32() -> None:
     found = RoIAlign(STRIDES)(maps, regions().float())
     expected = reference([x.double() for x in maps], regions(), 0, True)
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_boxes_that_are_not_finite_pool_something() -> None:
+    boxes = torch.tensor([[[float("nan")] * 4, [float("inf")] * 4, [0.0, 0, 50, 60]]])
+    assert RoIAlign([4])([torch.ones(1, 2, 32, 32)], boxes).shape == (3, 2, 7, 7)

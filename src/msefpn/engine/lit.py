@@ -16,7 +16,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -329,9 +328,10 @@ class _Processes(DDPStrategy):
     def on_exception(self, exception: BaseException) -> None:
         """In the first process, end the others and be killed by none of them: it has to say why it ends."""
         super().on_exception(exception)
-        if isinstance(self.launcher, _SubprocessScriptLauncher):
-            self.launcher.kill(signal.SIGKILL)
-            self.launcher.procs.clear()  # Lightning's observer kills this process for any that has failed
+        launcher: Any = self.launcher
+        if launcher is not None:
+            launcher.kill(signal.SIGKILL)
+            launcher.procs.clear()  # Lightning's observer kills this process for any that has failed
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

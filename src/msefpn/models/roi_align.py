@@ -36,6 +36,7 @@ class RoIAlign(nn.Module):
     def forward(self, pyramid: list[Tensor], boxes: Tensor) -> Tensor:
         """Pool boxes (B, R, 4), pixels, from maps (B, C, H_i, W_i): (B * R, C, size, size), in float32."""
         pyramid = [full_precision(x) for x in pyramid]
+        boxes = boxes.nan_to_num(0, 0, 0)  # of a training that diverges; its losses tell
         images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
         images = images[:, None, None].expand(-1, boxes.shape[1], 1)
         rois = torch.cat([images, boxes], dim=-1).flatten(0, 1)  # (B * R, 5)
