@@ -19,13 +19,13 @@ from msefpn.config import Config, load_recipe
 from msefpn.data.coco import find_split, read_coco
 from msefpn.data.loader import train_loader
 from msefpn.engine import lit, record
+from msefpn.engine.checks import check_initial_weights, pick_precision
 from msefpn.engine.detect import Found, as_results, merged
 from msefpn.engine.ema import Ema
 from msefpn.engine.lit import lr_factor
 from msefpn.engine.plan import plan_training
 from msefpn.engine.record import Recorder
 from msefpn.engine.run import Sources, check_out, free_folder, new_folder, replacing, write_run
-from msefpn.engine.train import check_initial_weights, pick_precision
 from msefpn.engine.truth import category_ids_for, truth_of
 from msefpn.errors import UserError
 from msefpn.metrics.coco import NUMBERS

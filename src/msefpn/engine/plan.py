@@ -201,7 +201,7 @@ def _builtin_set(parent: Path, config: Config) -> Path:
     """
     folder = parent / "builtin-data"
     if not folder.is_dir():
-        from msefpn.engine.train import check_config  # noqa: PLC0415  slow to import
+        from msefpn.engine.checks import check_config  # noqa: PLC0415  slow to import
 
         check_config(config)
         draw(folder)

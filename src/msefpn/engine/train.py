@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from msefpn.config import Config, to_yaml
 from msefpn.data.coco import CocoData
 from msefpn.data.faults import MENDED, Report
-from msefpn.engine.detect import pick_device
+from msefpn.engine.checks import check_devices, check_initial_weights, pick_precision
 from msefpn.engine.plan import Plan
 from msefpn.engine.record import Recorder, read_resume
 from msefpn.engine.run import (
@@ -27,7 +26,7 @@ from msefpn.engine.run import (
 )
 from msefpn.engine.screen import TrainingScreen, say
 from msefpn.errors import UserError
-from msefpn.models import Detector, InitReport, build, init_weights
+from msefpn.models import Detector, build, init_weights
 
 
 def train(plan: Plan) -> Path:
@@ -39,7 +38,7 @@ def train(plan: Plan) -> Path:
         KeyboardInterrupt: Ctrl-C; the message says how to go on.
     """
     config, first = plan.config, is_first_process()
-    device = _check_devices(config)
+    device = check_devices(config)
     precision = pick_precision(config.precision, device)
     torch.manual_seed(config.seed)
     detector = build(config, plan.train.classes, plan.train.category_ids)
@@ -78,48 +77,6 @@ def train(plan: Plan) -> Path:
     if first:
         _say_what_next(plan, training.recorder)
     return plan.out
-
-
-def check_config(config: Config) -> None:
-    """Raise UserError where names, options or devices of a configuration cannot be, whatever the data."""
-    _check_devices(config)
-    build(config, ["any"])
-
-
-def check_initial_weights(detector: Detector, report: InitReport) -> None:
-    """Raise UserError where the backbone would keep random weights, or statistics of no data, to the end."""
-    backbone = detector.backbone
-    fixed = {f"backbone.body.{name}" for name in backbone.frozen}
-    for name, module in backbone.named_modules():
-        if isinstance(module, _BatchNorm) and not module.training:
-            fixed |= {f"backbone.{name}.running_mean", f"backbone.{name}.running_var"}
-    random = sorted(fixed.intersection(report.missing))
-    if random:
-        options = ["frozen_stages: -1"] + ["train_norm: true"] * bool(backbone.norms())
-        raise UserError(
-            f"init {detector.config.init} would leave {len(random)} fixed tensors of {backbone.name} random, "
-            f"such as {random[0]}: set backbone_options: {{{', '.join(options)}}} in the recipe, or give "
-            "--init imagenet or a file that has them"
-        )
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """Return 'fp32' or 'bf16' for 'auto', 'fp32' or 'bf16'."""
-    if name != "auto":
-        return name
-    # Emulated, bf16 is slower than fp32.
-    capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if capable else "fp32"
-
-
-def _check_devices(config: Config) -> torch.device:
-    device = pick_device(config.device)
-    if device.type == "cuda" and config.devices > torch.cuda.device_count():
-        raise UserError(
-            f"devices {config.devices}: this machine has {torch.cuda.device_count()} GPUs: "
-            "give fewer, or --device cpu"
-        )
-    return device
 
 
 def _read_state(plan: Plan) -> dict[str, Any] | None:
