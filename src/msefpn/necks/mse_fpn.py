@@ -354,6 +354,6 @@ def _choose(argument: str, value: str, known: tuple[str, ...]) -> None:
 def _float32(x: Tensor) -> contextlib.AbstractContextManager[None]:
     """Switch autocast off where it is on."""
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
+    if x.is_meta or not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
