@@ -120,7 +120,7 @@ class RetinaHead(nn.Module):
             over = (full_precision(logits).sigmoid() > self.score).flatten(1).sum(dim=1)
             cut.append((over - self.candidates).clamp(min=0))
         score = torch.cat(scores, 1)
-        found = select_detections(
+        return select_detections(
             torch.cat(boxes, 1),
             score,
             torch.cat(labels, 1),
@@ -128,8 +128,8 @@ class RetinaHead(nn.Module):
             nms_iou=self.nms_iou,
             detections=self.detections,
             candidates=len(scores) * self.candidates,
+            cut=torch.stack(cut).sum(dim=0),
         )
-        return found._replace(cut=torch.stack(cut).sum(dim=0))
 
     def losses(
         self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int], targets: Targets

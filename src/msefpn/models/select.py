@@ -16,6 +16,7 @@ def select_detections(
     nms_iou: float,
     detections: int,
     candidates: int,
+    cut: Tensor | None = None,
 ) -> Detections:
     """Threshold, suppress within each class, keep the best; with fixed shapes.
 
@@ -27,8 +28,9 @@ def select_detections(
         nms_iou: suppression threshold within a class.
         detections: D, kept an image.
         candidates: best ones an image that go into suppression; the rest is counted as cut.
+        cut: (B,) int64, candidates of each image that were cut before.
     """
-    cut = ((scores > score).sum(dim=1) - candidates).clamp(min=0)
+    cut_here = ((scores > score).sum(dim=1) - candidates).clamp(min=0)
     best, index = top_candidates(scores, candidates)
     box = boxes.gather(1, index[..., None].expand(-1, -1, 4))
     label = labels.gather(1, index)
@@ -40,5 +42,5 @@ def select_detections(
         scores=torch.where(valid, best, 0),
         labels=torch.where(valid, label.gather(1, index), 0),
         valid=valid,
-        cut=cut,
+        cut=cut_here if cut is None else cut_here + cut,
     )
