@@ -1,7 +1,8 @@
 """Our detectors beside torchvision's, side by side in one run: python benchmarks/detectors.py
 
 Same R50-FPN architecture, same weights, same images; rounds are interleaved, so that a drift of the machine's
-speed falls on all alike. Ratios of medians are what counts. Peak memory is that of one process for each side.
+speed falls on all alike. Ratios of medians are what counts. Proposals are not suppressed, so that with random
+weights every side's second stage has its 1000 regions. Peak memory is that of one process for each side.
 A second table tells where the time of a prediction goes.
 """
 
@@ -27,7 +28,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msefpn.config import Config
 from msefpn.memory import keep_freed_memory
-from msefpn.models import Detector, build, from_torchvision
+from msefpn.models import Detector, TwoStage, build, from_torchvision
 from msefpn.structures import Targets
 
 CLASSES = [f"class {label}" for label in range(1, 91)]
@@ -49,7 +50,8 @@ def theirs(detector: str, height: int, width: int) -> Any:
     body = torchvision.models.resnet50(norm_layer=FrozenBatchNorm2d)
     size = {"min_size": min(height, width), "max_size": max(height, width)}
     if detector == "faster_rcnn":
-        return FasterRCNN(_resnet_fpn_extractor(body, trainable_layers=3), num_classes=91, **size)
+        backbone = _resnet_fpn_extractor(body, trainable_layers=3)
+        return FasterRCNN(backbone, num_classes=91, rpn_nms_thresh=1.0, **size)
     extra = LastLevelP6P7(256, 256)
     backbone = _resnet_fpn_extractor(body, 3, returned_layers=[2, 3, 4], extra_blocks=extra)
     return RetinaNet(backbone, num_classes=91, anchor_generator=_default_anchorgen(), **size)
@@ -61,10 +63,12 @@ def make(side: str, detector: str, height: int, width: int) -> nn.Module:
     if side == "torchvision":
         return reference
     ours = from_torchvision(reference.state_dict(), CLASSES, LABELS, norm_eps=1e-5)
-    if side == "fpn":
-        return ours
-    options = dict(ours.config.detector_options)
-    return build(Config(detector=detector, neck="mse_fpn", detector_options=options), CLASSES, LABELS)
+    if side == "mse_fpn":
+        options = dict(ours.config.detector_options)
+        ours = build(Config(detector=detector, neck="mse_fpn", detector_options=options), CLASSES, LABELS)
+    if isinstance(ours, TwoStage):
+        ours.rpn.nms_iou = 1.0
+    return ours
 
 
 def prepare(

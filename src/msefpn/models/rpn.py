@@ -138,6 +138,9 @@ class RPN(nn.Module):
         valid = larger_than(box, self.min_size) & (score > PAD_SCORE)
         keep = nms(box, score, torch.cat(levels, 1), valid, self.nms_iou)
         best, index = top_candidates(score.masked_fill(~keep, PAD_SCORE), self.proposals[phase])
+        if best.is_cpu and not torch.compiler.is_compiling():  # padding costs the head as much as regions do
+            most = max(1, int((best > PAD_SCORE).sum(dim=1).max()))
+            best, index = best[:, :most], index[:, :most]
         return Proposals(box.gather(1, index[..., None].expand(-1, -1, 4)), best > PAD_SCORE)
 
     def _losses(

@@ -42,7 +42,7 @@ class FPN(Neck):
         inputs = features[self.start_level :]
         merged = [lateral(x) for lateral, x in zip(self.laterals, inputs, strict=True)]
         for i in range(len(merged) - 2, -1, -1):
-            merged[i] = merged[i] + upsample_nearest(merged[i + 1], like=merged[i])
+            merged[i] = upsample_nearest(merged[i + 1], like=merged[i]).add_(merged[i])
         pyramid = [conv(x) for conv, x in zip(self.outputs, merged, strict=True)]
         extra: list[Tensor] = self.extra(features[-1], pyramid[-1])
         return pyramid + extra

@@ -16,8 +16,11 @@ class Gate(nn.Module):
     """Whether it has weights for two maps: the top level, with nothing above it, then has no gate."""
 
     def fuse(self, local: Tensor, above: Tensor) -> Tensor:
-        """Gate the sum of this level's map and the upsampled map of the level above, both (B, C, H, W)."""
-        gated: Tensor = self(local + above)
+        """Gate the sum of this level's map and the upsampled map of the level above, both (B, C, H, W).
+
+        `above` is used up: memory for another map of this size costs more than the sum.
+        """
+        gated: Tensor = self(above.add_(local))
         return gated
 
 
