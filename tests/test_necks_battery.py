@@ -14,6 +14,11 @@ from msefpn.necks import GATES, NECKS, Neck
 CHANNELS = [16, 24, 40, 64]
 STRIDES = [4, 8, 16, 32]
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in NECKS} | {
+    "pafpn-retina": ("pafpn", {"start_level": 1, "extra_levels": "conv_c5"}),
+    "bifpn-retina": ("bifpn", {"start_level": 1, "extra_levels": "conv_c5", "weighted": False}),
+    "ce_fpn-retina": ("ce_fpn", {"start_level": 1, "extra_levels": "conv_c5"}),
+    "ac_fpn-deformable": ("ac_fpn", {"deformable": True, "attention": False}),
+    "fpn+bfp": ("fpn+bfp", {"extra_levels": "pool"}),
     "mse_fpn-split": ("mse_fpn", {"preset": "split"}),
     "mse_fpn-retina": ("mse_fpn", {"start_level": 1, "extra_levels": "conv_c5"}),
     "mse_fpn-pool": ("mse_fpn", {"extra_levels": "pool"}),
@@ -26,8 +31,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
 
 def make(variant: str, **options: Any) -> Neck:
     torch.manual_seed(0)
-    name, own = VARIANTS[variant]
-    return NECKS[name](CHANNELS, STRIDES, 32, **own | options)
+    names, own = VARIANTS[variant]
+    name, *on_top = names.split("+")
+    members = [NECKS[name](inputs_of(name), STRIDES, 32, **own | options)]
+    for name in on_top:
+        members.append(NECKS[name]([32] * len(members[-1].out_strides), members[-1].out_strides, 32))
+    return Stack(members) if on_top else members[0]
+
+
+def inputs_of(name: str) -> list[int]:
+    return [32] * len(STRIDES) if NECKS[name].on_top else CHANNELS
 
 
 def maps(height: int, width: int, batch: int = 2) -> list[Tensor]:

@@ -14,7 +14,7 @@ from msefpn.models.backbone import Backbone
 from msefpn.models.retina import RetinaHead
 from msefpn.models.roi import RoIHead
 from msefpn.models.rpn import RPN
-from msefpn.necks import NECKS, Neck
+from msefpn.necks import NECKS, Neck, Stack
 from msefpn.structures import Detections, Targets
 
 T = TypeVar("T")
@@ -220,8 +220,7 @@ def build(config: Config, classes: Sequence[str], category_ids: Sequence[int] | 
     Raises:
         UserError: an unknown name or option.
     """
-    if config.neck not in NECKS:
-        raise unknown_name("neck", config.neck, NECKS)
+    _check_neck(config.neck)
     if config.detector not in DETECTORS:
         raise unknown_name("detector", config.detector, DETECTORS)
     backbone = _construct(Backbone, "backbone_options", config.backbone, **config.backbone_options)
@@ -237,8 +236,30 @@ def build(config: Config, classes: Sequence[str], category_ids: Sequence[int] | 
 
 
 def _make_neck(config: Config, backbone: Backbone, **defaults: Any) -> Neck:
+    """The neck, or stack of necks, of a configuration; each option goes to the members that take it."""
+    names = config.neck.split("+")
     options = defaults | config.neck_options
-    return _construct(NECKS[config.neck], "neck_options", backbone.channels, backbone.strides, **options)
+    takes = [inspect.signature(NECKS[name]).parameters for name in names]
+    members: list[Neck] = []
+    channels, strides = backbone.channels, backbone.strides
+    for name, known in zip(names, takes, strict=True):
+        own = {key: value for key, value in options.items() if key in known or not any(key in k for k in takes)}
+        members.append(_construct(NECKS[name], "neck_options", channels, strides, **own))
+        channels, strides = [members[-1].out_channels] * len(members[-1].out_strides), members[-1].out_strides
+    return members[0] if len(members) == 1 else Stack(members)
+
+
+def _check_neck(name: str) -> None:
+    """Raise UserError if a neck's name, or a stack's, cannot be."""
+    first, *others = name.split("+")
+    for member in (first, *others):
+        if member not in NECKS:
+            raise unknown_name("neck", member, NECKS)
+    if NECKS[first].on_top:
+        raise UserError(f"neck '{name}': {first} reads another neck's pyramid: write fpn+{first}")
+    for member in others:
+        if not NECKS[member].on_top:
+            raise UserError(f"neck '{name}': {member} reads a backbone's maps: it can only come first")
 
 
 def _preset(name: str) -> dict[str, dict[str, Any]]:

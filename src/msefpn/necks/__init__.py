@@ -5,13 +5,42 @@
 >>> pyramid = neck(features)  # four maps of 256 channels
 """
 
+from msefpn.necks.ac_fpn import ACFPN
+from msefpn.necks.aug_fpn import AugFPN
 from msefpn.necks.base import Neck
+from msefpn.necks.bfp import BFP
+from msefpn.necks.bifpn import BiFPN
+from msefpn.necks.ce_fpn import CEFPN
 from msefpn.necks.fpn import FPN
 from msefpn.necks.mse_fpn import GATES, GCG, MSEFPN, SEM, SIM
+from msefpn.necks.pafpn import PAFPN
+from msefpn.necks.stack import Stack
 
 NECKS: dict[str, type[Neck]] = {
     "fpn": FPN,
+    "pafpn": PAFPN,
+    "bifpn": BiFPN,
+    "bfp": BFP,
+    "aug_fpn": AugFPN,
+    "ce_fpn": CEFPN,
+    "ac_fpn": ACFPN,
     "mse_fpn": MSEFPN,
 }
 
-__all__ = ["FPN", "GATES", "GCG", "MSEFPN", "NECKS", "SEM", "SIM", "Neck"]
+__all__ = [
+    "ACFPN",
+    "BFP",
+    "CEFPN",
+    "FPN",
+    "GATES",
+    "GCG",
+    "MSEFPN",
+    "NECKS",
+    "PAFPN",
+    "SEM",
+    "SIM",
+    "AugFPN",
+    "BiFPN",
+    "Neck",
+    "Stack",
+]

@@ -20,7 +20,10 @@ class Neck(nn.Module):
         out_channels: channels of every output map.
         out_strides: strides of the output maps.
         start_level: index of the first input map that becomes an output; the ones before are at most read.
+        on_top: whether it reads another neck's pyramid, and not a backbone's maps.
     """
+
+    on_top = False
 
     def __init__(
         self,
@@ -62,6 +65,19 @@ class Neck(nn.Module):
             Maps (B, out_channels, H_j, W_j), finest first, one for each of `out_strides`.
         """
         raise NotImplementedError
+
+    def forward_with_aux(self, features: list[Tensor]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        """Fuse the maps in training.
+
+        Returns:
+            The pyramid as `forward` gives it, and by name the maps that only training looks at.
+        """
+        return self(features), {}
+
+    def with_extra(self, features: list[Tensor], pyramid: list[Tensor]) -> list[Tensor]:
+        """`pyramid`, the fused maps, and the extra levels on top of it."""
+        extra: list[Tensor] = self.extra(features[-1], pyramid[-1])
+        return pyramid + extra
 
 
 def init_xavier(neck: nn.Module) -> None:

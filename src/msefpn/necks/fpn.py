@@ -39,10 +39,16 @@ class FPN(Neck):
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Fuse the maps; shapes as in `Neck.forward`."""
+        return self.with_extra(features, self.fused(self.laterals_of(features)))
+
+    def laterals_of(self, features: list[Tensor]) -> list[Tensor]:
+        """Bring the maps from `start_level` on to `out_channels`."""
         inputs = features[self.start_level :]
-        merged = [lateral(x) for lateral, x in zip(self.laterals, inputs, strict=True)]
+        return [lateral(x) for lateral, x in zip(self.laterals, inputs, strict=True)]
+
+    def fused(self, laterals: list[Tensor]) -> list[Tensor]:
+        """Sum the laterals top-down and smooth the sums."""
+        merged = list(laterals)
         for i in range(len(merged) - 2, -1, -1):
             merged[i] = upsample_nearest(merged[i + 1], like=merged[i]).add_(merged[i])
-        pyramid = [conv(x) for conv, x in zip(self.outputs, merged, strict=True)]
-        extra: list[Tensor] = self.extra(features[-1], pyramid[-1])
-        return pyramid + extra
+        return [conv(x) for conv, x in zip(self.outputs, merged, strict=True)]

@@ -49,9 +49,13 @@ class CAG(Gate):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate x (B, C, H, W) by channel."""
-        average: Tensor = self.fc_avg(x.mean(dim=(2, 3), keepdim=True)).relu()  # (B, C, 1, 1)
-        maximum: Tensor = self.fc_max(x.amax(dim=(2, 3), keepdim=True)).relu()  # (B, C, 1, 1)
-        return x * (average + maximum).sigmoid()
+        return x * self.weight(x)
+
+    def weight(self, x: Tensor) -> Tensor:
+        """The weights (B, C, 1, 1) that x (B, C, H, W) gives."""
+        average: Tensor = self.fc_avg(x.mean(dim=(2, 3), keepdim=True)).relu()
+        maximum: Tensor = self.fc_max(x.amax(dim=(2, 3), keepdim=True)).relu()
+        return (average + maximum).sigmoid()
 
 
 class CoordinateAttention(Gate):

@@ -31,6 +31,38 @@ def resize_bilinear(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
+def cropped(x: Tensor, like: Tensor) -> Tensor:
+    """x (B, C, h, w) without the last row and column that `like` (B, C, H, W) lacks.
+
+    A stride-2 layer rounds sides up; a backbone may have rounded them down.
+    """
+    return x[:, :, : like.shape[2], : like.shape[3]]
+
+
+def adaptive_max_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Adaptive max-pooling of x (B, C, H, W) to (B, C, *size), also in a graph with dynamic sizes.
+
+    Output cell i of n covers the input cells from floor(i * N / n) to ceil((i + 1) * N / n) of N.
+    """
+    if not torch.compiler.is_compiling():
+        return F.adaptive_max_pool2d(x, size)
+    for dim in (2, 3):  # the operator takes no size that is a symbol: gather each window, take its maximum
+        count, total = size[dim - 2], x.shape[dim]
+        cell = torch.arange(count, device=x.device)
+        start, last = cell * total // count, ((cell + 1) * total + count - 1) // count - 1
+        offset = torch.arange((total + count - 1) // count + 1, device=x.device)
+        index = torch.minimum(start[:, None] + offset, last[:, None])  # (count, longest window)
+        x = x.index_select(dim, index.flatten()).unflatten(dim, (count, -1)).amax(dim + 1)
+    return x
+
+
+def resize_nearest_or_max(x: Tensor, like: Tensor, *, finer: bool) -> Tensor:
+    """Resize x (B, C, h, w) to the size of `like`: a finer map by adaptive max-pooling, a coarser one nearest."""
+    if finer:
+        return adaptive_max_pool(x, (like.shape[2], like.shape[3]))
+    return upsample_nearest(x, like=like)
+
+
 def strip_means(x: Tensor) -> tuple[Tensor, Tensor]:
     """Means of x (B, C, H, W) over the width, (B, C, H, 1), and over the height, (B, C, 1, W).
 

@@ -290,8 +290,7 @@ class MSEFPN(Neck):
         """Fuse the maps; shapes as in `Neck.forward`."""
         merged = self._top_down(self._laterals(features))
         pyramid = [conv(x) for conv, x in zip(self.outputs, merged, strict=True)]
-        extra: list[Tensor] = self.extra(features[-1], pyramid[-1])
-        return pyramid + extra
+        return self.with_extra(features, pyramid)
 
     def _laterals(self, features: list[Tensor]) -> list[Tensor]:
         inputs = features[self.start_level :]
