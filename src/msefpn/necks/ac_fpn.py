@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from msefpn.necks.base import init_xavier
 from msefpn.necks.fpn import FPN
-from msefpn.necks.layers import group_norm, rounded_width
+from msefpn.necks.layers import float32, group_norm, rounded_width
 
 DILATIONS = (3, 6, 12, 18, 24)
 
@@ -29,7 +29,9 @@ class DeformableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, in_channels, H, W) to (B, out_channels, H, W)."""
-        mixed: Tensor = self.conv(x, self.offsets(x))
+        with float32(x):  # the operator knows no bfloat16
+            x = x.to(self.offsets.weight.dtype)
+            mixed: Tensor = self.conv(x, self.offsets(x))
         return mixed
 
 

@@ -57,14 +57,40 @@ class ResidualAugmentation(nn.Module):
 
     def forward(self, c5: Tensor) -> Tensor:
         """Context (B, out_channels, H, W) of c5 (B, in_channels, H, W)."""
-        height, width = c5.shape[-2:]
-        context = []
-        for tenths, reduce in zip(TENTHS, self.reduce, strict=True):
-            size = (torch.sym_max(height * tenths // 10, 1), torch.sym_max(width * tenths // 10, 1))
-            pooled = reduce(F.adaptive_avg_pool2d(c5, size))
-            context.append(F.interpolate(pooled, size=(height, width), mode="bilinear", align_corners=True))
+        context = [_pooled(c5, *pair) for pair in zip(self.reduce, TENTHS, strict=True)]
         fused: Tensor = self.fuse(context)
         return fused
+
+
+def _pooled(c5: Tensor, reduce: nn.Module, tenths: int) -> Tensor:
+    """Pool c5 (B, C, H, W) to tenths of its sides, reduce its channels, bring it back to its size."""
+    height, width = c5.shape[-2:]
+    if torch.compiler.is_compiling():
+        # A map whose side is 1 for small images only splits a graph of dynamic size. All steps are linear and
+        # the weights of each resizing sum to 1, so that they may change places.
+        rows, columns = (_pool_and_back(side, tenths, c5) for side in (height, width))
+        resized: Tensor = rows @ reduce(c5) @ columns.T
+        return resized
+    size = (max(height * tenths // 10, 1), max(width * tenths // 10, 1))
+    small = reduce(F.adaptive_avg_pool2d(c5, size))
+    return F.interpolate(small, size=(height, width), mode="bilinear", align_corners=True)
+
+
+def _pool_and_back(side: int, tenths: int, like: Tensor) -> Tensor:
+    """(side, side): the matrix of average-pooling to tenths of `side` and of interpolating back."""
+    count = torch.sym_max(side * tenths // 10, 1)
+    cell = torch.arange(side, device=like.device)
+
+    def window(index: Tensor) -> Tensor:
+        start, end = index * side // count, ((index + 1) * side + count - 1) // count
+        inside = (cell >= start[:, None]) & (cell < end[:, None])
+        return inside.to(like.dtype) / (end - start)[:, None]
+
+    position = cell * (count - 1) / torch.sym_max(side - 1, 1)
+    low = position.floor()
+    fraction = (position - low)[:, None].to(like.dtype)
+    low = low.long()
+    return (1 - fraction) * window(low) + fraction * window((low + 1).clamp(max=count - 1))
 
 
 class AugFPN(FPN):

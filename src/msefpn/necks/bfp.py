@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msefpn.necks.base import Neck
-from msefpn.necks.layers import resize_nearest_or_max
+from msefpn.necks.layers import max_down, upsample_nearest
 
 REFINED_STRIDE = 16
 
@@ -78,8 +78,11 @@ class BFP(Neck):
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Balance the maps; shapes as in `Neck.forward`."""
         middle = features[self.level]
-        gathered = [resize_nearest_or_max(x, like=middle, finer=i < self.level) for i, x in enumerate(features)]
+        gathered = [self._resized(x, i, like=middle, level=self.level) for i, x in enumerate(features)]
         balanced = self.refine(torch.stack(gathered).mean(dim=0))
-        return [
-            x + resize_nearest_or_max(balanced, like=x, finer=i > self.level) for i, x in enumerate(features)
-        ]
+        return [x + self._resized(balanced, self.level, like=x, level=i) for i, x in enumerate(features)]
+
+    def _resized(self, x: Tensor, from_level: int, like: Tensor, level: int) -> Tensor:
+        if from_level < level:
+            return max_down(x, like, ratio=2 ** (level - from_level))
+        return x if from_level == level else upsample_nearest(x, like=like)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from msefpn.necks.base import Neck, init_xavier
 from msefpn.necks.gates import CAG
-from msefpn.necks.layers import resize_nearest_or_max, upsample_nearest
+from msefpn.necks.layers import max_down, upsample_nearest
 
 
 class SkipFusion(nn.Module):
@@ -116,11 +116,12 @@ class CEFPN(Neck):
         for i in range(len(summed) - 2, -1, -1):
             summed[i] = summed[i] + upsample_nearest(summed[i + 1], like=summed[i])
         middle = summed[-1]
-        gathered = [resize_nearest_or_max(x, like=middle, finer=True) for x in summed[:-1]]
+        last = len(summed) - 1
+        gathered = [max_down(x, middle, ratio=2 ** (last - i)) for i, x in enumerate(summed[:-1])]
         context = self.context(inputs[-1], like=middle)
         integrated = torch.stack([*gathered, middle, context]).mean(dim=0)
         weight = self.guidance.weight(integrated)
         pyramid = [weight * (x + upsample_nearest(integrated, like=x)) for x in fused[:-1]]
         pyramid.append(weight * (fused[-1] + integrated))
-        pyramid.append(weight * resize_nearest_or_max(integrated, like=inputs[-1], finer=True))
+        pyramid.append(weight * max_down(integrated, inputs[-1], ratio=2))
         return self.with_extra(features, pyramid)

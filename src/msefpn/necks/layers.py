@@ -1,5 +1,6 @@
 """Layers that several necks share."""
 
+import contextlib
 import math
 
 import torch
@@ -21,6 +22,14 @@ def rounded_width(channels: int, ratio: int) -> int:
     return max(8, math.floor(channels / ratio / 8 + 0.5) * 8)
 
 
+def float32(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Switch autocast off for x's device where it is on."""
+    device = x.device.type
+    if x.is_meta or not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def upsample_nearest(x: Tensor, like: Tensor) -> Tensor:
     """Resize x (B, C, h, w) to the height and width of `like`, nearest neighbour: FPN's top-down step."""
     return F.interpolate(x, size=like.shape[-2:], mode="nearest")
@@ -39,28 +48,21 @@ def cropped(x: Tensor, like: Tensor) -> Tensor:
     return x[:, :, : like.shape[2], : like.shape[3]]
 
 
-def adaptive_max_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Adaptive max-pooling of x (B, C, H, W) to (B, C, *size), also in a graph with dynamic sizes.
+def max_down(x: Tensor, like: Tensor, ratio: int) -> Tensor:
+    """Adaptive max-pooling of x (B, C, h, w) to the size of `like`, whose stride is `ratio` times x's.
 
-    Output cell i of n covers the input cells from floor(i * N / n) to ceil((i + 1) * N / n) of N.
+    Cell i of n covers the cells from floor(i * N / n) to ceil((i + 1) * N / n) of N.
     """
     if not torch.compiler.is_compiling():
-        return F.adaptive_max_pool2d(x, size)
-    for dim in (2, 3):  # the operator takes no size that is a symbol: gather each window, take its maximum
-        count, total = size[dim - 2], x.shape[dim]
+        return F.adaptive_max_pool2d(x, like.shape[2:])
+    for dim in (2, 3):  # the operator's size cannot be a symbol: gather each window, take its maximum
+        count, total = like.shape[dim], x.shape[dim]
         cell = torch.arange(count, device=x.device)
-        start, last = cell * total // count, ((cell + 1) * total + count - 1) // count - 1
-        offset = torch.arange((total + count - 1) // count + 1, device=x.device)
-        index = torch.minimum(start[:, None] + offset, last[:, None])  # (count, longest window)
-        x = x.index_select(dim, index.flatten()).unflatten(dim, (count, -1)).amax(dim + 1)
+        start, end = cell * total // count, ((cell + 1) * total + count - 1) // count
+        window = torch.arange(2 * ratio + 1, device=x.device)  # no window is longer
+        index = torch.minimum(start[:, None] + window, end[:, None] - 1)  # (count, 2 * ratio + 1)
+        x = x.index_select(dim, index.flatten()).unflatten(dim, (count, 2 * ratio + 1)).amax(dim + 1)
     return x
-
-
-def resize_nearest_or_max(x: Tensor, like: Tensor, *, finer: bool) -> Tensor:
-    """Resize x (B, C, h, w) to the size of `like`: a finer map by adaptive max-pooling, a coarser one nearest."""
-    if finer:
-        return adaptive_max_pool(x, (like.shape[2], like.shape[3]))
-    return upsample_nearest(x, like=like)
 
 
 def strip_means(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ lateral, GCG gates each level of the top-down path. Where the paper's text leave
 a constructor argument, the default first; `docs/mse-fpn.md` tells which sentence leaves it open.
 """
 
-import contextlib
 import inspect
 from collections.abc import Sequence
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from msefpn.necks.base import Neck, init_xavier
 from msefpn.necks.gates import CAG, CBAM, GMU, CoordinateAttention, Gate, NoGate
-from msefpn.necks.layers import group_norm, resize_bilinear, rounded_width, strip_means, upsample_nearest
+from msefpn.necks.layers import float32, group_norm, resize_bilinear, rounded_width, strip_means, upsample_nearest
 
 
 class SEM(nn.Module):
@@ -111,7 +110,7 @@ class SEM(nn.Module):
         query: Tensor = self.query(m).flatten(2)  # (B, C', N)
         key: Tensor = self.key(m).flatten(2)  # (B, C', N)
         precise = torch.promote_types(m.dtype, torch.float32)
-        with _float32(m):
+        with float32(m):
             query, key = query.to(precise), key.to(precise)
             scores = query.transpose(1, 2) @ key  # (B, N queries, N keys)
             if self.score_norm == "before":
@@ -348,11 +347,3 @@ def _refuse_semantics(**options: object) -> None:
 def _choose(argument: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{argument} '{value}' is unknown: known: {', '.join(known)}")
-
-
-def _float32(x: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Switch autocast off where it is on."""
-    device = x.device.type
-    if x.is_meta or not torch.is_autocast_enabled(device):
-        return contextlib.nullcontext()
-    return torch.autocast(device, enabled=False)
