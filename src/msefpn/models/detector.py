@@ -236,17 +236,17 @@ def build(config: Config, classes: Sequence[str], category_ids: Sequence[int] | 
 
 
 def _make_neck(config: Config, backbone: Backbone, **defaults: Any) -> Neck:
-    """The neck, or stack of necks, of a configuration; each option goes to the members that take it."""
-    names = config.neck.split("+")
+    """The neck, or stack of necks, of a configuration; the options are those of its first."""
+    first, *others = config.neck.split("+")
     options = defaults | config.neck_options
-    takes = [inspect.signature(NECKS[name]).parameters for name in names]
-    members: list[Neck] = []
-    channels, strides = backbone.channels, backbone.strides
-    for name, known in zip(names, takes, strict=True):
-        own = {key: value for key, value in options.items() if key in known or not any(key in k for k in takes)}
-        members.append(_construct(NECKS[name], "neck_options", channels, strides, **own))
-        channels, strides = [members[-1].out_channels] * len(members[-1].out_strides), members[-1].out_strides
-    return members[0] if len(members) == 1 else Stack(members)
+    members: list[Neck] = [
+        _construct(NECKS[first], "neck_options", backbone.channels, backbone.strides, **options)
+    ]
+    for name in others:
+        below = members[-1]
+        channels = [below.out_channels] * len(below.out_strides)
+        members.append(_construct(NECKS[name], "neck", channels, below.out_strides, below.out_channels))
+    return Stack(members) if others else members[0]
 
 
 def _check_neck(name: str) -> None:

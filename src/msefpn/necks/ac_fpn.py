@@ -1,4 +1,4 @@
-"""AC-FPN: Cao et al., "Attention-guided Context Feature Pyramid Network for Object Detection", arXiv 2005.11475."""
+"""AC-FPN: Cao et al., "Attention-guided Context Feature Pyramid Network", arXiv 2005.11475."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ class DeformableConv(nn.Module):
     """3x3 deformable convolution (arXiv 1703.06211); its offsets start at zero. Needs torchvision."""
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int) -> None:
-        from torchvision.ops import DeformConv2d  # only where it is asked for
+        from torchvision.ops import DeformConv2d  # noqa: PLC0415  # necks alone need torch only
 
         super().__init__()
         shape: dict[str, int] = {"kernel_size": 3, "padding": dilation, "dilation": dilation}
@@ -98,7 +98,8 @@ class Correlation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Weigh the cells of x (B, C, H, W): (B, 1, H, W)."""
         query = self.query(x.mean(dim=(2, 3), keepdim=True))  # (B, C', 1, 1)
-        return (query * self.key(x)).sum(dim=1, keepdim=True).sigmoid()
+        scores: Tensor = (query * self.key(x)).sum(dim=1, keepdim=True)
+        return scores.sigmoid()
 
 
 class AM(nn.Module):
@@ -120,7 +121,8 @@ class AM(nn.Module):
     def forward(self, context: Tensor, c5: Tensor) -> Tensor:
         """Weigh context (B, channels, H, W) by itself and by c5 (B, content_channels, H, W)."""
         weight: Tensor = self.context(context) + self.content(c5)
-        return weight * self.value(context)
+        value: Tensor = self.value(context)
+        return weight * value
 
 
 class ACFPN(FPN):

@@ -1,6 +1,7 @@
-"""AugFPN: Guo et al., "AugFPN: Improving Multi-scale Feature Learning for Object Detection", arXiv 1912.05384."""
+"""AugFPN: Guo et al., "AugFPN: Improving Multi-scale Feature Learning", CVPR 2020, arXiv 1912.05384."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,15 +79,17 @@ def _pooled(c5: Tensor, reduce: nn.Module, tenths: int) -> Tensor:
 
 def _pool_and_back(side: int, tenths: int, like: Tensor) -> Tensor:
     """(side, side): the matrix of average-pooling to tenths of `side` and of interpolating back."""
-    count = torch.sym_max(side * tenths // 10, 1)
+    count: Any = torch.sym_max(side * tenths // 10, 1)  # an int, or a graph's symbol
+    steps: Any = torch.sym_max(side - 1, 1)
     cell = torch.arange(side, device=like.device)
 
     def window(index: Tensor) -> Tensor:
-        start, end = index * side // count, ((index + 1) * side + count - 1) // count
-        inside = (cell >= start[:, None]) & (cell < end[:, None])
+        start: Tensor = index * side // count
+        end: Tensor = ((index + 1) * side + count - 1) // count
+        inside: Tensor = (cell >= start[:, None]) & (cell < end[:, None])
         return inside.to(like.dtype) / (end - start)[:, None]
 
-    position = cell * (count - 1) / torch.sym_max(side - 1, 1)
+    position: Tensor = cell * (count - 1) / steps
     low = position.floor()
     fraction = (position - low)[:, None].to(like.dtype)
     low = low.long()

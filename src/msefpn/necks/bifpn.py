@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msefpn.necks.base import Neck
-from msefpn.necks.layers import cropped, upsample_nearest
+from msefpn.necks.layers import NoExtra, cropped, upsample_nearest
 
 
 class WeightedFusion(nn.Module):
@@ -103,7 +103,7 @@ class BiFPN(Neck):
     Args:
         in_channels: channels of the input maps, finest first.
         in_strides: strides of the input maps.
-        out_channels: channels of every output map (EfficientDet D0..D7: 64, 88, 112, 160, 224, 288, 384, 384).
+        out_channels: channels of every output map (D0..D7: 64, 88, 112, 160, 224, 288, 384, 384).
         start_level: first input level that becomes an output (0 for two-stage heads, 1 for RetinaNet).
         extra_levels: as many coarser levels as in `FPN`, but made as the paper makes them, by pooling C5.
         cells: number of cells (D0..D7: 3, 4, 5, 6, 7, 7, 8, 8).
@@ -134,7 +134,8 @@ class BiFPN(Neck):
         inputs = self.in_channels[start_level:]
         self.projections = nn.ModuleList(_projection(channels, out_channels) for channels in inputs)
         count = self.extra.count
-        self.extra = PooledC5(in_channels[-1], out_channels, count) if count else None
+        self.pooled = PooledC5(in_channels[-1], out_channels, count) if count else None
+        self.extra = NoExtra(in_channels[-1], out_channels)
         levels = len(self.out_strides)
         self.cells = nn.Sequential(
             *(BiFPNCell(out_channels, levels, weighted=weighted) for _ in range(cells))
@@ -144,8 +145,8 @@ class BiFPN(Neck):
         """Fuse the maps; shapes as in `Neck.forward`."""
         inputs = features[self.start_level :]
         maps = [project(x) for project, x in zip(self.projections, inputs, strict=True)]
-        if self.extra is not None:
-            maps += self.extra(features[-1])
+        if self.pooled is not None:
+            maps += self.pooled(features[-1])
         fused: list[Tensor] = self.cells(maps)
         return fused
 

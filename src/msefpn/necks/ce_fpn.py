@@ -1,6 +1,7 @@
 """CE-FPN: Luo et al., "CE-FPN: Enhancing Channel Information for Object Detection", arXiv 2103.10643."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +101,7 @@ class CEFPN(Neck):
         if any(channels % 4 for channels in inputs[-2:]):
             raise ValueError(f"ce_fpn shuffles channels by 4: {inputs[-2:]} must be divisible by 4")
         self.plain = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for channels in inputs[:-3])
-        pairs = list(zip(inputs, inputs[1:], strict=False))[-2:]
+        pairs = list(pairwise(inputs))[-2:]
         self.skips = nn.ModuleList(SkipFusion(own, above, out_channels) for own, above in pairs)
         self.context = ContextEnhancement(inputs[-1], out_channels)
         self.guidance = CAG(out_channels)

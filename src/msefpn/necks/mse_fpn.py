@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from msefpn.necks.base import Neck, init_xavier
 from msefpn.necks.gates import CAG, CBAM, GMU, CoordinateAttention, Gate, NoGate
-from msefpn.necks.layers import float32, group_norm, resize_bilinear, rounded_width, strip_means, upsample_nearest
+from msefpn.necks.layers import (
+    float32,
+    group_norm,
+    resize_bilinear,
+    rounded_width,
+    strip_means,
+    upsample_nearest,
+)
 
 
 class SEM(nn.Module):

@@ -28,7 +28,8 @@ class Stack(Neck):
 
     def forward_with_aux(self, features: list[Tensor]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """See `Neck.forward_with_aux`; the maps for training are those of all members."""
-        pyramid, aux = features, {}
+        pyramid = features
+        aux: dict[str, list[Tensor]] = {}
         for member in self.members:
             pyramid, own = member.forward_with_aux(pyramid)  # type: ignore[operator]  # a ModuleList forgets
             aux |= own
