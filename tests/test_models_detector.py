@@ -67,7 +67,7 @@ def test_normalise_masks_the_padding() -> None:
     assert torch.equal(model.normalise(images, sizes), model.normalise(padded, sizes))
 
 
-SHARED = {"beta": 0.0, "clamp_both": True, "min_size": 0.0}
+SHARED = {"beta": 0.0, "balanced_loss": False, "clamp_both": True, "min_size": 0.0}
 ANCHORS = {"ratios": (0.5, 1.0, 2.0), "reassign": True, "ignore_padding": True, "integer_anchors": False}
 SELECTION = {"score": 0.05, "nms_iou": 0.5, "detections": 100}
 MMDETECTION: dict[type, dict[str, Any]] = {
@@ -84,7 +84,8 @@ MMDETECTION: dict[type, dict[str, Any]] = {
     RoIHead: SHARED
     | SELECTION
     | {"hidden": 1024, "stds": (0.1, 0.1, 0.2, 0.2), "samples": 512, "positive_iou": 0.5, "candidates": 2000}
-    | {"sampling_ratio": 0, "aligned": True, "sampler": None},
+    | {"sampling_ratio": 0, "aligned": True, "sampler": None, "pooling": "level", "consistent": 0.0}
+    | {"balanced_samples": False},
     RetinaHead: SHARED
     | ANCHORS
     | SELECTION
@@ -105,11 +106,11 @@ def test_initial_weights_of_mmdetection() -> None:
     assert isinstance(two, TwoStage)
     assert isinstance(one, OneStage)
     towers: list[Any] = [one.head.class_tower[0], one.head.box_tower[0], one.head.classes, one.head.deltas]
-    for layer in (two.rpn.conv, two.rpn.objectness, two.rpn.deltas, two.roi.classes, *towers):
+    for layer in (two.rpn.conv, two.rpn.objectness, two.rpn.deltas, two.roi.box.classes, *towers):
         assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
-    assert two.roi.deltas.weight.std().item() == pytest.approx(0.001, rel=0.1)
-    bound = math.sqrt(6 / (two.roi.fc1.in_features + two.roi.fc1.out_features))
-    assert two.roi.fc1.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+    assert two.roi.box.deltas.weight.std().item() == pytest.approx(0.001, rel=0.1)
+    bound = math.sqrt(6 / (two.roi.box.fc1.in_features + two.roi.box.fc1.out_features))
+    assert two.roi.box.fc1.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
     assert one.head.classes.bias is not None
     assert torch.sigmoid(one.head.classes.bias[0]).item() == pytest.approx(0.01, rel=1e-4)
 

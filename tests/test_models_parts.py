@@ -153,7 +153,9 @@ def test_sampler_counts() -> None:
     positive[1, :10] = True
     negative = ~positive
     negative[2, 100:] = False
-    drawn = RandomSampler(256, 0.25)(Match(torch.zeros(3, 1000, dtype=torch.long), positive, negative))
+    drawn = RandomSampler(256, 0.25)(
+        Match(torch.zeros(3, 1000, dtype=torch.long), positive, negative, torch.zeros(3, 1000))
+    )
     assert drawn.positive.sum(1).tolist() == [64, 10, 0]
     assert drawn.valid.sum(1).tolist() == [256, 256, 100]
     for i in range(3):

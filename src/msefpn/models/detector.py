@@ -94,9 +94,10 @@ class TwoStage(Detector):
 
     def losses(self, images: Tensor, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Losses of proposals and regions, see `Detector.losses`."""
-        pyramid = self.pyramid(images, sizes)
+        pyramid, aux = self.neck.forward_with_aux(self.backbone(self.normalise(images, sizes)))
         proposals, losses = self.rpn.losses(pyramid, sizes, _side(images), targets)
-        return losses | self.roi.losses(pyramid[: self.pooled_levels], proposals, targets)
+        pooled = pyramid[: self.pooled_levels]
+        return losses | self.roi.losses(pooled, proposals, targets, aux.get("laterals"))
 
 
 class OneStage(Detector):
@@ -169,6 +170,8 @@ def faster_rcnn(
     """
     chosen = _preset(preset)
     neck = make_neck(start_level=0, extra_levels="pool")
+    if roi and roi.get("consistent") and "laterals" not in neck.aux:
+        raise ValueError("roi's consistent supervision needs a neck that gives its laterals, such as aug_fpn")
     channels, strides = neck.out_channels, neck.out_strides
     pooled = strides[: len(backbone.strides) - neck.start_level]  # not the extra levels
     return TwoStage(

@@ -1,17 +1,40 @@
 """Losses, all summed: the heads divide by their own counts."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def box_loss(prediction: Tensor, target: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """Sum of L1 (`beta` 0) or smooth-L1 distances of deltas (..., 4) where `mask` (...) holds.
+def box_loss(
+    prediction: Tensor, target: Tensor, mask: Tensor, beta: float, *, balanced: bool = False
+) -> Tensor:
+    """Sum of the distances of deltas (..., 4) where `mask` (...) holds.
 
-    Smooth-L1 is quadratic below `beta` (Fast R-CNN, equation 3).
+    Args:
+        prediction: (..., 4).
+        target: (..., 4).
+        mask: (...) bool.
+        beta: smooth-L1 is quadratic below it (Fast R-CNN, equation 3); 0: L1. Balanced: where inliers end.
+        balanced: balanced L1, see `balanced_l1`, in place of smooth-L1.
     """
-    loss = F.smooth_l1_loss(prediction, target, reduction="none", beta=beta)
+    if balanced:
+        loss = balanced_l1((prediction - target).abs(), beta)
+    else:
+        loss = F.smooth_l1_loss(prediction, target, reduction="none", beta=beta)
     return (loss * mask[..., None]).sum()
+
+
+def balanced_l1(x: Tensor, beta: float, *, alpha: float = 0.5, gamma: float = 1.5) -> Tensor:
+    """Balanced L1 of distances x, any shape (Libra R-CNN, arXiv 1904.02701, section 3.3).
+
+    alpha / b (b x + 1) ln(b x / beta + 1) - alpha x for x < beta, else gamma x + gamma / b - alpha beta, with
+    b = exp(gamma / alpha) - 1: inliers weigh more than under smooth-L1, whose gradient gamma bounds.
+    """
+    b = math.exp(gamma / alpha) - 1
+    inlier = alpha / b * (b * x + 1) * (b * x / beta + 1).log() - alpha * x
+    return torch.where(x < beta, inlier, gamma * x + gamma / b - alpha * beta)
 
 
 def focal_loss(

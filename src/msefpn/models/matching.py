@@ -18,6 +18,8 @@ class Match(NamedTuple):
     """(B, N) bool."""
     negative: Tensor
     """(B, N) bool; a box that is neither is ignored."""
+    iou: Tensor
+    """(B, N) the largest IoU with a ground truth; -1 where there is none."""
 
 
 class MaxIoUMatcher:
@@ -64,7 +66,7 @@ class MaxIoUMatcher:
             index = torch.where(won >= 0, won, index) if self.reassign else index
             positive = positive | (won >= 0)
             negative = negative & (won < 0)
-        return Match(index, positive, negative)
+        return Match(index, positive, negative, iou)
 
     def _low_quality(self, boxes: Tensor, usable: Tensor, targets: Targets, parts: list[slice]) -> Tensor:
         """(B, N): the last ground truth for which a box is the best one (several, if they tie), or -1."""
@@ -96,15 +98,31 @@ class Sample(NamedTuple):
 
 
 class RandomSampler:
-    """Draw `count` boxes an image: at most `positive_fraction` of them positive, the rest negative."""
+    """Draw `count` boxes an image: at most `positive_fraction` of them positive, the rest negative.
 
-    def __init__(self, count: int, positive_fraction: float) -> None:
+    Args:
+        count: boxes an image.
+        positive_fraction: bound of the positive ones' share.
+        negative_ratio: at most so many negatives for each positive drawn (at least one is counted); None:
+            as many as there is room for.
+    """
+
+    def __init__(self, count: int, positive_fraction: float, *, negative_ratio: float | None = None) -> None:
         self.count = count
         self.positive_fraction = positive_fraction
+        self.negative_ratio = negative_ratio
 
     def keys(self, like: Tensor) -> Tensor:
         """Priorities in [0, 1), shape of `like` (B, N): the largest are drawn first."""
         return torch.rand(like.shape, device=like.device)
+
+    def positive_keys(self, match: Match, keys: Tensor) -> Tensor:
+        """Priorities of the positive boxes, none below 0, from those of all boxes (B, N)."""
+        return keys
+
+    def negative_keys(self, match: Match, keys: Tensor, room: Tensor) -> Tensor:
+        """Priorities of the negative boxes, likewise; `room` (B, 1) of them are drawn."""
+        return keys
 
     @torch.no_grad()
     def __call__(self, match: Match) -> Sample:
@@ -112,10 +130,14 @@ class RandomSampler:
         keys = self.keys(match.positive)
         total = keys.shape[1]
         most = min(int(self.count * self.positive_fraction), total)
-        key, positive = keys.masked_fill(~match.positive, -1).topk(most)
+        key, positive = self.positive_keys(match, keys).masked_fill(~match.positive, -1).topk(most)
         drawn = key >= 0  # (B, P)
+        count = drawn.sum(dim=1, keepdim=True)
+        room = self.count - count
+        if self.negative_ratio is not None:
+            room = room.minimum((self.negative_ratio * count.clamp(min=1)).long())
+        keys = self.negative_keys(match, keys, room)
         key, negative = keys.masked_fill(~match.negative, -1).topk(min(self.count, total))
-        room = self.count - drawn.sum(dim=1, keepdim=True)
         filled = (key >= 0) & (torch.arange(key.shape[1], device=keys.device) < room)  # (B, Q)
         valid = torch.cat([drawn, filled], dim=1)
         index = torch.cat([positive, negative], dim=1)
@@ -126,6 +148,47 @@ class RandomSampler:
             positive=valid & (torch.arange(order.shape[1], device=keys.device) < drawn.sum(1, keepdim=True)),
             valid=valid,
         )
+
+
+class BalancedSampler(RandomSampler):
+    """Libra R-CNN's sampling (arXiv 1904.02701, section 3.1): hard negatives and all objects get their share.
+
+    The negatives' range of IoU, from 0 to their largest, is cut into `bins` equal parts, and each gives the
+    same number; what a part lacks is filled at random. Positives are drawn in turns, one of each object.
+
+    Args:
+        count: boxes an image.
+        positive_fraction: bound of the positive ones' share.
+        bins: parts of the range of IoU.
+    """
+
+    def __init__(self, count: int, positive_fraction: float, *, bins: int = 3) -> None:
+        super().__init__(count, positive_fraction)
+        self.bins = bins
+
+    def positive_keys(self, match: Match, keys: Tensor) -> Tensor:
+        """Later turns come after all earlier ones."""
+        object_ = torch.where(match.positive, match.truth, -1)
+        return keys + keys.shape[1] - _rank_within(object_, keys)
+
+    def negative_keys(self, match: Match, keys: Tensor, room: Tensor) -> Tensor:
+        """Each part's share comes first, then the others."""
+        iou = match.iou.clamp(min=0).masked_fill(~match.negative, 0)
+        width = iou.amax(dim=1, keepdim=True) / self.bins
+        part = (iou / width.clamp(min=1e-9)).long().clamp(max=self.bins - 1)
+        part = torch.where(match.negative, part, self.bins)
+        return keys + (_rank_within(part, keys) < room // self.bins)
+
+
+def _rank_within(group: Tensor, keys: Tensor) -> Tensor:
+    """(B, N): how many of a box's group, (B, N) int64, have larger keys (B, N)."""
+    by_key = keys.argsort(dim=1, descending=True)
+    groups, by_group = group.gather(1, by_key).sort(dim=1, stable=True)
+    place = torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
+    starts = torch.ones_like(groups, dtype=torch.bool)
+    starts[:, 1:] = groups[:, 1:] != groups[:, :-1]
+    rank = place - torch.where(starts, place, 0).cummax(dim=1).values
+    return torch.empty_like(rank).scatter(1, by_key.gather(1, by_group), rank)
 
 
 def matched_boxes(truth: Tensor, positive: Tensor, targets: Targets, fallback: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ class RetinaHead(nn.Module):
         per_image: divide the losses by each image's positives, then average (torchvision), else by all of
             the batch's positives (mmdetection). An image without any counts as one either way.
         beta: where smooth-L1 turns quadratic; 0: L1.
+        balanced_loss: balanced L1 (Libra R-CNN; its RetinaNet has `beta` 0.11), see `losses.box_loss`.
         prior: initial score of every class.
         score: least score of a detection.
         nms_iou: suppression threshold within a class.
@@ -72,6 +73,7 @@ class RetinaHead(nn.Module):
         ignore_padding: bool = True,
         per_image: bool = False,
         beta: float = 0.0,
+        balanced_loss: bool = False,
         prior: float = 0.01,
         score: float = 0.05,
         nms_iou: float = 0.5,
@@ -95,7 +97,8 @@ class RetinaHead(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]  # it has one
         self.matcher = MaxIoUMatcher(positive_iou, negative_iou, 0.0, reassign=reassign)
-        self.ignore_padding, self.per_image, self.beta = ignore_padding, per_image, beta
+        self.ignore_padding, self.per_image = ignore_padding, per_image
+        self.beta, self.balanced_loss = beta, balanced_loss
         self.score, self.nms_iou, self.clamp_both = score, nms_iou, clamp_both
         self.detections, self.candidates, self.min_size = detections, candidates, min_size
 
@@ -149,7 +152,13 @@ class RetinaHead(nn.Module):
             "retina_class": focal_loss(
                 logits, match.positive, labels, (match.positive | match.negative) * weight
             ),
-            "retina_box": box_loss(deltas[chosen], aim, weight.expand_as(labels)[chosen], self.beta),
+            "retina_box": box_loss(
+                deltas[chosen],
+                aim,
+                weight.expand_as(labels)[chosen],
+                self.beta,
+                balanced=self.balanced_loss,
+            ),
         }
 
     def _weight(self, positive: Tensor) -> Tensor:

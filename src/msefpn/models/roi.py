@@ -8,15 +8,51 @@ from torch import Tensor, nn
 
 from msefpn.models.boxes import clip_boxes, decode, encode, full_precision, larger_than
 from msefpn.models.losses import box_loss, class_loss
-from msefpn.models.matching import MaxIoUMatcher, RandomSampler, matched_boxes
+from msefpn.models.matching import BalancedSampler, MaxIoUMatcher, RandomSampler, Sample, matched_boxes
 from msefpn.models.roi_align import RoIAlign
 from msefpn.models.rpn import Proposals
 from msefpn.models.select import select_detections
+from msefpn.necks.aug_fpn import AdaptiveSpatialFusion
+from msefpn.necks.base import init_xavier
 from msefpn.structures import Detections, Targets
 
 
-class RoIHead(nn.Module):
+class BoxLayers(nn.Module):
     """Two fully connected layers on pooled regions, then class scores and class-specific boxes.
+
+    Args:
+        channels: channels of the pooled regions.
+        size: side of the pooled regions, cells.
+        num_classes: K, without background, which is the last score.
+        hidden: width of the two layers.
+    """
+
+    def __init__(self, channels: int, size: int, num_classes: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels * size**2, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        self.classes = nn.Linear(hidden, num_classes + 1)
+        self.deltas = nn.Linear(hidden, num_classes * 4)
+        nn.init.xavier_uniform_(self.fc1.weight)
+        nn.init.xavier_uniform_(self.fc2.weight)
+        nn.init.normal_(self.classes.weight, std=0.01)
+        nn.init.normal_(self.deltas.weight, std=0.001)
+        for layer in (self.fc1, self.fc2, self.classes, self.deltas):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Logits (B, R, K + 1) and deltas (B, R, K, 4), float32, of pooled (B * R, C, size, size).
+
+        `shape` is (B, R).
+        """
+        hidden = F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
+        logits = full_precision(self.classes(hidden)).view(*shape, -1)
+        deltas = full_precision(self.deltas(hidden)).view(*shape, -1, 4)
+        return logits, deltas
+
+
+class RoIHead(nn.Module):
+    """Pools regions, classifies and refines them.
 
     Args:
         channels: channels of the pyramid.
@@ -33,9 +69,18 @@ class RoIHead(nn.Module):
         min_size: detections with a side not above this, pixels, are dropped.
         sampling_ratio: see `RoIAlign`.
         aligned: see `RoIAlign`.
+        pooling: `level`, from the level of the region's size; or `soft`, from all levels, weighed cell by
+            cell (soft RoI selection, AugFPN, arXiv 1912.05384, section 3.3).
+        consistent: weight of AugFPN's consistent supervision (section 3.1; its authors: 0.25): in training,
+            a second set of layers detects on the regions pooled from each of the neck's laterals. 0: none.
         beta: where smooth-L1 turns quadratic; 0: L1.
+        balanced_loss: balanced L1 (Libra R-CNN; with `beta` 1), see `losses.box_loss`.
+        balanced_samples: Libra R-CNN's sampling, see `BalancedSampler`.
         clamp_both: see `boxes.decode`.
-        sampler: chooses the training regions; None: at random.
+        sampler: chooses the training regions; None: at random, or as `balanced_samples` says.
+
+    Raises:
+        ValueError: an unknown pooling.
     """
 
     def __init__(
@@ -55,28 +100,33 @@ class RoIHead(nn.Module):
         min_size: float = 0.0,
         sampling_ratio: int = 0,
         aligned: bool = True,
+        pooling: str = "level",
+        consistent: float = 0.0,
         beta: float = 0.0,
+        balanced_loss: bool = False,
+        balanced_samples: bool = False,
         clamp_both: bool = True,
         sampler: RandomSampler | None = None,
     ) -> None:
         super().__init__()
+        if pooling not in ("level", "soft"):
+            raise ValueError(f"pooling '{pooling}' is unknown: known: level, soft")
         self.num_classes, self.stds = num_classes, list(stds)
         self.pool = RoIAlign(strides, sampling_ratio=sampling_ratio, aligned=aligned)
-        self.fc1 = nn.Linear(channels * self.pool.size**2, hidden)
-        self.fc2 = nn.Linear(hidden, hidden)
-        self.classes = nn.Linear(hidden, num_classes + 1)
-        self.deltas = nn.Linear(hidden, num_classes * 4)
-        nn.init.xavier_uniform_(self.fc1.weight)
-        nn.init.xavier_uniform_(self.fc2.weight)
-        nn.init.normal_(self.classes.weight, std=0.01)
-        nn.init.normal_(self.deltas.weight, std=0.001)
-        for layer in (self.fc1, self.fc2, self.classes, self.deltas):
-            nn.init.zeros_(layer.bias)
+        self.select: AdaptiveSpatialFusion | None = None
+        if pooling == "soft":
+            self.select = AdaptiveSpatialFusion(channels, len(strides))
+            init_xavier(self.select)
+        layers = (channels, self.pool.size, num_classes, hidden)
+        self.box = BoxLayers(*layers)
+        self.consistent = consistent
+        self.auxiliary = BoxLayers(*layers) if consistent else None
         self.matcher = MaxIoUMatcher(positive_iou, positive_iou)
-        self.sampler = sampler or RandomSampler(samples, 0.25)
+        make = BalancedSampler if balanced_samples else RandomSampler
+        self.sampler = sampler or make(samples, 0.25)
         self.score, self.nms_iou = score, nms_iou
         self.detections, self.candidates, self.min_size = detections, candidates, min_size
-        self.beta, self.clamp_both = beta, clamp_both
+        self.beta, self.balanced_loss, self.clamp_both = beta, balanced_loss, clamp_both
 
     def forward(self, pyramid: list[Tensor], proposals: Proposals, sizes: Tensor) -> Detections:
         """Detect.
@@ -103,33 +153,57 @@ class RoIHead(nn.Module):
             candidates=self.candidates,
         )
 
-    def losses(self, pyramid: list[Tensor], proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
-        """The losses `roi_class` and `roi_box`, on regions sampled from proposals and ground truth."""
+    def losses(
+        self,
+        pyramid: list[Tensor],
+        proposals: Proposals,
+        targets: Targets,
+        laterals: list[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses `roi_class` and `roi_box`, on regions sampled from proposals and ground truth.
+
+        With consistent supervision also `aux_class` and `aux_box`, on the same regions pooled from the neck's
+        `laterals` (B, C, H_i, W_i), one for each of the pooled strides.
+        """
         boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
         match = self.matcher(boxes, torch.cat([proposals.valid, targets.valid], dim=1), targets)
         sample = self.sampler(match)
         rois = boxes.gather(1, sample.chosen[..., None].expand(-1, -1, 4))  # (B, S, 4)
         assigned = match.truth.gather(1, sample.chosen)
         labels = targets.labels.gather(1, assigned)  # (B, S)
-        logits, deltas = self._heads(pyramid, rois)
-        own = deltas.gather(2, labels[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)  # (B, S, 4)
         truth = matched_boxes(assigned, sample.positive, targets, rois)
         aim = encode(*_nonempty(truth, rois), self.stds)
-        count = sample.valid.sum().clamp(min=1)
-        labels = torch.where(sample.positive, labels, self.num_classes)
-        return {
-            "roi_class": class_loss(logits, labels, sample.valid) / count,
-            "roi_box": box_loss(own, aim, sample.positive, self.beta) / count,
+        logits, deltas = self._heads(pyramid, rois)
+        losses = {
+            "roi_class": self._class_loss(logits, labels, sample),
+            "roi_box": self._box_loss(deltas, labels, aim, sample),
         }
+        if self.auxiliary is not None and laterals is not None:
+            levels = self.pool.every_level(laterals, rois)
+            found = [self.auxiliary(pooled, rois.shape[:2]) for pooled in levels]
+            by_class = [self._class_loss(logits, labels, sample) for logits, _ in found]
+            by_box = [self._box_loss(deltas, labels, aim, sample) for _, deltas in found]
+            losses["aux_class"] = self.consistent * torch.stack(by_class).sum()
+            losses["aux_box"] = self.consistent * torch.stack(by_box).sum()
+        return losses
+
+    def _class_loss(self, logits: Tensor, labels: Tensor, sample: Sample) -> Tensor:
+        labels = torch.where(sample.positive, labels, self.num_classes)
+        return class_loss(logits, labels, sample.valid) / sample.valid.sum().clamp(min=1)
+
+    def _box_loss(self, deltas: Tensor, labels: Tensor, aim: Tensor, sample: Sample) -> Tensor:
+        own = deltas.gather(2, labels[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)  # (B, S, 4)
+        loss = box_loss(own, aim, sample.positive, self.beta, balanced=self.balanced_loss)
+        return loss / sample.valid.sum().clamp(min=1)
 
     def _heads(self, pyramid: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, R, K + 1) and deltas (B, R, K, 4) of rois (B, R, 4), float32."""
-        pooled = self.pool(pyramid, rois).flatten(1)  # (B * R, C * size * size)
-        hidden = F.relu(self.fc2(F.relu(self.fc1(pooled))))
-        shape = rois.shape[:2]
-        logits = full_precision(self.classes(hidden)).view(*shape, -1)
-        deltas = full_precision(self.deltas(hidden)).view(*shape, -1, 4)
-        return logits, deltas
+        if self.select is None:
+            pooled = self.pool(pyramid, rois)
+        else:
+            pooled = self.select(self.pool.every_level(pyramid, rois))
+        found: tuple[Tensor, Tensor] = self.box(pooled, rois.shape[:2])
+        return found
 
 
 def _nonempty(truth: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,16 +36,28 @@ class RoIAlign(nn.Module):
     def forward(self, pyramid: list[Tensor], boxes: Tensor) -> Tensor:
         """Pool boxes (B, R, 4), pixels, from maps (B, C, H_i, W_i): (B * R, C, size, size), in float32."""
         pyramid = [full_precision(x) for x in pyramid]
-        boxes = boxes.nan_to_num(0, 0, 0)  # of a training that diverges; its losses tell
-        images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
-        images = images[:, None, None].expand(-1, boxes.shape[1], 1)
-        rois = torch.cat([images, boxes], dim=-1).flatten(0, 1)  # (B * R, 5)
+        rois = self._rois(boxes)
         sides = (rois[:, 3:] - rois[:, 1:3]).clamp(min=0)
         level = (sides.prod(dim=1).sqrt() / 56 + 1e-6).log2().floor()
         level = level.clamp(0, len(self.strides) - 1).long()
         if torch.compiler.is_compiling():
             return self._masked(pyramid, rois, level)
         return self._bags(pyramid, rois, level) if rois.is_cpu else self._by_level(pyramid, rois, level)
+
+    def every_level(self, pyramid: list[Tensor], boxes: Tensor) -> list[Tensor]:
+        """Pool each box from every level, whatever its size: for each level as in `forward`.
+
+        By torchvision's operator throughout: a large box has too many samples on a fine level for a table.
+        """
+        rois = self._rois(boxes)
+        return [self._align(full_precision(x), rois, s) for x, s in zip(pyramid, self.strides, strict=True)]
+
+    def _rois(self, boxes: Tensor) -> Tensor:
+        """(B * R, 5): the index of its image before each of the boxes (B, R, 4)."""
+        boxes = boxes.nan_to_num(0, 0, 0)  # of a training that diverges; its losses tell
+        images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
+        images = images[:, None, None].expand(-1, boxes.shape[1], 1)
+        return torch.cat([images, boxes], dim=-1).flatten(0, 1)
 
     def _masked(self, pyramid: list[Tensor], rois: Tensor, level: Tensor) -> Tensor:
         """With fixed shapes: every level pools all regions, those of other levels shrunk to a point."""

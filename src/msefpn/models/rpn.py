@@ -47,6 +47,7 @@ class RPN(nn.Module):
         nms_iou: suppression threshold within a level.
         min_size: regions with a side not above this, pixels, are dropped.
         samples: anchors an image that train the heads, half of them positive at the most.
+        negative_ratio: see `RandomSampler` (Libra R-CNN: 5).
         positive_iou: IoU from which an anchor is positive.
         negative_iou: IoU below which an anchor is negative.
         low_quality_iou: least IoU of a ground truth's best anchor, which is positive too.
@@ -70,6 +71,7 @@ class RPN(nn.Module):
         nms_iou: float = 0.7,
         min_size: float = 0.0,
         samples: int = 256,
+        negative_ratio: float | None = None,
         positive_iou: float = 0.7,
         negative_iou: float = 0.3,
         low_quality_iou: float = 0.3,
@@ -91,7 +93,7 @@ class RPN(nn.Module):
         self.proposals, self.candidates = proposals, candidates
         self.nms_iou, self.min_size = nms_iou, min_size
         self.matcher = MaxIoUMatcher(positive_iou, negative_iou, low_quality_iou, reassign=reassign)
-        self.sampler = sampler or RandomSampler(samples, 0.5)
+        self.sampler = sampler or RandomSampler(samples, 0.5, negative_ratio=negative_ratio)
         self.ignore_padding, self.beta, self.clamp_both = ignore_padding, beta, clamp_both
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Proposals:

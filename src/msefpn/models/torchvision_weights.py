@@ -22,10 +22,10 @@ NAMES = (
     (r"rpn\.head\.conv(?:\.0\.0)?\.(\w+)", r"rpn.conv.\1"),
     (r"rpn\.head\.cls_logits\.(\w+)", r"rpn.objectness.\1"),
     (r"rpn\.head\.bbox_pred\.(\w+)", r"rpn.deltas.\1"),
-    (r"roi_heads\.box_head\.fc6\.(\w+)", r"roi.fc1.\1"),
-    (r"roi_heads\.box_head\.fc7\.(\w+)", r"roi.fc2.\1"),
-    (r"roi_heads\.box_predictor\.cls_score\.(\w+)", r"roi.classes.\1"),
-    (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", r"roi.deltas.\1"),
+    (r"roi_heads\.box_head\.fc6\.(\w+)", r"roi.box.fc1.\1"),
+    (r"roi_heads\.box_head\.fc7\.(\w+)", r"roi.box.fc2.\1"),
+    (r"roi_heads\.box_predictor\.cls_score\.(\w+)", r"roi.box.classes.\1"),
+    (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", r"roi.box.deltas.\1"),
     (r"head\.classification_head\.cls_logits\.(\w+)", r"head.classes.\1"),
     (r"head\.regression_head\.bbox_reg\.(\w+)", r"head.deltas.\1"),
 )
@@ -58,7 +58,7 @@ def convert_torchvision(
         own = _rename(name, detector)
         if own is None:
             left_out.append(name)
-        elif own.startswith(("roi.classes.", "roi.deltas.", "head.classes.")):
+        elif own.startswith(("roi.box.classes.", "roi.box.deltas.", "head.classes.")):
             rows = _class_rows(own, tensor, labels, detector)
             if rows is None:
                 left_out.append(f"{name} (its classes are others)")
@@ -127,13 +127,13 @@ def _class_rows(own: str, tensor: Tensor, labels: Sequence[int] | None, detector
     if own.startswith("head.classes."):
         per_cell = detector.head.anchors.per_cell if isinstance(detector, OneStage) else 1
     else:
-        per_cell = 4 if own.startswith("roi.deltas.") else 1
+        per_cell = 4 if own.startswith("roi.box.deltas.") else 1
     count = len(tensor) // per_cell
     last = int(row.max())
     if last >= count or (labels is None and last != count - 1):
         return None
-    if own.startswith("roi.classes."):
+    if own.startswith("roi.box.classes."):
         return torch.cat([row, torch.tensor([0])])  # background last
-    if own.startswith("roi.deltas."):
+    if own.startswith("roi.box.deltas."):
         return (row[:, None] * 4 + torch.arange(4)).flatten()
     return (row + torch.arange(per_cell)[:, None] * count).flatten()

@@ -111,6 +111,8 @@ class AugFPN(FPN):
         extra_levels: coarser levels on top, as in `FPN`.
     """
 
+    aux = ("laterals",)
+
     def __init__(
         self,
         in_channels: Sequence[int],

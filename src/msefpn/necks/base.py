@@ -21,9 +21,11 @@ class Neck(nn.Module):
         out_strides: strides of the output maps.
         start_level: index of the first input map that becomes an output; the ones before are at most read.
         on_top: whether it reads another neck's pyramid, and not a backbone's maps.
+        aux: names of the maps that `forward_with_aux` gives for training.
     """
 
     on_top = False
+    aux: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ class Stack(Neck):
             first.in_channels, first.in_strides, first.out_channels, start_level=first.start_level
         )
         self.out_strides = members[-1].out_strides
+        self.aux = tuple(name for member in members for name in member.aux)
         self.members = nn.ModuleList(members)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
