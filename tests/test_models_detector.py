@@ -14,6 +14,7 @@ from msefpn.config import Config
 from msefpn.errors import UserError
 from msefpn.models import DETECTORS, Detector, OneStage, TwoStage, build, init_weights, load, save
 from msefpn.models.backbone import Backbone
+from msefpn.models.matching import BalancedSampler
 from msefpn.models.retina import RetinaHead
 from msefpn.models.roi import RoIHead
 from msefpn.models.rpn import RPN
@@ -67,7 +68,7 @@ def test_normalise_masks_the_padding() -> None:
     assert torch.equal(model.normalise(images, sizes), model.normalise(padded, sizes))
 
 
-SHARED = {"beta": 0.0, "balanced_loss": False, "clamp_both": True, "min_size": 0.0}
+SHARED = {"beta": 0.0, "clamp_both": True, "min_size": 0.0}
 ANCHORS = {"ratios": (0.5, 1.0, 2.0), "reassign": True, "ignore_padding": True, "integer_anchors": False}
 SELECTION = {"score": 0.05, "nms_iou": 0.5, "detections": 100}
 MMDETECTION: dict[type, dict[str, Any]] = {
@@ -79,18 +80,19 @@ MMDETECTION: dict[type, dict[str, Any]] = {
         "candidates": (2000, 1000),
         "nms_iou": 0.7,
         "samples": 256,
+        "negative_ratio": None,
         "sampler": None,
     },
     RoIHead: SHARED
     | SELECTION
     | {"hidden": 1024, "stds": (0.1, 0.1, 0.2, 0.2), "samples": 512, "positive_iou": 0.5, "candidates": 2000}
     | {"sampling_ratio": 0, "aligned": True, "sampler": None, "pooling": "level", "consistent": 0.0}
-    | {"balanced_samples": False},
+    | {"balanced_samples": False, "balanced_loss": False},
     RetinaHead: SHARED
     | ANCHORS
     | SELECTION
     | {"depth": 4, "norm": False, "anchor_scale": 4.0, "positive_iou": 0.5, "negative_iou": 0.4}
-    | {"per_image": False, "prior": 0.01, "candidates": 1000},
+    | {"per_image": False, "prior": 0.01, "candidates": 1000, "balanced_loss": False},
 }
 """Arguments of the heads as mmdetection 2.28.2 has them; `candidates` of RoIHead is ours."""
 
@@ -189,6 +191,17 @@ def test_backbones_that_do_not_fit(name: str, reason: str) -> None:
         ({"detector_options": {"rpn": {"anchors": 1}}}, "unknown key in rpn 'anchors'"),
         ({"detector_options": {"preset": "detectron"}}, "unknown preset 'detectron'"),
         ({"backbone_options": {"frozen_stages": 9}}, "frozen_stages is 9"),
+        ({"neck": "fpm"}, "unknown neck 'fpm': did you mean 'fpn'"),
+        ({"neck": "fpn+bfpp"}, "unknown neck 'bfpp': did you mean 'bfp'"),
+        ({"neck": "bfp"}, r"bfp reads another neck's pyramid: write fpn\+bfp"),
+        ({"neck": "bfp+fpn"}, r"bfp reads another neck's pyramid: write fpn\+bfp"),
+        ({"neck": "fpn+pafpn"}, "pafpn reads a backbone's maps: it can only come first"),
+        ({"detector_options": {"roi": {"pooling": "hard"}}}, "roi: pooling 'hard' is unknown"),
+        ({"detector_options": {"roi": {"consistent": 0.25}}}, "laterals, such as aug_fpn"),
+        (
+            {"detector": "retinanet", "detector_options": {"roi": {"pooling": "soft"}}},
+            "unknown key in detector_options 'roi'",
+        ),
     ],
     ids=str,
 )
@@ -204,6 +217,44 @@ def test_regions_are_pooled_from_the_backbones_levels(extra: str, strides: list[
     model = make(neck_options={"extra_levels": extra})
     assert isinstance(model, TwoStage)
     assert (model.roi.pool.strides, model.rpn.anchors.strides) == ([4, 8, 16, 32], strides)
+
+
+AUG_FPN: dict[str, Any] = {
+    "neck": "aug_fpn",
+    "detector_options": {"roi": {"pooling": "soft", "consistent": 0.25}},
+}
+
+
+def test_consistent_supervision_and_soft_selection() -> None:
+    model: Any = make(**AUG_FPN)
+    losses = model.losses(IMAGES, SIZES, targets_of(HARD["one object"]))
+    assert {"aux_class", "aux_box"} < set(losses)
+    torch.stack(list(losses.values())).sum().backward()
+    for part in (model.roi.auxiliary, model.roi.select, model.neck.laterals, model.neck.augment):
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+
+
+def test_training_only_parts_are_not_saved(tmp_path: Path) -> None:
+    model = make(**AUG_FPN).eval()
+    save(model, tmp_path / "best.safetensors")
+    assert not any("auxiliary" in name for name in load_file(tmp_path / "best.safetensors"))
+    again: Any = load(tmp_path)
+    assert again.roi.auxiliary is None
+    assert again.config == model.config
+    with torch.no_grad():
+        for a, b in zip(model(IMAGES, SIZES), again(IMAGES, SIZES), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_libra_rcnn() -> None:
+    roi = {"balanced_samples": True, "balanced_loss": True, "beta": 1.0}
+    options = {"rpn": {"negative_ratio": 5}, "roi": roi}
+    model: Any = make(neck="fpn+bfp", detector_options=options)
+    losses = model.losses(IMAGES, SIZES, targets_of(HARD["one object"]))
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+    assert [type(member).__name__ for member in model.neck.members] == ["FPN", "BFP"]
+    assert isinstance(model.roi.sampler, BalancedSampler)
+    assert model.rpn.sampler.negative_ratio == 5
 
 
 @pytest.mark.parametrize("score", [0.0, 1.0])
@@ -275,12 +326,12 @@ def test_init_from_a_detector_of_other_classes(tmp_path: Path) -> None:
     report = init_weights(make(), str(tmp_path / "other.safetensors"))
     assert "neck.outputs.0.weight" in report.loaded
     assert [text.split()[0] for text in report.left_out] == [
-        "roi.classes.bias",
-        "roi.classes.weight",
-        "roi.deltas.bias",
-        "roi.deltas.weight",
+        "roi.box.classes.bias",
+        "roi.box.classes.weight",
+        "roi.box.deltas.bias",
+        "roi.box.deltas.weight",
     ]
-    assert "roi.classes.weight" in str(report)
+    assert "roi.box.classes.weight" in str(report)
 
 
 def test_init_that_fits_nothing(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from torchvision.ops import batched_nms, sigmoid_focal_loss
 
 from msefpn.models.anchors import AnchorGenerator
 from msefpn.models.boxes import decode, encode, nms, pairwise_iou
-from msefpn.models.losses import box_loss, focal_loss
-from msefpn.models.matching import Match, MaxIoUMatcher, RandomSampler
+from msefpn.models.losses import balanced_l1, box_loss, focal_loss
+from msefpn.models.matching import BalancedSampler, Match, MaxIoUMatcher, RandomSampler
 from msefpn.models.select import select_detections
 from msefpn.structures import Targets
 
@@ -205,3 +205,46 @@ def test_iou_by_hand() -> None:
     a = torch.tensor([[0.0, 0, 10, 10], [5, 5, 5, 5]])
     b = torch.tensor([[5.0, 0, 15, 10], [5, 5, 5, 5]])
     torch.testing.assert_close(pairwise_iou(a, b), torch.tensor([[1 / 3, 0.0], [0.0, 0.0]]))
+
+
+def test_balanced_l1_bounds_the_gradient() -> None:
+    for beta in (1.0, 0.11):
+        x = torch.tensor([0.0, beta / 10, beta / 2, beta - 1e-6, beta + 1e-6, 3.0], requires_grad=True)
+        y = balanced_l1(x, beta)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        b = math.exp(3) - 1
+        expected = torch.where(x < beta, 0.5 * (b * x / beta + 1).log(), 1.5)
+        assert y[0] == 0
+        if beta == 1:  # the pieces meet, and their slopes do
+            assert torch.allclose(gradient, expected, atol=1e-4)
+            assert y[3].item() == pytest.approx(y[4].item(), abs=1e-4)
+        assert gradient[-1].item() == pytest.approx(1.5)
+
+
+def test_balanced_sampler_shares_by_iou_and_by_object() -> None:
+    torch.manual_seed(0)
+    iou = torch.cat(
+        [torch.full((1000,), 0.01), torch.full((40,), 0.2), torch.full((5,), 0.45), torch.ones(63)]
+    )
+    positive = iou == 1
+    truth = torch.zeros(len(iou), dtype=torch.long)
+    truth[-3:] = 1  # 60 boxes on one object, 3 on the other
+    match = Match(truth[None], positive[None], ~positive[None], iou[None])
+    drawn = BalancedSampler(128, 0.25)(match)
+    chosen = drawn.chosen[0]
+    assert drawn.valid.all()
+    assert truth[chosen[:32]].sum() == 3
+    assert positive[chosen[:32]].all()
+    found = iou[chosen[32:]]
+    assert (found == 0.45).sum() == 5  # all that there are
+    assert (found == 0.2).sum() >= 32  # a third; at random it would be 4
+    assert len(set(chosen.tolist())) == 128
+
+
+def test_negative_ratio_bounds_the_negatives() -> None:
+    positive = torch.zeros(2, 500, dtype=torch.bool)
+    positive[0, :3] = True
+    iou = torch.zeros(2, 500)
+    drawn = RandomSampler(256, 0.5, negative_ratio=5)(Match(iou.long(), positive, ~positive, iou))
+    assert drawn.valid.sum(dim=1).tolist() == [18, 5]
+    assert drawn.positive.sum(dim=1).tolist() == [3, 0]

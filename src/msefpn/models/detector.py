@@ -58,6 +58,9 @@ class Detector(nn.Module):
         """The losses of a batch by name, scalars; their sum is what training minimises."""
         raise NotImplementedError
 
+    def drop_training_parts(self) -> None:
+        """Remove what only training looks at; saved weights do not hold it."""
+
     def pyramid(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
         """The neck's maps of uint8 images (B, 3, H, W)."""
         maps: list[Tensor] = self.neck(self.backbone(self.normalise(images, sizes)))
@@ -84,6 +87,10 @@ class TwoStage(Detector):
         self.rpn = rpn
         self.roi = roi
         self.pooled_levels = len(roi.pool.strides)
+
+    def drop_training_parts(self) -> None:
+        """Remove the layers of consistent supervision."""
+        self.roi.auxiliary = None
 
     def forward(self, images: Tensor, sizes: Tensor) -> Detections:
         """Detect, see `Detector.forward`."""

@@ -16,6 +16,9 @@ from msefpn.necks.aug_fpn import AdaptiveSpatialFusion
 from msefpn.necks.base import init_xavier
 from msefpn.structures import Detections, Targets
 
+TRAINING_ONLY = "roi.auxiliary."
+"""How the names of a two-stage detector's parameters begin that only training looks at."""
+
 
 class BoxLayers(nn.Module):
     """Two fully connected layers on pooled regions, then class scores and class-specific boxes.

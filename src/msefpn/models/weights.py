@@ -16,6 +16,7 @@ from torch import Tensor
 from msefpn.config import from_dict
 from msefpn.errors import UserError
 from msefpn.models.detector import Detector, build
+from msefpn.models.roi import TRAINING_ONLY
 from msefpn.models.torchvision_weights import convert_torchvision, is_torchvision
 
 KEY = "msefpn"
@@ -34,7 +35,11 @@ def save(detector: Detector, path: str | Path, tensors: Mapping[str, Tensor] | N
     """
     path = Path(path)
     state = tensors if tensors is not None else detector.state_dict()
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in state.items()
+        if not name.startswith(TRAINING_ONLY)
+    }
     init = Path(detector.config.init).name  # a file's folder is nobody else's concern
     about = {
         "config": vars(detector.config) | {"init": init},
@@ -64,6 +69,7 @@ def load(path: str | Path) -> Detector:
         )
     config = from_dict(about["config"], source=str(file))
     detector = build(config, about["classes"], about["category_ids"])
+    detector.drop_training_parts()
     try:
         detector.load_state_dict(state)
     except RuntimeError as error:
