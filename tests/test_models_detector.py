@@ -246,6 +246,17 @@ def test_training_only_parts_are_not_saved(tmp_path: Path) -> None:
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("neck", ["mse_fpn", "pafpn", "bifpn", "fpn+bfp"])
+def test_seeds_are_paired_over_necks(neck: str) -> None:
+    fpn, other = make(neck="fpn").state_dict(), make(neck=neck).state_dict()
+    heads = [name for name in fpn if not name.startswith("neck.")]
+    assert all(torch.equal(fpn[name], other[name]) for name in heads)
+    prefix = "neck.members.0." if "+" in neck else "neck."
+    shared = [name for name in fpn if name.startswith("neck.outputs.")] if neck != "bifpn" else []
+    assert all(torch.equal(fpn[name], other[name.replace("neck.", prefix)]) for name in shared)
+    assert not torch.equal(fpn["neck.outputs.0.weight"], fpn["neck.outputs.1.weight"])
+
+
 def test_libra_rcnn() -> None:
     roi = {"balanced_samples": True, "balanced_loss": True, "beta": 1.0}
     options = {"rpn": {"negative_ratio": 5}, "roi": roi}

@@ -249,14 +249,16 @@ def _make_neck(config: Config, backbone: Backbone, **defaults: Any) -> Neck:
     """The neck, or stack of necks, of a configuration; the options are those of its first."""
     first, *others = config.neck.split("+")
     options = defaults | config.neck_options
-    members: list[Neck] = [
-        _construct(NECKS[first], "neck_options", backbone.channels, backbone.strides, **options)
-    ]
-    for name in others:
-        below = members[-1]
-        channels = [below.out_channels] * len(below.out_strides)
-        members.append(_construct(NECKS[name], "neck", channels, below.out_strides, below.out_channels))
-    return Stack(members) if others else members[0]
+    members: list[Neck] = []
+    with torch.random.fork_rng(devices=[]):  # the same seed gives the heads the same weights on any neck
+        members.append(
+            _construct(NECKS[first], "neck_options", backbone.channels, backbone.strides, **options)
+        )
+        for name in others:
+            below = members[-1]
+            channels = [below.out_channels] * len(below.out_strides)
+            members.append(_construct(NECKS[name], "neck", channels, below.out_strides, below.out_channels))
+        return Stack(members) if others else members[0]
 
 
 def _check_neck(name: str) -> None:

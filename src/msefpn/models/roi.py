@@ -13,7 +13,6 @@ from msefpn.models.roi_align import RoIAlign
 from msefpn.models.rpn import Proposals
 from msefpn.models.select import select_detections
 from msefpn.necks.aug_fpn import AdaptiveSpatialFusion
-from msefpn.necks.base import init_xavier
 from msefpn.structures import Detections, Targets
 
 TRAINING_ONLY = "roi.auxiliary."
@@ -119,7 +118,6 @@ class RoIHead(nn.Module):
         self.select: AdaptiveSpatialFusion | None = None
         if pooling == "soft":
             self.select = AdaptiveSpatialFusion(channels, len(strides))
-            init_xavier(self.select)
         layers = (channels, self.pool.size, num_classes, hidden)
         self.box = BoxLayers(*layers)
         self.consistent = consistent

@@ -1,8 +1,10 @@
 """The contract that every neck keeps."""
 
+import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from msefpn.necks.layers import EXTRA_LEVELS
@@ -22,6 +24,7 @@ class Neck(nn.Module):
         start_level: index of the first input map that becomes an output; the ones before are at most read.
         on_top: whether it reads another neck's pyramid, and not a backbone's maps.
         aux: names of the maps that `forward_with_aux` gives for training.
+        init_seed: drawn before any layer is made, for `init_xavier`.
     """
 
     on_top = False
@@ -38,6 +41,7 @@ class Neck(nn.Module):
     ) -> None:
         """Check the contract's arguments. Raises ValueError."""
         super().__init__()
+        self.init_seed = int(torch.randint(2**62, (), device="cpu"))
         if len(in_channels) != len(in_strides) or not in_channels:
             raise ValueError(
                 f"in_channels {list(in_channels)} and in_strides {list(in_strides)} must pair up"
@@ -82,10 +86,15 @@ class Neck(nn.Module):
         return pyramid + extra
 
 
-def init_xavier(neck: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases in every convolution and linear layer (mmdetection's FPN)."""
-    for module in neck.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.xavier_uniform_(module.weight)
+def init_xavier(neck: Neck) -> None:
+    """Xavier-uniform weights and zero biases in every convolution (mmdetection's FPN).
+
+    Two necks that are built from the same random state get the same weights wherever names and shapes agree,
+    so that trainings of both can be paired.
+    """
+    for name, module in neck.named_modules():
+        if isinstance(module, nn.Conv2d):
+            generator = torch.Generator("cpu").manual_seed(neck.init_seed ^ zlib.crc32(name.encode()))
+            nn.init.xavier_uniform_(module.weight, generator=None if module.weight.is_meta else generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
