@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msefpn.config import Config, parse_size
+from msefpn.config import Config, load_recipe, parse_size
 
 if TYPE_CHECKING:
     from msefpn.data.check import Check
@@ -55,7 +55,7 @@ def train(
             quickstart for the built-in set
         detector: faster_rcnn or retinanet
         backbone: timm model with four levels
-        neck: mse_fpn or fpn
+        neck: fpn, pafpn, bifpn, aug_fpn, ce_fpn, ac_fpn or mse_fpn; with bfp on top as in fpn+bfp
         init: initial weights: imagenet (from timm's hub), none, or a file of a backbone or a detector:
             what fits is loaded
         size: images are resized, ratio kept, to fit into this: 320 or 1333x800
@@ -241,6 +241,52 @@ def check(
     return report
 
 
+def cost(
+    rows: Sequence[str],
+    *,
+    recipe: str | Path = "faster_rcnn_r50_mse_fpn_1x",
+    detector: str | None = None,
+    backbone: str | None = None,
+    size: str | int | None = None,
+    classes: int = 80,
+    batch: int = 1,
+    rounds: int = 5,
+    device: str = "auto",
+    out: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Measure what detectors cost: parameters, multiply-accumulates, time and memory, as one table.
+
+    Args:
+        rows: necks (fpn, fpn+bfp, ...), each in the recipe's detector, or other recipes by name or file
+        recipe: what the rows that are necks have in common
+        detector: faster_rcnn or retinanet; the recipe's
+        backbone: timm model with four levels; the recipe's
+        size: images are this large: 320 or 1333x800; the recipe's
+        classes: number of classes
+        batch: images at a time
+        rounds: predictions of each row that are timed
+        device: auto, cpu or gpu
+        out: json file for the table
+
+    Returns:
+        One entry per row: counts by part, seconds, ratio to the first row, peak memory in bytes.
+
+    Raises:
+        UserError: the request cannot be met; the message says what to change.
+    """
+    from msefpn.engine import cost as engine
+
+    return engine.cost(
+        engine.rows_of(rows, str(recipe), detector=detector, backbone=backbone),
+        size=str(size or load_recipe(str(recipe)).size),
+        classes=classes,
+        batch=batch,
+        rounds=rounds,
+        device=device,
+        out=_path(out),
+    )
+
+
 def load(path: str | Path) -> Detector:
     """Give a trained detector back, in evaluation mode, with its classes.
 
@@ -269,7 +315,7 @@ def build(
         classes: names of the classes
         detector: faster_rcnn or retinanet
         backbone: timm model with four levels
-        neck: mse_fpn or fpn
+        neck: fpn, pafpn, bifpn, aug_fpn, ce_fpn, ac_fpn or mse_fpn; with bfp on top as in fpn+bfp
         init: initial weights: imagenet, none, or a file
 
     Raises:

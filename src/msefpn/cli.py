@@ -23,6 +23,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": api.evaluate,
     "predict": api.predict,
     "check": api.check,
+    "cost": api.cost,
 }
 _POSITIONAL = {("check", "data"): "?"}
 """Arguments with a default that are given without a name all the same."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from msefpn.metrics.coco import NUMBERS
@@ -54,6 +55,20 @@ def show_cut(count: int) -> None:
         say(f"{count} candidates over the score threshold did not fit before suppression")
 
 
+def show_costs(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print what each row costs; parts that a row has not are left empty."""
+    parts = list(dict.fromkeys(part for row in rows for part in row["macs"] if part != "all"))
+    heads = ["row", "params M", "trained M", *parts, "GMAC", "time", "peak MB"]
+    columns = (Column(head, no_wrap=True) for head in heads)
+    table = Table(*columns, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for row in rows:
+        macs = [f"{row['macs'][part] / 1e9:.1f}" if part in row["macs"] else "" for part in [*parts, "all"]]
+        millions = [f"{row[key] / 1e6:.2f}" for key in ("parameters", "trainable")]
+        memory = f"{row['peak_bytes'] / 2**20:.0f}" if row["peak_bytes"] else ""
+        table.add_row(row["row"], *millions, *macs, f"{row['ratio']:.2f}", memory)
+    Console(markup=False, highlight=False).print(table)
+
+
 def _number(value: float) -> str:
     return "-" if value < 0 else f"{value:.3f}"
 
@@ -65,14 +80,14 @@ def _duration(seconds: float) -> str:
 
 
 class Bar:
-    """A progress bar over images; nothing where the output is no terminal."""
+    """A progress bar over images, or another unit; nothing where the output is no terminal."""
 
-    def __init__(self, text: str, total: int) -> None:
+    def __init__(self, text: str, total: int, unit: str = "images") -> None:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("images, left"),
+            TextColumn(f"{unit}, left"),
             TimeRemainingColumn(),
         )
         self.progress = Progress(*columns, transient=True, disable=not Console().is_terminal)
@@ -85,9 +100,9 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def seen(self, images: int) -> None:
-        """Move on by some images."""
-        self.progress.advance(self.task, images)
+    def seen(self, count: int) -> None:
+        """Move on by some units."""
+        self.progress.advance(self.task, count)
 
 
 class _TwoLines(Progress):

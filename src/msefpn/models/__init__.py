@@ -1,6 +1,6 @@
 """Detectors: backbone, neck and head, from a batch of images to losses or detections."""
 
-from msefpn.models.detector import DETECTORS, Detector, OneStage, TwoStage, build
+from msefpn.models.detector import DETECTORS, Detector, OneStage, TwoStage, build, check_neck
 from msefpn.models.torchvision_weights import from_torchvision
 from msefpn.models.weights import InitReport, find_weights, init_weights, load, save
 
@@ -11,6 +11,7 @@ __all__ = [
     "OneStage",
     "TwoStage",
     "build",
+    "check_neck",
     "find_weights",
     "from_torchvision",
     "init_weights",

@@ -230,7 +230,7 @@ def build(config: Config, classes: Sequence[str], category_ids: Sequence[int] | 
     Raises:
         UserError: an unknown name or option.
     """
-    _check_neck(config.neck)
+    check_neck(config.neck)
     if config.detector not in DETECTORS:
         raise unknown_name("detector", config.detector, DETECTORS)
     backbone = _construct(Backbone, "backbone_options", config.backbone, **config.backbone_options)
@@ -261,7 +261,7 @@ def _make_neck(config: Config, backbone: Backbone, **defaults: Any) -> Neck:
         return Stack(members) if others else members[0]
 
 
-def _check_neck(name: str) -> None:
+def check_neck(name: str) -> None:
     """Raise UserError if a neck's name, or a stack's, cannot be."""
     first, *others = name.split("+")
     for member in (first, *others):

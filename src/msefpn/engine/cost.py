@@ -1,0 +1,162 @@
+"""What detectors cost: parameters, multiply-accumulates, time and memory of a prediction, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from msefpn.config import Config, from_dict, load_recipe, parse_size, recipe_names
+from msefpn.engine.detect import pick_device, telling_memory
+from msefpn.engine.run import write_text
+from msefpn.engine.screen import Bar, say, show_costs
+from msefpn.errors import UserError, unknown_name
+from msefpn.metrics.cost import count_macs, count_parameters
+from msefpn.models import Detector, build, check_neck
+from msefpn.necks import NECKS
+
+Inputs = tuple[Detector, torch.Tensor, torch.Tensor]
+"""A detector, images (B, 3, H, W) uint8 and their sizes (B, 2)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is predicted to measure a detector."""
+
+    classes: int
+    batch: int
+    size: tuple[int, int]
+    """Longest and shortest side, pixels: an image lies on its long side, padded to multiples of 32."""
+    device: str
+    """cpu or cuda."""
+
+    def prepare(self, config: Config) -> Inputs:
+        """Build the detector, with random weights, and draw images and their sizes."""
+        torch.manual_seed(0)
+        detector = build(config, [f"class {i}" for i in range(self.classes)]).eval().to(self.device)
+        width, height = (-(-side // 32) * 32 for side in self.size)
+        images = torch.randint(0, 256, (self.batch, 3, height, width), dtype=torch.uint8, device=self.device)
+        return detector, images, torch.tensor([[height, width]] * self.batch, device=self.device)
+
+
+def rows_of(names: Sequence[str], recipe: str, **options: Any) -> dict[str, Config]:
+    """The configuration of each row: a recipe by its name or file, or a neck's name over `recipe`.
+
+    Raises UserError for a name that is neither.
+    """
+    rows = {}
+    for name in names:
+        if name in recipe_names() or Path(name).suffix in (".yaml", ".yml"):
+            rows[name] = load_recipe(name, **options)
+        elif set(name.split("+")) <= set(NECKS):
+            check_neck(name)
+            rows[name] = load_recipe(recipe, **options, neck=name)
+        else:
+            raise unknown_name("neck or recipe", name, [*NECKS, *recipe_names()])
+    return rows
+
+
+def cost(
+    rows: dict[str, Config],
+    *,
+    size: str,
+    classes: int,
+    batch: int,
+    rounds: int,
+    device: str,
+    out: Path | None,
+) -> list[dict[str, Any]]:
+    """Measure each row; see `msefpn.api.cost`."""
+    for what, value in (("classes", classes), ("batch", batch), ("rounds", rounds)):
+        if value < 1:
+            raise UserError(f"{what} is {value}: it must be at least 1")
+    request = Request(classes, batch, parse_size(size), pick_device(device).type)
+    if out is not None and out.exists():
+        raise UserError(f"out '{out}' is there already: name another file")
+    made = {name: request.prepare(config) for name, config in rows.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    with (
+        Bar("cost", len(rows) * (rounds + 2), unit="measurements") as bar,
+        telling_memory(request.batch, request.size),
+    ):
+        for round_ in range(rounds + 1):
+            for name, inputs in made.items():
+                elapsed = _timed(*inputs)
+                if round_:  # the first warms up
+                    seconds[name].append(elapsed)
+                bar.seen(1)
+        table = []
+        for name, inputs in made.items():
+            entry = _entry(name, inputs, statistics.median(seconds[name]))
+            table.append(entry | {"peak_bytes": _peak(rows[name], request)})
+            bar.seen(1)
+    for entry in table:
+        entry["ratio"] = entry["seconds"] / table[0]["seconds"]
+    show_costs(table)
+    width, height = request.size
+    say(
+        f"predict {batch} x {height} x {width} on {request.device}, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}, random weights, {classes} classes; parts and GMAC: 10^9 multiply-accumulates; "
+        f"time: ratio to {table[0]['row']}, medians of {rounds}; peak: of a process with the one detector"
+    )
+    if out is not None:
+        write_text(out, json.dumps(table, indent=1))
+    return table
+
+
+def _entry(name: str, inputs: Inputs, seconds: float) -> dict[str, Any]:
+    detector, images, sizes = inputs
+    parameters, trained = count_parameters(detector)
+    macs = count_macs(detector, lambda: detector(images, sizes))
+    return {
+        "row": name,
+        "parameters": parameters,
+        "trainable": trained,
+        "macs": macs | {"all": sum(macs.values())},
+        "seconds": seconds,
+    }
+
+
+def _timed(detector: Detector, images: torch.Tensor, sizes: torch.Tensor) -> float:
+    start = time.perf_counter()
+    with torch.no_grad():
+        detector(images, sizes)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _peak(config: Config, request: Request) -> int:
+    """Peak memory in bytes of a process of its own that predicts twice; 0 where no system tells."""
+    task = json.dumps({"config": dataclasses.asdict(config), "request": dataclasses.asdict(request)})
+    command = [sys.executable, "-m", "msefpn.engine.cost"]
+    done = subprocess.run(command, input=task, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def _predict_and_tell() -> None:
+    """Run in the process that `_peak` starts."""
+    task = json.load(sys.stdin)
+    request = Request(**task["request"])
+    inputs = request.prepare(from_dict(task["config"], source="stdin"))
+    for _ in range(2):
+        _timed(*inputs)
+    status = Path("/proc/self/status")
+    if request.device == "cuda":
+        print(torch.cuda.max_memory_allocated())
+    elif status.exists():  # getrusage would give a child its parent's peak
+        print(1024 * int(status.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]))
+    else:
+        print(0)
+
+
+if __name__ == "__main__":
+    _predict_and_tell()

@@ -1,0 +1,56 @@
+"""What detectors cost."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import msefpn
+from msefpn.engine.cost import rows_of
+from msefpn.errors import UserError
+
+TINY = Path(__file__).with_name("tiny.yaml")
+
+
+def test_published_cost_of_faster_rcnn(tmp_path: Path) -> None:
+    out = tmp_path / "cost.json"
+    fpn, mse_fpn = msefpn.cost(["fpn", "mse_fpn"], size="1280x800", rounds=1, out=out)
+    assert fpn["macs"]["all"] / 1e9 == pytest.approx(206.3, abs=0.1)
+    assert fpn["trainable"] / 1e6 == pytest.approx(41.53, abs=0.01)
+    assert (mse_fpn["macs"]["neck"] - fpn["macs"]["neck"]) / 1e9 == pytest.approx(64.18 - 58.0, abs=0.01)
+    assert mse_fpn["parameters"] - fpn["parameters"] == 28_885_088 - 3_344_384
+    assert fpn["ratio"] == 1 < fpn["peak_bytes"] / 2**20
+    assert fpn["peak_bytes"] + 4 * 20e6 < mse_fpn["peak_bytes"]  # its weights alone
+    assert json.loads(out.read_text(encoding="utf-8")) == [fpn, mse_fpn]
+
+
+def test_rows_are_necks_or_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = msefpn.cost(["fpn+bfp", str(TINY)], recipe=TINY, rounds=1, size=64, classes=3)
+    assert [row["row"] for row in rows] == ["fpn+bfp", str(TINY)]
+    assert "medians of 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "reason"),
+    [
+        (["fpm"], {}, "unknown neck or recipe 'fpm': did you mean 'fpn'"),
+        (["bfp"], {}, "write fpn\\+bfp"),
+        (["fpn"], {"rounds": 0}, "rounds is 0"),
+        (["fpn"], {"classes": 0}, "classes is 0"),
+        (["fpn"], {"out": TINY}, "is there already"),
+        (["fpn"], {"device": "tpu"}, "unknown device 'tpu'"),
+    ],
+)
+def test_mistakes(names: list[str], options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        msefpn.cost(names, recipe=TINY, size=64, **options)
+
+
+def test_a_row_keeps_what_the_recipe_says() -> None:
+    rows = rows_of(["pafpn", "small_data"], "small_data", backbone="resnet18")
+    assert [(row.neck, row.backbone) for row in rows.values()] == [
+        ("pafpn", "resnet18"),
+        ("mse_fpn", "resnet18"),
+    ]
+    assert rows["pafpn"].neck_options == {"out_channels": 128}
