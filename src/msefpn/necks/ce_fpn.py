@@ -115,7 +115,7 @@ class CEFPN(Neck):
         fused += [skip(inputs[first + i], inputs[first + i + 1]) for i, skip in enumerate(self.skips)]
         summed = list(fused)
         for i in range(len(summed) - 2, -1, -1):
-            summed[i] = summed[i] + upsample_nearest(summed[i + 1], like=summed[i])
+            summed[i] = upsample_nearest(summed[i + 1], like=summed[i]).add_(summed[i])
         middle = summed[-1]
         last = len(summed) - 1
         gathered = [max_down(x, middle, ratio=2 ** (last - i)) for i, x in enumerate(summed[:-1])]
