@@ -15,7 +15,7 @@ UNSEEN = ((3, 224, 352, 217, 349), (1, 288, 160, 288, 131), (1, 160, 288, 160, 2
 """Batch, padded height and width, image height and width; none of them is traced, two are odd."""
 
 
-SPREAD = {"roi.classes": 0.02, "rpn.objectness": 0.3, "head.classes": 0.3}
+SPREAD = {"roi.box.classes": 0.02, "rpn.objectness": 0.3, "head.classes": 0.3}
 """Deviation of the random weights: wide enough to detect, too narrow for scores to saturate and tie."""
 
 
