@@ -22,6 +22,7 @@ schedule: cosine
 
 
 def start(*arguments: str | Path) -> "subprocess.Popen[str]":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else a background job's children ignore it
     command = [sys.executable, "-m", "msefpn", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
