@@ -1,7 +1,6 @@
 """AugFPN: Guo et al., "AugFPN: Improving Multi-scale Feature Learning", CVPR 2020, arXiv 1912.05384."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,8 +78,8 @@ def _pooled(c5: Tensor, reduce: nn.Module, tenths: int) -> Tensor:
 
 def _pool_and_back(side: int, tenths: int, like: Tensor) -> Tensor:
     """(side, side): the matrix of average-pooling to tenths of `side` and of interpolating back."""
-    count: Any = torch.sym_max(side * tenths // 10, 1)  # an int, or a graph's symbol
-    steps: Any = torch.sym_max(side - 1, 1)
+    count = torch.full((), side * tenths // 10, device=like.device).clamp(min=1)  # a tensor: it has no guards
+    steps = torch.full((), side - 1, device=like.device).clamp(min=1)
     cell = torch.arange(side, device=like.device)
 
     def window(index: Tensor) -> Tensor:
@@ -93,7 +92,7 @@ def _pool_and_back(side: int, tenths: int, like: Tensor) -> Tensor:
     low = position.floor()
     fraction = (position - low)[:, None].to(like.dtype)
     low = low.long()
-    return (1 - fraction) * window(low) + fraction * window((low + 1).clamp(max=count - 1))
+    return (1 - fraction) * window(low) + fraction * window((low + 1).minimum(count - 1))
 
 
 class AugFPN(FPN):
