@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msefpn.necks.base import Neck
-from msefpn.necks.layers import NoExtra, cropped, upsample_nearest
+from msefpn.necks.layers import NoExtra, cropped, max_half, upsample_nearest
 
 
 class WeightedFusion(nn.Module):
@@ -72,7 +71,7 @@ class BiFPNCell(nn.Module):
             middle[i] = self.top_down[i]([maps[i], upsample_nearest(middle[i + 1], like=maps[i])])
         out = middle[:1]
         for i in range(1, len(maps)):
-            below = cropped(F.max_pool2d(out[-1], 3, stride=2, padding=1), like=maps[i])
+            below = cropped(max_half(out[-1]), like=maps[i])
             own = [maps[i], middle[i]] if i < len(maps) - 1 else [maps[i]]
             out.append(self.bottom_up[i - 1]([*own, below]))
         return out
@@ -90,7 +89,7 @@ class PooledC5(nn.Module):
         """`count` maps, each half the size of the one before, rounded up; c5 (B, c5_channels, H, W)."""
         maps = [self.conv(c5)]
         for _ in range(self.count):
-            maps.append(F.max_pool2d(maps[-1], 3, stride=2, padding=1))
+            maps.append(max_half(maps[-1]))
         return maps[1:]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from msefpn.necks.base import Neck, init_xavier
 from msefpn.necks.gates import CAG
-from msefpn.necks.layers import max_down, upsample_nearest
+from msefpn.necks.layers import max_down, max_half, upsample_nearest
 
 
 class SkipFusion(nn.Module):
@@ -55,7 +55,7 @@ class ContextEnhancement(nn.Module):
     def forward(self, c5: Tensor, like: Tensor) -> Tensor:
         """Context of c5 (B, in_channels, h, w) at the size of `like`, (B, out_channels, H, W)."""
         local = F.pixel_shuffle(self.local(c5), 2)
-        wide = F.pixel_shuffle(self.wide(F.max_pool2d(c5, 3, stride=2, padding=1)), 4)
+        wide = F.pixel_shuffle(self.wide(max_half(c5)), 4)
         whole: Tensor = self.whole(c5.mean(dim=(2, 3), keepdim=True))  # (B, out_channels, 1, 1)
         return upsample_nearest(local, like=like) + upsample_nearest(wide, like=like) + whole
 

@@ -48,6 +48,19 @@ def cropped(x: Tensor, like: Tensor) -> Tensor:
     return x[:, :, : like.shape[2], : like.shape[3]]
 
 
+def every_second(x: Tensor) -> Tensor:
+    """Every second row and column of x (B, C, H, W), by index: torch 2.11 exports no strided view."""
+    rows, columns = (torch.arange(0, side, 2, device=x.device) for side in x.shape[2:])
+    return x.index_select(2, rows).index_select(3, columns)
+
+
+def max_half(x: Tensor) -> Tensor:
+    """3x3 max-pooling of stride 2 of x (B, C, H, W), sides rounded up."""
+    if not torch.compiler.is_compiling():
+        return F.max_pool2d(x, 3, stride=2, padding=1)
+    return every_second(F.max_pool2d(x, 3, stride=1, padding=1))  # torch 2.11 asks if sides are even
+
+
 def max_down(x: Tensor, like: Tensor, ratio: int) -> Tensor:
     """Adaptive max-pooling of x (B, C, h, w) to the size of `like`, whose stride is `ratio` times x's.
 
@@ -98,8 +111,7 @@ class PoolP5(nn.Module):
 
     def forward(self, c5: Tensor, p5: Tensor) -> list[Tensor]:
         """One map (B, C, ceil(H5 / 2), ceil(W5 / 2))."""
-        rows, columns = (torch.arange(0, side, 2, device=p5.device) for side in p5.shape[2:])
-        return [p5.index_select(2, rows).index_select(3, columns)]  # torch 2.11 exports no strided view
+        return [every_second(p5)]
 
 
 class ConvC5(nn.Module):
