@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from msefpn.config import Config
-from msefpn.memory import keep_freed_memory
+from msefpn.memory import keep_freed_memory, peak_memory
 from msefpn.models import Detector, TwoStage, build, from_torchvision
 from msefpn.structures import Targets
 
@@ -118,7 +117,7 @@ def compare(detector: str, height: int, width: int, batch: int, train: bool, arg
             if round_:
                 seconds[side].append(elapsed)
     middle = {side: statistics.median(values) for side, values in seconds.items()}
-    memory = {side: peak_memory(side, detector, height, width, batch, train, args) for side in SIDES}
+    memory = {side: megabytes_alone(side, detector, height, width, batch, train, args) for side in SIDES}
     what = f"{detector} {'train step' if train else 'predict'} {batch} x {height} x {width}"
     print(
         f"| {what} | {middle['torchvision']:.2f} s | {middle['torchvision'] / middle['fpn']:.2f} | "
@@ -164,7 +163,7 @@ def _clock(module: nn.Module, seconds: list[float], device: str) -> None:
     module.register_forward_hook(after)
 
 
-def peak_memory(
+def megabytes_alone(
     side: str, detector: str, height: int, width: int, batch: int, train: bool, args: Any
 ) -> float:
     """Peak memory in MB of a process that makes two calls of one side."""
@@ -181,12 +180,7 @@ def alone(words: list[str]) -> None:
     call = prepare(side, make(side, detector, height, width), height, width, batch, bool(train), device)
     for _ in range(2):
         timed(call, bool(train), device)
-    if device == "cuda":
-        print(torch.cuda.max_memory_allocated() / 2**20)
-    else:
-        # not getrusage's ru_maxrss: a child inherits its parent's peak there
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+    print((torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory()) / 2**20)
 
 
 def main() -> None:

@@ -79,11 +79,11 @@ def test_a_path_that_the_system_refuses_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(*_: Any) -> None:
-        raise PermissionError(13, "Permission denied", "/root/data")
+        raise PermissionError(13, "Permission denied", "locked/data")
 
     monkeypatch.setattr(Path, "is_dir", refused)
-    assert main(["check", "/root/data"]) == 2
-    assert capsys.readouterr().err == "error: '/root/data': Permission denied\n"
+    assert main(["check", "locked/data"]) == 2
+    assert capsys.readouterr().err == "error: 'locked/data': Permission denied\n"
 
 
 def test_help_and_import_need_no_torch() -> None:

@@ -119,7 +119,7 @@ def test_bifpn() -> None:
     assert neck.out_strides == [8, 16, 32, 64, 128]
     features = maps()
     p3, p4, p5 = (project(x) for project, x in zip(neck.projections, features[1:], strict=True))
-    p6 = F.max_pool2d(neck.pooled.conv(features[-1]), 3, 2, 1)
+    p6 = F.max_pool2d(neck.extra.conv(features[-1]), 3, 2, 1)
     p7 = F.max_pool2d(p6, 3, 2, 1)
     cell = neck.cells[0]
     down, upward = cell.top_down, cell.bottom_up

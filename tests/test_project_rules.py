@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "models": LEAVES | {"necks"},
     "metrics": LEAVES,
     "reports": {"errors"},
-    "engine": LEAVES | {"necks", "data", "models", "metrics", "reports"},
+    "engine": LEAVES | {"necks", "data", "models", "metrics", "reports", "memory"},
     "api": LEAVES | {"necks", "data", "models", "metrics", "reports", "engine"},
     "memory": set[str](),
     "cli": LEAVES | {"engine", "api", "memory", "msefpn"},

@@ -19,6 +19,7 @@ from msefpn.engine.detect import pick_device, telling_memory
 from msefpn.engine.run import write_text
 from msefpn.engine.screen import Bar, say, show_costs
 from msefpn.errors import UserError, unknown_name
+from msefpn.memory import peak_memory
 from msefpn.metrics.cost import count_macs, count_parameters
 from msefpn.models import Detector, build, check_neck
 from msefpn.necks import NECKS
@@ -149,13 +150,7 @@ def _predict_and_tell() -> None:
     inputs = request.prepare(from_dict(task["config"], source="stdin"))
     for _ in range(2):
         _timed(*inputs)
-    status = Path("/proc/self/status")
-    if request.device == "cuda":
-        print(torch.cuda.max_memory_allocated())
-    elif status.exists():  # getrusage would give a child its parent's peak
-        print(1024 * int(status.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]))
-    else:
-        print(0)
+    print(torch.cuda.max_memory_allocated() if request.device == "cuda" else peak_memory())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The detectors: their forward is the diagram of their architecture."""
 
+import abc
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from msefpn.structures import Detections, Targets
 T = TypeVar("T")
 
 
-class Detector(nn.Module):
+class Detector(nn.Module, abc.ABC):
     """Images to detections, or to losses.
 
     Attributes:
@@ -42,6 +43,7 @@ class Detector(nn.Module):
         self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("scale", 1 / torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
 
+    @abc.abstractmethod
     def forward(self, images: Tensor, sizes: Tensor) -> Detections:
         """Detect.
 
@@ -52,11 +54,10 @@ class Detector(nn.Module):
         Returns:
             Boxes in pixels of the padded image.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def losses(self, images: Tensor, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         """The losses of a batch by name, scalars; their sum is what training minimises."""
-        raise NotImplementedError
 
     def drop_training_parts(self) -> None:
         """Remove what only training looks at; saved weights do not hold it."""

@@ -100,6 +100,7 @@ class RetinaHead(nn.Module):
         self.ignore_padding, self.per_image = ignore_padding, per_image
         self.beta, self.balanced_loss = beta, balanced_loss
         self.score, self.nms_iou, self.clamp_both = score, nms_iou, clamp_both
+        self.threshold = torch.tensor(score, dtype=torch.float64).logit().item()
         self.detections, self.candidates, self.min_size = detections, candidates, min_size
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
@@ -120,7 +121,7 @@ class RetinaHead(nn.Module):
             real = (score > PAD_SCORE) & larger_than(box, self.min_size)
             scores.append(torch.where(real, score.sigmoid(), 0))
             labels.append(label)
-            over = (full_precision(logits).sigmoid() > self.score).flatten(1).sum(dim=1)
+            over = (logits > self.threshold).flatten(1).sum(dim=1)
             cut.append((over - self.candidates).clamp(min=0))
         score = torch.cat(scores, 1)
         return select_detections(

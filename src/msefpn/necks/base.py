@@ -1,5 +1,6 @@
 """The contract that every neck keeps."""
 
+import abc
 import zlib
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,10 +8,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from msefpn.necks.layers import EXTRA_LEVELS
+from msefpn.necks.layers import EXTRA_LEVELS, ExtraLevels
 
 
-class Neck(nn.Module):
+class Neck(nn.Module, abc.ABC):
     """Maps the backbone's feature maps to a pyramid of maps of one width.
 
     A subclass takes `in_channels`, `in_strides` and `out_channels` first and then its own options,
@@ -56,10 +57,11 @@ class Neck(nn.Module):
         self.in_strides = list(in_strides)
         self.out_channels = out_channels
         self.start_level = start_level
-        self.extra = EXTRA_LEVELS[extra_levels](in_channels[-1], out_channels)
+        self.extra: ExtraLevels = EXTRA_LEVELS[extra_levels](in_channels[-1], out_channels)
         self.out_strides = self.in_strides[start_level:]
         self.out_strides += [in_strides[-1] * 2**i for i in range(1, self.extra.count + 1)]
 
+    @abc.abstractmethod
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Fuse the maps.
 
@@ -70,7 +72,6 @@ class Neck(nn.Module):
         Returns:
             Maps (B, out_channels, H_j, W_j), finest first, one for each of `out_strides`.
         """
-        raise NotImplementedError
 
     def forward_with_aux(self, features: list[Tensor]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """Fuse the maps in training.

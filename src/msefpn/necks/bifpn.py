@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from msefpn.necks.base import Neck
-from msefpn.necks.layers import NoExtra, cropped, max_half, upsample_nearest
+from msefpn.necks.layers import ExtraLevels, cropped, max_half, upsample_nearest
 
 
 class WeightedFusion(nn.Module):
@@ -77,16 +77,16 @@ class BiFPNCell(nn.Module):
         return out
 
 
-class PooledC5(nn.Module):
+class PooledC5(ExtraLevels):
     """Extra levels of BiFPN: 1x1 convolution and batch normalisation of C5, then 3x3 stride-2 max-pooling."""
 
     def __init__(self, c5_channels: int, out_channels: int, count: int) -> None:
-        super().__init__()
+        super().__init__(c5_channels, out_channels)
         self.count = count
         self.conv = _projection(c5_channels, out_channels)
 
-    def forward(self, c5: Tensor) -> list[Tensor]:
-        """`count` maps, each half the size of the one before, rounded up; c5 (B, c5_channels, H, W)."""
+    def forward(self, c5: Tensor, p5: Tensor) -> list[Tensor]:
+        """`count` maps, see `ExtraLevels.forward`."""
         maps = [self.conv(c5)]
         for _ in range(self.count):
             maps.append(max_half(maps[-1]))
@@ -132,9 +132,8 @@ class BiFPN(Neck):
             raise ValueError(f"cells {cells} must be at least 1")
         inputs = self.in_channels[start_level:]
         self.projections = nn.ModuleList(_projection(channels, out_channels) for channels in inputs)
-        count = self.extra.count
-        self.pooled = PooledC5(in_channels[-1], out_channels, count) if count else None
-        self.extra = NoExtra(in_channels[-1], out_channels)
+        if self.extra.count:
+            self.extra = PooledC5(in_channels[-1], out_channels, self.extra.count)
         levels = len(self.out_strides)
         self.cells = nn.Sequential(
             *(BiFPNCell(out_channels, levels, weighted=weighted) for _ in range(cells))
@@ -144,9 +143,7 @@ class BiFPN(Neck):
         """Fuse the maps; shapes as in `Neck.forward`."""
         inputs = features[self.start_level :]
         maps = [project(x) for project, x in zip(self.projections, inputs, strict=True)]
-        if self.pooled is not None:
-            maps += self.pooled(features[-1])
-        fused: list[Tensor] = self.cells(maps)
+        fused: list[Tensor] = self.cells(self.with_extra(features, maps))
         return fused
 
 

@@ -88,66 +88,74 @@ def strip_means(x: Tensor) -> tuple[Tensor, Tensor]:
     return F.adaptive_avg_pool2d(x, (x.shape[2], 1)), F.adaptive_avg_pool2d(x, (1, x.shape[3]))
 
 
-class NoExtra(nn.Module):
-    """The pyramid ends with the backbone's coarsest level."""
+class ExtraLevels(nn.Module):
+    """Levels coarser than the backbone's; here none: the pyramid ends with the backbone's coarsest level.
+
+    Args:
+        c5_channels: channels of C5.
+        out_channels: channels of the pyramid.
+    """
 
     count = 0
+    """Number of levels."""
 
     def __init__(self, c5_channels: int, out_channels: int) -> None:
         super().__init__()
 
     def forward(self, c5: Tensor, p5: Tensor) -> list[Tensor]:
-        """No map."""
+        """Maps (B, out_channels, ...), each half the size of the one before, rounded up.
+
+        Args:
+            c5: the backbone's coarsest map, (B, c5_channels, H5, W5).
+            p5: the pyramid's map of that level, (B, out_channels, H5, W5).
+        """
         return []
 
 
-class PoolP5(nn.Module):
+class PoolP5(ExtraLevels):
     """P6 is every second cell of P5: the extra level of two-stage heads (FPN, section 4.1, footnote 2)."""
 
     count = 1
 
-    def __init__(self, c5_channels: int, out_channels: int) -> None:
-        super().__init__()
-
     def forward(self, c5: Tensor, p5: Tensor) -> list[Tensor]:
-        """One map (B, C, ceil(H5 / 2), ceil(W5 / 2))."""
+        """One map, see `ExtraLevels.forward`."""
         return [every_second(p5)]
 
 
-class ConvC5(nn.Module):
+class ConvC5(ExtraLevels):
     """P6 = 3x3 stride-2 convolution of C5, P7 the same of P6, no ReLU between: mmdetection's RetinaNet."""
 
     count = 2
 
     def __init__(self, c5_channels: int, out_channels: int) -> None:
-        super().__init__()
+        super().__init__(c5_channels, out_channels)
         self.p6 = nn.Conv2d(c5_channels, out_channels, 3, stride=2, padding=1)
         self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
 
     def forward(self, c5: Tensor, p5: Tensor) -> list[Tensor]:
-        """Two maps, each half the size of the one before, rounded up."""
+        """Two maps, see `ExtraLevels.forward`."""
         p6 = self.p6(c5)
         return [p6, self.p7(p6)]
 
 
-class ConvP5Relu(nn.Module):
+class ConvP5Relu(ExtraLevels):
     """P6 = 3x3 stride-2 convolution of P5, P7 the same of relu(P6): torchvision's RetinaNet."""
 
     count = 2
 
     def __init__(self, c5_channels: int, out_channels: int) -> None:
-        super().__init__()
+        super().__init__(c5_channels, out_channels)
         self.p6 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
         self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
 
     def forward(self, c5: Tensor, p5: Tensor) -> list[Tensor]:
-        """Two maps, each half the size of the one before, rounded up."""
+        """Two maps, see `ExtraLevels.forward`."""
         p6 = self.p6(p5)
         return [p6, self.p7(F.relu(p6))]
 
 
-EXTRA_LEVELS: dict[str, type[NoExtra | PoolP5 | ConvC5 | ConvP5Relu]] = {
-    "none": NoExtra,
+EXTRA_LEVELS: dict[str, type[ExtraLevels]] = {
+    "none": ExtraLevels,
     "pool": PoolP5,
     "conv_c5": ConvC5,
     "conv_p5_relu": ConvP5Relu,

@@ -4,7 +4,7 @@ Guo et al., "Multi-scale semantic enhancement network for object detection", Sci
 
 SEM gathers semantics from several backbone maps, SIM injects them into each level in place of FPN's 1x1
 lateral, GCG gates each level of the top-down path. Where the paper's text leaves a choice open, the choice is
-a constructor argument, the default first; `docs/mse-fpn.md` tells which sentence leaves it open.
+a constructor argument, the default first; `docs/mse-fpn.md` lists them.
 """
 
 import inspect
