@@ -48,7 +48,7 @@ def test_mistakes(names: list[str], options: dict[str, Any], reason: str) -> Non
 
 
 def test_a_row_keeps_what_the_recipe_says() -> None:
-    rows = rows_of(["pafpn", "small_data"], "small_data", backbone="resnet18")
+    rows = rows_of(["pafpn", "small_data"], "small_data", "quickstart", backbone="resnet18")
     assert [(row.neck, row.backbone) for row in rows.values()] == [
         ("pafpn", "resnet18"),
         ("mse_fpn", "resnet18"),

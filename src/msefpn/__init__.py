@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msefpn.api import build, check, cost, evaluate, load, predict, train
+    from msefpn.api import ablate, build, check, cost, evaluate, load, predict, train
     from msefpn.errors import UserError
     from msefpn.necks import FPN, GCG, MSEFPN, SEM, SIM
 
@@ -21,6 +21,7 @@ __all__ = [
     "SEM",
     "SIM",
     "UserError",
+    "ablate",
     "build",
     "check",
     "cost",

@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": api.predict,
     "check": api.check,
     "cost": api.cost,
+    "ablate": api.ablate,
 }
 _POSITIONAL = {("check", "data"): "?"}
 """Arguments with a default that are given without a name all the same."""
@@ -37,7 +38,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Run a command and return its exit code: 0, 1 where a training of a grid failed, 2 for a user's mistake,
+    130 for Ctrl-C.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(arguments)
@@ -75,6 +78,8 @@ def _run(arguments: list[str]) -> int:
     given = vars(parser.parse_args(arguments[1:]))
     keep_freed_memory()
     result = COMMANDS[name](**given)
+    if name == "ablate":
+        return int(any("failed" in cell for row in result for cell in row["cells"]))
     return 2 if name == "check" and not result.usable else 0
 
 
@@ -102,13 +107,13 @@ def command_parser(name: str, defaults: dict[str, Any]) -> argparse.ArgumentPars
         if not any(default is nothing for nothing in (None, False, inspect.Parameter.empty)):
             text += f" (default: {default})"
         nargs = "+" if several else _POSITIONAL.get((name, argument.name))
-        if argument.default is inspect.Parameter.empty or nargs:
+        if argument.default is inspect.Parameter.empty or (name, argument.name) in _POSITIONAL:
             parser.add_argument(argument.name, type=kind, nargs=nargs, help=text)
         elif kind is bool:
             parser.add_argument(_flag(argument.name), action="store_true", help=text)
         else:
             metavar = argument.name.rpartition("_")[2].upper()
-            parser.add_argument(_flag(argument.name), type=kind, metavar=metavar, help=text)
+            parser.add_argument(_flag(argument.name), type=kind, nargs=nargs, metavar=metavar, help=text)
     return parser
 
 

@@ -1,6 +1,7 @@
 """The configuration of a run: a frozen dataclass; YAML in, YAML out.
 
-A recipe is a YAML file with some of `Config`'s keys and, if it builds on another one, `parent: NAME`.
+A recipe is a YAML file with some of `Config`'s keys and, if it builds on another one, `parent: NAME`. Under
+`published` it may say what is known of it, see `Published`.
 """
 
 from __future__ import annotations
@@ -104,6 +105,22 @@ class Config:
         return self.lr * self.batch / 16
 
 
+@dataclass(frozen=True)
+class Published:
+    """What is published of a recipe's setting."""
+
+    source: str
+    """Who published it, and on what."""
+    AP: float | None = None
+    """AP in percent; None: no figure."""
+    gain: float | None = None
+    """AP in percent over FPN in the same setting; None: no figure."""
+    gpus: int = 1
+    """GPUs of that run."""
+    batch: int = 16
+    """Images a step of that run, over all GPUs."""
+
+
 _LOWEST = {
     **dict.fromkeys(("epochs", "batch", "accumulate", "devices"), 1),
     **dict.fromkeys(("workers", "weight_decay", "warmup", "clip", "seed"), 0),
@@ -117,6 +134,8 @@ CHOICES = {
 }
 """The values of keys that have few."""
 _TYPES = typing.get_type_hints(Config)
+_ABOUT = ("parent", "published")
+"""Keys of a recipe that are no values."""
 
 
 def parse_size(size: str) -> tuple[int, int]:
@@ -141,6 +160,39 @@ def load_recipe(name: str, **overrides: Any) -> Config:
     return from_dict(_override(_read_chain(name), given), source=name)
 
 
+def load_row(name: str, base: str | None, **overrides: Any) -> Config:
+    """Resolve a recipe as a row of a comparison.
+
+    Args:
+        name: a shipped name or a YAML file.
+        base: a recipe that the row's own lines, without its parent's, are put over; None: the row stands
+            alone.
+        overrides: values that are put over all, where not None.
+    """
+    if base is None:
+        return load_recipe(name, **overrides)
+    own = {key: value for key, value in _read_yaml(name).items() if key not in _ABOUT}
+    given = {key: value for key, value in overrides.items() if value is not None}
+    return from_dict(_override(_override(_read_chain(base), own), given), source=name)
+
+
+def published(name: str) -> Published | None:
+    """What is published of a recipe, if it says so. Raises UserError where that is not understood."""
+    about = _read_yaml(name).get("published")
+    if about is None:
+        return None
+    known = {"source": (str,), "AP": (int, float), "gain": (int, float), "gpus": (int,), "batch": (int,)}
+    if (
+        not isinstance(about, dict)
+        or not {"source"} <= set(about) <= set(known)
+        or not all(type(value) in known[key] for key, value in about.items())
+    ):
+        raise UserError(
+            f"recipe '{name}': published must hold a source (text), and numbers of: {', '.join(known)}"
+        )
+    return Published(**about)
+
+
 def from_dict(values: dict[str, Any], source: str) -> Config:
     """Build a Config from plain values, as read from YAML. Raises UserError naming `source` and the key."""
     return Config(**{key: _coerce(key, value, source) for key, value in values.items()})
@@ -154,12 +206,14 @@ def to_yaml(config: Config) -> str:
 
 def _read_chain(name: str) -> dict[str, Any]:
     values = _read_yaml(name)
+    values.pop("published", None)
     parent = values.pop("parent", None)
     if parent is None:
         return values
     if not isinstance(parent, str):
         raise UserError(f"recipe '{name}': parent is {parent!r}, but must be a recipe's name or file")
     base = _read_yaml(parent)
+    base.pop("published", None)
     if "parent" in base:
         raise UserError(f"recipe '{name}': its parent '{parent}' has a parent itself; one level is the most")
     return _override(base, values)

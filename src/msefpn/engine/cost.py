@@ -8,13 +8,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from msefpn.config import Config, from_dict, load_recipe, parse_size, recipe_names
+from msefpn.config import Config, from_dict, load_recipe, load_row, parse_size, recipe_names
 from msefpn.engine.detect import pick_device, telling_memory
 from msefpn.engine.run import write_text
 from msefpn.engine.screen import Bar, say, show_costs
@@ -48,18 +48,26 @@ class Request:
         return detector, images, torch.tensor([[height, width]] * self.batch, device=self.device)
 
 
-def rows_of(names: Sequence[str], recipe: str, **options: Any) -> dict[str, Config]:
-    """The configuration of each row: a recipe by its name or file, or a neck's name over `recipe`.
+def rows_of(names: Sequence[str], recipe: str | None, default: str, **options: Any) -> dict[str, Config]:
+    """The configuration of each row of a comparison.
 
-    Raises UserError for a name that is neither.
+    Args:
+        names: necks, each in `recipe`, or recipes by name or file, whose own lines are put over `recipe`.
+        recipe: what the rows have in common; None: rows that are recipes stand alone, necks go into
+            `default`.
+        default: a recipe.
+        options: values that are put over all, where not None.
+
+    Raises:
+        UserError: a name is neither.
     """
     rows = {}
     for name in names:
         if name in recipe_names() or Path(name).suffix in (".yaml", ".yml"):
-            rows[name] = load_recipe(name, **options)
+            rows[name] = load_row(name, recipe, **options)
         elif set(name.split("+")) <= set(NECKS):
             check_neck(name)
-            rows[name] = load_recipe(recipe, **options, neck=name)
+            rows[name] = load_recipe(recipe or default, **options, neck=name)
         else:
             raise unknown_name("neck or recipe", name, [*NECKS, *recipe_names()])
     return rows
@@ -83,24 +91,17 @@ def cost(
     if out is not None and out.exists():
         raise UserError(f"out '{out}' is there already: name another file")
     made = {name: request.prepare(config) for name, config in rows.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
     with (
         Bar("cost", len(rows) * (rounds + 2), unit="measurements") as bar,
         telling_memory(request.batch, request.size),
     ):
-        for round_ in range(rounds + 1):
-            for name, inputs in made.items():
-                elapsed = _timed(*inputs)
-                if round_:  # the first warms up
-                    seconds[name].append(elapsed)
-                bar.seen(1)
+        seconds = interleaved_times(made, rounds, bar)
         table = []
         for name, inputs in made.items():
-            entry = _entry(name, inputs, statistics.median(seconds[name]))
-            table.append(entry | {"peak_bytes": _peak(rows[name], request)})
+            entry = {"row": name} | counts(inputs) | {"seconds": seconds[name]}
+            table.append(entry | {"ratio": seconds[name] / next(iter(seconds.values()))})
+            table[-1]["peak_bytes"] = _peak(rows[name], request)
             bar.seen(1)
-    for entry in table:
-        entry["ratio"] = entry["seconds"] / table[0]["seconds"]
     show_costs(table)
     width, height = request.size
     say(
@@ -113,16 +114,27 @@ def cost(
     return table
 
 
-def _entry(name: str, inputs: Inputs, seconds: float) -> dict[str, Any]:
+def interleaved_times(made: Mapping[str, Inputs], rounds: int, bar: Bar) -> dict[str, float]:
+    """Median seconds of `rounds` predictions of each detector, in turns, after one that warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in made}
+    for round_ in range(rounds + 1):
+        for name, inputs in made.items():
+            elapsed = _timed(*inputs)
+            if round_:
+                seconds[name].append(elapsed)
+            bar.seen(1)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def counts(inputs: Inputs) -> dict[str, Any]:
+    """Parameters and multiply-accumulates of a detector, for its images."""
     detector, images, sizes = inputs
     parameters, trained = count_parameters(detector)
     macs = count_macs(detector, lambda: detector(images, sizes))
     return {
-        "row": name,
         "parameters": parameters,
         "trainable": trained,
         "macs": macs | {"all": sum(macs.values())},
-        "seconds": seconds,
     }
 
 

@@ -85,7 +85,7 @@ def plan_training(
     else:
         config = load_recipe(str(recipe or default_recipe(builtin)), **options)
         folder = _new_out(out)
-        sources = _find(_builtin_set(folder.parent, config) if builtin else place, given)
+        sources = sources_of(place, given, folder.parent, config)
     train, train_report = read_coco(sources.train_json, sources.train_images)
     val, val_report = read_coco(sources.val_json, sources.val_images)
     category_ids_for(train.classes, val, f"the training data {train.file}")
@@ -206,6 +206,15 @@ def _builtin_set(parent: Path, config: Config) -> Path:
         check_config(config)
         draw(folder)
     return folder
+
+
+def sources_of(data: Path | None, files: Mapping[str, Path], parent: Path, config: Config) -> Sources:
+    """The files of both splits; where none is named those of the built-in set, which is drawn into `parent`.
+
+    Raises UserError.
+    """
+    builtin = data is None and not files
+    return _find(_builtin_set(parent, config) if builtin else data, files)
 
 
 def _find(data: Path | None, files: Mapping[str, Path]) -> Sources:

@@ -69,11 +69,21 @@ def show_costs(rows: Sequence[Mapping[str, Any]]) -> None:
     Console(markup=False, highlight=False).print(table)
 
 
+def show_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of texts; whole lines where the output is no terminal."""
+    table = Table(*heads, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    console = Console(markup=False, highlight=False)
+    console.print(table, width=console.width if console.is_terminal else 200)
+
+
 def _number(value: float) -> str:
     return "-" if value < 0 else f"{value:.3f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write seconds as 1:23 or 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
@@ -149,7 +159,7 @@ class TrainingScreen:
         self.fraction = (epoch - self.first + (index + 1) / batches) / (self.epochs - self.first)
         if self.task is not None and not self.progress.disable:
             self.progress.text = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
-            speed = f"{self.speed:.1f} images/s  left {_duration(self.left)}"
+            speed = f"{self.speed:.1f} images/s  left {duration(self.left)}"
             self.progress.update(self.task, advance=1, speed=speed)
 
     def start_evaluation(self, epoch: int, batches: int) -> None:
@@ -177,7 +187,7 @@ class TrainingScreen:
         say(
             f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4g}  AP {_number(numbers['AP'])}  "
             f"AP50 {_number(numbers['AP50'])}  lr {row['lr']:.3g}  {self.speed:.1f} images/s  "
-            f"left {_duration(self.left)}"
+            f"left {duration(self.left)}"
         )
 
     def _show(self, text: str, total: int) -> None:

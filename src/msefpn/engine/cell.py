@@ -1,0 +1,83 @@
+"""One training of a grid, in a process that ends when the grid's does: python -m msefpn.engine.cell TASK."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from msefpn.engine.plan import plan_training
+from msefpn.engine.run import CONFIG, is_first_process
+from msefpn.errors import UserError
+from msefpn.memory import keep_freed_memory
+
+PR_SET_PDEATHSIG = 1
+
+
+def command(
+    recipe: Path, seed: int, out: Path, files: dict[str, Path], changed: dict[str, str | int]
+) -> list[str]:
+    """The command line of a cell.
+
+    Args:
+        recipe: YAML file of the row.
+        seed: of this cell.
+        out: its run folder; a run that is there is gone on with.
+        files: `Sources`' keys.
+        changed: device and workers, which a run that goes on may do otherwise.
+    """
+    task = {
+        "parent": os.getpid(),
+        "recipe": str(recipe),
+        "seed": seed,
+        "out": str(out),
+        "files": {key: str(path) for key, path in files.items()},
+        "changed": changed,
+    }
+    return [sys.executable, "-m", "msefpn.engine.cell", json.dumps(task)]
+
+
+def main() -> int:
+    """Train as the task says; return the exit code: 0, 2 for a user's mistake, 130 where it was stopped."""
+    task = json.loads(sys.argv[1])
+    if is_first_process():  # the others end with this one
+        _end_with(task["parent"])
+    keep_freed_memory()
+    resume = (Path(task["out"]) / CONFIG).exists()
+    own = {} if resume else {"recipe": task["recipe"], "files": task["files"]}
+    options = task["changed"] | ({} if resume else {"seed": task["seed"]})
+    try:
+        plan = plan_training(
+            None,
+            own.get("files", {}),
+            recipe=own.get("recipe"),
+            out=task["out"],
+            resume=resume,
+            steps=None,
+            options=options,
+        )
+        from msefpn.engine.train import train  # noqa: PLC0415  slow to import
+
+        train(plan)
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _end_with(parent: int) -> None:
+    """Let the system end this process with its parent, also where that is killed; Linux only."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""A grid of trainings: rows, budgets and seeds, each cell a run of its own in a folder that says which."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msefpn.config import Config, Published, to_yaml
+from msefpn.engine.cell import command
+from msefpn.engine.run import CONFIG, METRICS, Sources, check_out, read_run, write_text
+from msefpn.errors import UserError
+
+MARK = ".grid"
+"""The file by which a grid knows its folder; locked while one works there."""
+_FREE = ("device", "devices", "workers", "seed")
+"""What cells of one row may have otherwise."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Trainings that differ in their seeds only."""
+
+    name: str
+    """Of the neck or recipe."""
+    config: Config
+    """With the seed of the first cell."""
+    published: Published | None
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The file of its configuration."""
+        return self.folder / "recipe.yaml"
+
+    def command(self, sources: Sources) -> str:
+        """What trains its first cell by hand."""
+        files = dataclasses.asdict(sources).items()
+        words = [word for key, path in files for word in (f"--{key.replace('_', '-')}", str(path))]
+        return shlex.join(["msefpn", "train", "--recipe", str(self.recipe), "--seed", "0", *words])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training."""
+
+    row: Row
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return f"{self.row.name}, {self.row.config.epochs} epochs, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return self.row.folder / f"seed-{self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """What its process printed."""
+        return self.row.folder / f"seed-{self.seed}.log"
+
+    def numbers(self) -> dict[str, Any] | None:
+        """What the evaluation after its last epoch gave; None: it is not finished."""
+        path = self.folder / METRICS
+        if not path.is_file():
+            return None
+        last: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["last"]
+        return last if last["epoch"] == self.row.config.epochs else None
+
+
+def rows_in(
+    out: Path,
+    configs: Mapping[str, Config],
+    published: Mapping[str, Published | None],
+    epochs: Sequence[int],
+) -> list[Row]:
+    """The rows of a grid: each configuration with each budget; no `epochs`: with its own.
+
+    Raises UserError where two rows would share a folder.
+    """
+    rows = []
+    for budget in epochs or (None,):
+        for name, config in configs.items():
+            own = dataclasses.replace(config, epochs=config.epochs if budget is None else budget)
+            short = Path(name).stem if Path(name).suffix in (".yaml", ".yml") else name
+            rows.append(Row(short, own, published[name], out / short / f"epochs-{own.epochs}"))
+    folders = [row.folder for row in rows]
+    for row in rows:
+        if folders.count(row.folder) > 1:
+            raise UserError(f"row '{row.name}' is there twice: two rows may not share '{row.folder}'")
+    return rows
+
+
+def check_cells(cells: Sequence[Cell], sources: Sources) -> None:
+    """Raise UserError where a cell is there already, of another configuration or other data."""
+    for cell in cells:
+        if not (cell.folder / CONFIG).is_file():
+            continue
+        config, trained_on = read_run(cell.folder)
+        wanted = dataclasses.asdict(dataclasses.replace(cell.row.config, seed=cell.seed))
+        for key, value in dataclasses.asdict(config).items():
+            if value != wanted[key] and key not in _FREE[:-1]:
+                raise UserError(
+                    f"'{cell.folder}' was trained with {key} {value}, not {wanted[key]}: name another --out"
+                )
+        if _absolute(trained_on) != _absolute(sources):
+            raise UserError(f"'{cell.folder}' was trained on other data: name another --out")
+
+
+def _absolute(sources: Sources) -> list[Path]:
+    return [path.resolve() for path in dataclasses.asdict(sources).values()]
+
+
+def check_grid_folder(out: Path) -> None:
+    """Refuse a folder that holds something else than a grid, or cannot be made; writes nothing."""
+    if not (out / MARK).exists():
+        check_out(out)
+
+
+@contextlib.contextmanager
+def grid_folder(out: Path) -> Iterator[None]:
+    """Make a grid's folder, or take that of an earlier one, for this process alone. Raises UserError."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / MARK).open("a", encoding="utf-8") as mark:
+        try:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"out '{out}': another msefpn ablate works there: wait, or name another folder"
+            ) from None
+        yield
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    sources: Sources,
+    *,
+    jobs: int,
+    gpus: int,
+    finished: Callable[[Cell, float, str | None], None],
+) -> dict[Cell, str]:
+    """Train cells, `jobs` at a time, each in a process of its own; on an interrupt all stop and can go on.
+
+    Args:
+        cells: those that are not finished.
+        sources: the data.
+        jobs: processes at a time.
+        gpus: number of GPUs that they share out.
+        finished: called with each cell as it ends, its seconds, and why it failed.
+
+    Returns:
+        Why each cell that failed did.
+    """
+    waiting, failed = deque(cells), dict[Cell, str]()
+    running: dict[int, tuple[Cell, subprocess.Popen[bytes], float]] = {}
+    try:
+        while waiting or running:
+            for slot in range(jobs):
+                if waiting and slot not in running:
+                    cell = waiting.popleft()
+                    running[slot] = (
+                        cell,
+                        _start(cell, sources, environment(slot, jobs, gpus)),
+                        time.monotonic(),
+                    )
+            for slot, (cell, process, began) in list(running.items()):
+                if process.poll() is not None:
+                    del running[slot]
+                    why = None if process.returncode == 0 else _reason(cell, process.returncode)
+                    if why is not None:
+                        failed[cell] = why
+                    finished(cell, time.monotonic() - began, why)
+            time.sleep(0.1)
+    finally:
+        for _, process, _ in running.values():
+            process.send_signal(signal.SIGTERM)
+        for _, process, _ in running.values():
+            process.wait()
+    return failed
+
+
+def environment(slot: int, jobs: int, gpus: int) -> dict[str, str]:
+    """The variables of a cell's process: its share of the cores, and its GPU where there are several."""
+    changed = {}
+    if jobs > 1:
+        changed["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+        if gpus > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
+            changed["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+    return changed | os.environ
+
+
+def _start(cell: Cell, sources: Sources, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    config = cell.row.config
+    cell.row.folder.mkdir(parents=True, exist_ok=True)
+    write_text(cell.row.recipe, to_yaml(config))
+    changed: dict[str, str | int] = {"device": config.device, "workers": config.workers}
+    words = command(cell.row.recipe, cell.seed, cell.folder, dataclasses.asdict(sources), changed)
+    with cell.log.open("ab") as log:
+        # a session of its own: Ctrl-C reaches this process, which then stops the cells
+        return subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables, start_new_session=True
+        )
+
+
+def _reason(cell: Cell, code: int) -> str:
+    """The last line that a failed cell printed."""
+    lines = cell.log.read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+    ended = f"killed by signal {-code}, last line: {last}" if code < 0 else last.removeprefix("error: ")
+    return f"{ended} ({cell.log})"

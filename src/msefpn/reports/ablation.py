@@ -1,0 +1,175 @@
+"""Tables and a plot of a grid, from its results.json."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Results = dict[str, Any]
+Row = dict[str, Any]
+
+NOTE = (
+    "AP and differences in percent, of the weights after the last epoch; ± standard deviation over seeds; "
+    "difference to the baseline of the same budget in pairs of the same seed, with Student's 95 % interval "
+    "(one row of twenty without any difference leaves zero out by chance); time: ratio of prediction times; "
+    "published: AP, and gain over FPN, of the row's own setting on COCO"
+)
+
+
+def verdict(row: Row) -> str:
+    """What the paired difference lets one say."""
+    if "difference" not in row:
+        return "baseline" if row["baseline"] else ""
+    low, high = row["difference"]["low"], row["difference"]["high"]
+    if low is None:
+        return "one seed: no interval"
+    if low <= 0 <= high:
+        return "no difference seen"
+    return "better" if low > 0 else "worse"
+
+
+def table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Column heads and cells, as text."""
+    several = len({row["epochs"] for row in results["rows"]}) > 1
+    heads = ["row", *["epochs"] * several, "AP", "AP50", "difference", "verdict"]
+    heads += ["params M", "GMAC", "time", "published"]
+    lines = []
+    for row in results["rows"]:
+        budget = [str(row["epochs"])] * several
+        lines.append([row["row"], *budget, *_accuracy(row), verdict(row), *_cost(row), _published(row)])
+    return heads, lines
+
+
+def _accuracy(row: Row) -> list[str]:
+    """AP with its spread, AP50 and the difference with its interval."""
+    if "mean" not in row:
+        return ["failed", "", ""]
+    missing = sum("failed" in cell for cell in row["cells"])
+    spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
+    note = f" ({missing} of {len(row['cells'])} failed)" if missing else ""
+    found = [f"{100 * row['mean']:.1f}{spread}{note}", f"{100 * row['mean50']:.1f}"]
+    if "difference" not in row:
+        return [*found, ""]
+    mean, low, high = (row["difference"][key] for key in ("mean", "low", "high"))
+    interval = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    return [*found, f"{100 * mean:+.1f}{interval}"]
+
+
+def _cost(row: Row) -> list[str]:
+    macs = row["macs"]["all"] / 1e9
+    return [
+        f"{row['parameters'] / 1e6:.2f}",
+        f"{macs:.2f}" if macs < 10 else f"{macs:.1f}",
+        f"{row['ratio']:.2f}",
+    ]
+
+
+def _published(row: Row) -> str:
+    """AP, and the gain over FPN, where there is one."""
+    known = row["published"] or {}
+    gain = known.get("gain")
+    parts = [f"{known['AP']:.1f}"] if known.get("AP") is not None else []
+    return " ".join([*parts, f"({gain:+.1f})"]) if gain else " ".join(parts)
+
+
+def markdown(results: Results) -> str:
+    """The table, its setting, the failures and each row's command."""
+    heads, lines = table(results)
+    grid = [f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *lines]]
+    failed = [f"- {name}: {why}" for name, why in failures(results)]
+    commands = [row["command"] for row in results["rows"]]
+    return "\n".join(
+        [
+            *grid,
+            "",
+            f"{NOTE}.",
+            "",
+            f"{results['setting']}.",
+            "",
+            *(["Failed:", "", *failed, ""] if failed else []),
+            "Each row by hand, with seed 0 (the other seeds alike):",
+            "",
+            "```sh",
+            *commands,
+            "```",
+            "",
+        ]
+    )
+
+
+def comma_separated(results: Results) -> str:
+    """The table as csv, with each row's command."""
+    heads, lines = table(results)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*heads, "command"])
+    writer.writerows([*cells, row["command"]] for cells, row in zip(lines, results["rows"], strict=True))
+    return text.getvalue()
+
+
+def latex(results: Results) -> str:
+    """The table as a LaTeX tabular (package booktabs)."""
+    heads, lines = table(results)
+    rows = [" & ".join(map(_escaped, cells)) + r" \\" for cells in [heads, *lines]]
+    columns = "l" + "r" * (len(heads) - 1)
+    setting = f"% {results['setting']}"
+    begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
+    return "\n".join([setting, begin, r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule", end, ""])
+
+
+def _escaped(text: str) -> str:
+    for character in r"&%$#_{}":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("±", r"$\pm$")
+
+
+def failures(results: Results) -> list[tuple[str, str]]:
+    """Name and reason of each training that failed."""
+    return [
+        (f"{row['row']}, {row['epochs']} epochs, seed {cell['seed']}", cell["failed"])
+        for row in results["rows"]
+        for cell in row["cells"]
+        if "failed" in cell
+    ]
+
+
+def plot(results: Results, path: Path) -> None:
+    """Draw mean AP, with its spread, against parameters, operations and time: one panel each."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  slow to import
+
+    rows = [row for row in results["rows"] if "mean" in row]
+    costs: Sequence[tuple[str, Callable[[Row], float]]] = (
+        ("parameters, millions", lambda row: row["parameters"] / 1e6),
+        ("multiply-accumulates, 10⁹", lambda row: row["macs"]["all"] / 1e9),
+        ("prediction time, ratio to the baseline", lambda row: row["ratio"]),
+    )
+    figure = Figure(figsize=(13, 4.5 + 0.12 * len(rows)), layout="constrained")
+    several = len({row["epochs"] for row in rows}) > 1
+    panels = figure.subplots(1, len(costs), sharey=True)
+    for panel, (label, cost) in zip(panels, costs, strict=True):
+        for number, row in enumerate(rows, 1):
+            name = f"{number}  {row['row']}" + f", {row['epochs']} epochs" * several
+            spread = 100 * (row["spread"] or 0)
+            point = (cost(row), 100 * row["mean"])
+            marker = "D" if row["baseline"] else "o"
+            panel.errorbar(*point, yerr=spread, fmt=marker, color=f"C{number % 10}", capsize=2, label=name)
+            panel.annotate(str(number), point, xytext=(5, 4), textcoords="offset points", fontsize=8)
+        panel.set_xlabel(label)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("AP, percent (mean ± standard deviation)")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", fontsize=8)
+    figure.savefig(path)
+
+
+def write(folder: Path) -> Results:
+    """Read a grid's results.json and write table.md, table.csv, table.tex and plot.svg beside it."""
+    results: Results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    for name, text in (("md", markdown), ("csv", comma_separated), ("tex", latex)):
+        (folder / f"table.{name}").write_text(text(results), encoding="utf-8")
+    plot(results, folder / "plot.svg")
+    return results
