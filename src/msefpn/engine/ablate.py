@@ -113,7 +113,7 @@ def _timed(rows: Sequence[Row], data: CocoData, rounds: int) -> dict[str, dict[s
     return {name: {"seconds": value, "ratio": value / first} for name, value in seconds.items()}
 
 
-def _train(cells: Sequence[Cell], sources: Sources, jobs: int) -> dict[Cell, str]:
+def _train(cells: Sequence[Cell], sources: Sources, jobs: int) -> dict[Path, str]:
     """Train what is not finished and tell of each cell; return the failures."""
     todo = [cell for cell in cells if cell.numbers() is None]
     say(f"{len(cells)} trainings, {len(cells) - len(todo)} of them finished before, {jobs} at a time")
@@ -142,7 +142,7 @@ def _entry(
     cells: Sequence[Cell],
     sources: Sources,
     costs: Mapping[str, Any],
-    failed: Mapping[Cell, str],
+    failed: Mapping[Path, str],
 ) -> dict[str, Any]:
     """What is known of a row by itself."""
     known = None if row.published is None else dataclasses.asdict(row.published)
@@ -157,10 +157,10 @@ def _entry(
     return entry
 
 
-def _cell(cell: Cell, failed: Mapping[Cell, str]) -> dict[str, Any]:
+def _cell(cell: Cell, failed: Mapping[Path, str]) -> dict[str, Any]:
     numbers = cell.numbers()
     if numbers is None:
-        return {"seed": cell.seed, "failed": failed[cell]}
+        return {"seed": cell.seed, "failed": failed[cell.folder]}
     return {"seed": cell.seed, **{key: value for key, value in numbers.items() if key.startswith("A")}}
 
 

@@ -152,7 +152,7 @@ def run_cells(
     jobs: int,
     gpus: int,
     finished: Callable[[Cell, float, str | None], None],
-) -> dict[Cell, str]:
+) -> dict[Path, str]:
     """Train cells, `jobs` at a time, each in a process of its own; on an interrupt all stop and can go on.
 
     Args:
@@ -163,9 +163,9 @@ def run_cells(
         finished: called with each cell as it ends, its seconds, and why it failed.
 
     Returns:
-        Why each cell that failed did.
+        Why each cell that failed did, by its folder.
     """
-    waiting, failed = deque(cells), dict[Cell, str]()
+    waiting, failed = deque(cells), dict[Path, str]()
     running: dict[int, tuple[Cell, subprocess.Popen[bytes], float]] = {}
     try:
         while waiting or running:
@@ -182,7 +182,7 @@ def run_cells(
                     del running[slot]
                     why = None if process.returncode == 0 else _reason(cell, process.returncode)
                     if why is not None:
-                        failed[cell] = why
+                        failed[cell.folder] = why
                     finished(cell, time.monotonic() - began, why)
             time.sleep(0.1)
     finally:
