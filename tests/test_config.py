@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from msefpn.config import Config, load_recipe
+from msefpn.config import Config, load_recipe, load_row, published
 from msefpn.errors import UserError
 
 
@@ -26,6 +26,28 @@ def test_recipes_of_the_paper_train_as_mmdetection() -> None:
     for name in ("faster_rcnn_r50_mse_fpn_1x", "retinanet_r50_mse_fpn_1x"):
         config = load_recipe(name)
         assert (config.keep_empty, config.precision) == (False, "fp32")
+
+
+def test_a_row_is_its_own_lines_over_a_recipe() -> None:
+    row = load_row("libra_rcnn_r101_2x", "small_data", lr=0.5)
+    base = load_recipe("small_data")
+    assert (row.backbone, row.neck, row.epochs, row.lr) == ("resnet101.tv_in1k", "fpn+bfp", 24, 0.5)
+    assert (row.optimizer, row.size) == (base.optimizer, base.size)
+    assert row.detector_options["roi"] == base.detector_options["roi"] | {
+        "balanced_samples": True,
+        "balanced_loss": True,
+        "beta": 1.0,
+    }
+    assert load_row("libra_rcnn_r101_2x", None) == load_recipe("libra_rcnn_r101_2x")
+
+
+@pytest.mark.parametrize("claim", ["5", "{AP: 3}", "{source: a, AP: b}", "{source: a, ap: 3}"])
+def test_what_a_recipe_says_is_published(claim: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(f"published: {claim}\nepochs: 3")
+    with pytest.raises(UserError, match="published must hold a source"):
+        published(str(tmp_path / "r.yaml"))
+    assert load_recipe(str(tmp_path / "r.yaml")).epochs == 3
+    assert published("quickstart") is None
 
 
 BROKEN = {

@@ -62,13 +62,16 @@ def test_grid(tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (fpn["baseline"], gcg["baseline"]) == (True, False)
     assert gcg["parameters"] - fpn["parameters"] == 4 * 2 * (32 * 32 + 32)
 
-    before = weights_of(out)
+    before, twin = weights_of(out), tmp_path / "twin.yaml"
+    twin.write_text("neck: fpn\n")
     assert len(before) == 4
-    assert main(["ablate", "fpn", "ablation_gcg", "fpn+bfp", *common, "--seeds", "2"]) == 0
+    assert main(["ablate", "fpn", "ablation_gcg", str(twin), *common, "--seeds", "2"]) == 0
     assert "6 trainings, 4 of them finished before, 1 at a time" in capsys.readouterr().out
     after = weights_of(out)
     assert len(after) == 6
     assert {path: after[path] for path in before} == before
+    same = json.loads((out / "results.json").read_text())["rows"][2]
+    assert same["difference"] == {"mean": 0, "low": 0, "high": 0, "pairs": 2}  # the same seed, the same run
 
     alone = msefpn.train(
         tiny_set, recipe=out / "ablation_gcg/epochs-1/recipe.yaml", seed=1, out=tmp_path / "alone"

@@ -198,6 +198,11 @@ def test_backbones_that_do_not_fit(name: str, reason: str) -> None:
         ({"neck": "fpn+pafpn"}, "pafpn reads a backbone's maps: it can only come first"),
         ({"detector_options": {"roi": {"pooling": "hard"}}}, "roi: pooling 'hard' is unknown"),
         ({"detector_options": {"roi": {"consistent": 0.25}}}, "laterals, such as aug_fpn"),
+        ({"detector_options": {"roi": {"balanced_loss": True}}}, "roi: balanced_loss divides by beta"),
+        (
+            {"detector": "retinanet", "detector_options": {"head": {"balanced_loss": True}}},
+            "head: balanced_loss divides by beta",
+        ),
         (
             {"detector": "retinanet", "detector_options": {"roi": {"pooling": "soft"}}},
             "unknown key in detector_options 'roi'",

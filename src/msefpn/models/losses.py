@@ -26,6 +26,12 @@ def box_loss(
     return (loss * mask[..., None]).sum()
 
 
+def check_beta(beta: float, *, balanced: bool) -> None:
+    """Raise ValueError for a beta that `box_loss` cannot take."""
+    if balanced and beta <= 0:
+        raise ValueError(f"balanced_loss divides by beta: it is {beta:g}, but must be above 0, such as 1")
+
+
 def balanced_l1(x: Tensor, beta: float, *, alpha: float = 0.5, gamma: float = 1.5) -> Tensor:
     """Balanced L1 of distances x, any shape (Libra R-CNN, arXiv 1904.02701, section 3.3).
 

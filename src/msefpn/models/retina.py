@@ -19,7 +19,7 @@ from msefpn.models.boxes import (
     larger_than,
     top_candidates,
 )
-from msefpn.models.losses import box_loss, focal_loss
+from msefpn.models.losses import box_loss, check_beta, focal_loss
 from msefpn.models.matching import MaxIoUMatcher, matched_boxes
 from msefpn.models.select import select_detections
 from msefpn.necks.layers import group_norm
@@ -55,6 +55,9 @@ class RetinaHead(nn.Module):
         min_size: detections with a side not above this, pixels, are dropped.
         clamp_both: see `boxes.decode`.
         integer_anchors: see `AnchorGenerator`.
+
+    Raises:
+        ValueError: balanced L1 with a `beta` of 0.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class RetinaHead(nn.Module):
         integer_anchors: bool = False,
     ) -> None:
         super().__init__()
+        check_beta(beta, balanced=balanced_loss)
         self.num_classes, self.norm = num_classes, norm
         octave = [anchor_scale * 2 ** (i / 3) for i in range(3)]
         self.anchors = AnchorGenerator(strides, octave, ratios, integer=integer_anchors)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msefpn.models.boxes import clip_boxes, decode, encode, full_precision, larger_than
-from msefpn.models.losses import box_loss, class_loss
+from msefpn.models.losses import box_loss, check_beta, class_loss
 from msefpn.models.matching import BalancedSampler, MaxIoUMatcher, RandomSampler, Sample, matched_boxes
 from msefpn.models.roi_align import RoIAlign
 from msefpn.models.rpn import Proposals
@@ -82,7 +82,7 @@ class RoIHead(nn.Module):
         sampler: chooses the training regions; None: at random, or as `balanced_samples` says.
 
     Raises:
-        ValueError: an unknown pooling.
+        ValueError: an unknown pooling, or balanced L1 with a `beta` of 0.
     """
 
     def __init__(
@@ -113,6 +113,7 @@ class RoIHead(nn.Module):
         super().__init__()
         if pooling not in ("level", "soft"):
             raise ValueError(f"pooling '{pooling}' is unknown: known: level, soft")
+        check_beta(beta, balanced=balanced_loss)
         self.num_classes, self.stds = num_classes, list(stds)
         self.pool = RoIAlign(strides, sampling_ratio=sampling_ratio, aligned=aligned)
         self.select: AdaptiveSpatialFusion | None = None
