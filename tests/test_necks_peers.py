@@ -135,6 +135,15 @@ def test_bifpn() -> None:
         torch.testing.assert_close(x, y)
 
 
+def test_statistics_of_bifpn() -> None:
+    neck = make(BiFPN, cells=1, norm_momentum=0.3)
+    norms = [module for module in neck.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.3}
+    assert {module.momentum for module in make(BiFPN).modules() if isinstance(module, nn.BatchNorm2d)} == {
+        0.01
+    }
+
+
 def test_bfp() -> None:
     torch.manual_seed(0)
     neck = BFP([32] * 4, STRIDES, 32).eval()

@@ -107,6 +107,8 @@ class BiFPN(Neck):
         extra_levels: as many coarser levels as in `FPN`, but made as the paper makes them, by pooling C5.
         cells: number of cells (D0..D7: 3, 4, 5, 6, 7, 7, 8, 8).
         weighted: see `WeightedFusion`.
+        norm_momentum: share of a batch in the statistics of batch normalisation. The authors' 0.01 suits
+            their 300 epochs; after a few hundred steps the statistics are still those of the start.
 
     Raises:
         ValueError: fewer than two levels.
@@ -122,6 +124,7 @@ class BiFPN(Neck):
         extra_levels: str = "none",
         cells: int = 3,
         weighted: bool = True,
+        norm_momentum: float = 0.01,
     ) -> None:
         super().__init__(
             in_channels, in_strides, out_channels, start_level=start_level, extra_levels=extra_levels
@@ -138,6 +141,9 @@ class BiFPN(Neck):
         self.cells = nn.Sequential(
             *(BiFPNCell(out_channels, levels, weighted=weighted) for _ in range(cells))
         )
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = norm_momentum
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Fuse the maps; shapes as in `Neck.forward`."""
@@ -154,4 +160,4 @@ def _projection(channels: int, out_channels: int) -> nn.Module:
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+    return nn.BatchNorm2d(channels, eps=1e-3)
