@@ -1,5 +1,6 @@
 """Grids: paired, resumable, and not stopped by a cell that fails."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,10 +14,12 @@ import pytest
 
 import msefpn
 from msefpn.cli import main
-from msefpn.config import load_recipe
+from msefpn.config import load_recipe, published, recipe_names
+from msefpn.data.coco import find_split
 from msefpn.engine import grid
 from msefpn.engine.cost import rows_of
 from msefpn.engine.grid import environment
+from msefpn.engine.run import Sources
 from msefpn.errors import UserError
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -65,8 +68,12 @@ def test_grid(tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     before, twin = weights_of(out), tmp_path / "twin.yaml"
     twin.write_text("neck: fpn\n")
     assert len(before) == 4
+    begun = out / "fpn/epochs-1/seed-1"  # as if killed before its first epoch was committed
+    before.pop(begun / "last.safetensors")
+    for name in ("resume.ckpt", "metrics.json", "data.yaml"):
+        (begun / name).unlink()
     assert main(["ablate", "fpn", "ablation_gcg", str(twin), *common, "--seeds", "2"]) == 0
-    assert "6 trainings, 4 of them finished before, 1 at a time" in capsys.readouterr().out
+    assert "6 trainings, 3 of them finished before, 1 at a time" in capsys.readouterr().out
     after = weights_of(out)
     assert len(after) == 6
     assert {path: after[path] for path in before} == before
@@ -128,8 +135,14 @@ def test_ctrl_c_stops_the_trainings(tiny_set: Path, tmp_path: Path, monkeypatch:
 
 def test_one_grid_at_a_time(tiny_set: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid"
-    with grid.grid_folder(out), pytest.raises(UserError, match="another msefpn ablate works there"):
+    sources = Sources(*find_split(tiny_set, "train"), *find_split(tiny_set, "val"))
+    with grid.grid_folder(out, sources), pytest.raises(UserError, match="another msefpn ablate works there"):
         msefpn.ablate(["fpn"], data=tiny_set, out=out, **BUDGET)
+    with grid.grid_folder(out, sources):
+        pass
+    other = dataclasses.replace(sources, val_json=sources.train_json)
+    with pytest.raises(UserError, match="annotations have changed"), grid.grid_folder(out, other):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -141,6 +154,9 @@ def test_one_grid_at_a_time(tiny_set: Path, tmp_path: Path) -> None:
         (["fpn", "ROWS/gate.yaml"], {}, "gate 'cgc' is unknown: known: gcg, cag"),
         (["fpn", "ROWS/soft.yaml"], {}, "unknown key in detector_options"),
         (["fpn", "ROWS/split.yaml"], {}, "preset 'split' needs sem_strides"),
+        (["fpn"], {"epochs": [2, 2]}, "epochs '2' is there twice"),
+        (["fpn", "ROWS/two.yaml"], {"jobs": 2}, "row 'two' takes 2 devices itself"),
+        ([], {}, "rows is empty"),
         (["fpn"], {"seeds": 0}, "seeds is 0"),
         (["fpn"], {"jobs": 0}, "jobs is 0"),
         (["fpn"], {"epochs": 0}, "epochs is 0"),
@@ -152,6 +168,7 @@ def test_mistakes_before_anything_is_trained(
 ) -> None:
     texts = {
         "fpn": "neck: fpn",
+        "two": "devices: 2",
         "gate": "neck: mse_fpn\nneck_options: {gate: cgc}",
         "soft": "detector: retinanet\ndetector_options: {roi: {pooling: soft}}",
         "split": "neck: mse_fpn\nneck_options: {preset: split, sem_strides: [8, 16]}",
@@ -172,13 +189,16 @@ def test_a_folder_of_something_else_is_left_alone(tiny_set: Path, tmp_path: Path
 def test_cells_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
     assert environment(0, 1, 4) == dict(os.environ)
     shares = [environment(slot, 4, 2) for slot in range(4)]
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["0", "1", "0", "1"]
     assert {share["OMP_NUM_THREADS"] for share in shares} == {"2"}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert environment(0, 4, 1)["OMP_NUM_THREADS"] == "3"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    shares = [environment(slot, 3, 2) for slot in range(3)]
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["2", "5", "2"]
+    assert {share["OMP_NUM_THREADS"] for share in shares} == {"3"}
 
 
 def test_rows_of_the_paper_are_put_over_any_recipe() -> None:
@@ -187,5 +207,11 @@ def test_rows_of_the_paper_are_put_over_any_recipe() -> None:
     assert found["fpn"] == load_recipe("light", neck="fpn")
     assert found["ablation_cag"].neck_options == {**light.neck_options, "sem": "none", "gate": "cag"}
     assert found["ablation_cag"].backbone == light.backbone
+    for name in recipe_names():
+        if published(name) is not None:  # a row of the paper
+            (row,) = rows_of([name], "light", "quickstart").values()
+            assert (row.neck, row.detector) == (load_recipe(name).neck, load_recipe(name).detector)
+    (baseline,) = rows_of(["faster_rcnn_r50_fpn_1x"], "light", "quickstart").values()
+    assert baseline == load_recipe("light", neck="fpn")
     alone = rows_of(["fpn", "ablation_cag"], None, "quickstart")
     assert (alone["fpn"].backbone, alone["ablation_cag"].backbone) == ("test_resnet", "resnet50.tv_in1k")

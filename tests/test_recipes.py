@@ -27,6 +27,8 @@ class Row(NamedTuple):
     schedule: str
     AP: float | None
     gain: float | None
+    detector_options: dict[str, Any] = {}  # noqa: RUF012  never changed
+    source: str = "MSE-FPN paper, COCO test-dev"
 
 
 def faster(
@@ -36,36 +38,43 @@ def faster(
 
 
 def ablation(gain: float | None, **options: Any) -> Row:
-    return Row("faster_rcnn", 50, 1, "mse_fpn", options, "1x", None, gain)
+    row = Row("faster_rcnn", 50, 1, "mse_fpn", options, "1x", None, gain)
+    return row._replace(source="MSE-FPN paper, COCO val2017")
 
 
 def reading(**options: Any) -> Row:
     return Row("faster_rcnn", 50, 1, "mse_fpn", options, "1x", 39.4, 2.1)
 
 
+ZOO, NONE = "mmdetection 2.x, COCO val2017", "no published figure"
+LIBRA = {
+    "rpn": {"negative_ratio": 5.0},
+    "roi": {"balanced_samples": True, "balanced_loss": True, "beta": 1.0},
+}
+AUG = {"roi": {"consistent": 0.25, "pooling": "soft"}}
 PAPER = {
     "retinanet_r50_fpn_1x": Row("retinanet", 50, 1, "fpn", {}, "1x", 36.3, 0.0),
     "retinanet_r50_mse_fpn_1x": Row("retinanet", 50, 1, "mse_fpn", {}, "1x", 37.7, 1.4),
     "faster_rcnn_r50_fpn_1x": faster(50, 1, "fpn", "1x", 37.3, 0.0),
-    "faster_rcnn_r50_fpn_2x": faster(50, 1, "fpn", "2x", 38.4, None),
+    "faster_rcnn_r50_fpn_2x": faster(50, 1, "fpn", "2x", 38.4, None)._replace(source=ZOO),
     "faster_rcnn_r50_mse_fpn_1x": faster(50, 1, "mse_fpn", "1x", 39.4, 2.1),
-    "faster_rcnn_r50_mse_fpn_2x": faster(50, 1, "mse_fpn", "2x", None, None),
-    "faster_rcnn_r101_fpn_1x": faster(101, 1, "fpn", "1x", 39.4, None),
-    "faster_rcnn_r101_fpn_2x": faster(101, 1, "fpn", "2x", 39.8, None),
+    "faster_rcnn_r50_mse_fpn_2x": faster(50, 1, "mse_fpn", "2x", None, None)._replace(source=NONE),
+    "faster_rcnn_r101_fpn_1x": faster(101, 1, "fpn", "1x", 39.4, None)._replace(source=ZOO),
+    "faster_rcnn_r101_fpn_2x": faster(101, 1, "fpn", "2x", 39.8, None)._replace(source=ZOO),
     "faster_rcnn_r101_mse_fpn_1x": faster(101, 1, "mse_fpn", "1x", 41.2, None),
     "faster_rcnn_r101_mse_fpn_2x": faster(101, 1, "mse_fpn", "2x", 41.6, None),
     "faster_rcnn_x101_32x4d_fpn_1x": faster(101, 32, "fpn", "1x", 40.5, 0.0),
-    "faster_rcnn_x101_32x4d_fpn_2x": faster(101, 32, "fpn", "2x", 41.2, None),
+    "faster_rcnn_x101_32x4d_fpn_2x": faster(101, 32, "fpn", "2x", 41.2, None)._replace(source=ZOO),
     "faster_rcnn_x101_32x4d_mse_fpn_1x": faster(101, 32, "mse_fpn", "1x", 42.2, 1.7),
-    "faster_rcnn_x101_32x4d_mse_fpn_2x": faster(101, 32, "mse_fpn", "2x", None, None),
+    "faster_rcnn_x101_32x4d_mse_fpn_2x": faster(101, 32, "mse_fpn", "2x", None, None)._replace(source=NONE),
     "faster_rcnn_x101_64x4d_fpn_1x": faster(101, 64, "fpn", "1x", 41.8, 0.0),
-    "faster_rcnn_x101_64x4d_fpn_2x": faster(101, 64, "fpn", "2x", 41.6, None),
+    "faster_rcnn_x101_64x4d_fpn_2x": faster(101, 64, "fpn", "2x", 41.6, None)._replace(source=ZOO),
     "faster_rcnn_x101_64x4d_mse_fpn_1x": faster(101, 64, "mse_fpn", "1x", 43.4, 1.6),
-    "faster_rcnn_x101_64x4d_mse_fpn_2x": faster(101, 64, "mse_fpn", "2x", None, None),
-    "libra_rcnn_r101_1x": faster(101, 1, "fpn+bfp", "1x", 40.2, None),
-    "libra_rcnn_r101_2x": faster(101, 1, "fpn+bfp", "2x", 41.0, None),
-    "faster_rcnn_r101_aug_fpn_1x": faster(101, 1, "aug_fpn", "1x", 40.6, None),
-    "faster_rcnn_r101_aug_fpn_2x": faster(101, 1, "aug_fpn", "2x", 41.5, None),
+    "faster_rcnn_x101_64x4d_mse_fpn_2x": faster(101, 64, "mse_fpn", "2x", None, None)._replace(source=NONE),
+    "libra_rcnn_r101_1x": faster(101, 1, "fpn+bfp", "1x", 40.2, None)._replace(detector_options=LIBRA),
+    "libra_rcnn_r101_2x": faster(101, 1, "fpn+bfp", "2x", 41.0, None)._replace(detector_options=LIBRA),
+    "faster_rcnn_r101_aug_fpn_1x": faster(101, 1, "aug_fpn", "1x", 40.6, None)._replace(detector_options=AUG),
+    "faster_rcnn_r101_aug_fpn_2x": faster(101, 1, "aug_fpn", "2x", 41.5, None)._replace(detector_options=AUG),
     "ablation_sem_spatial": ablation(0.7, sem="spatial", sim="add", gate="none"),
     "ablation_sem_channel": ablation(0.8, sem="channel", sim="add", gate="none"),
     "ablation_sem": ablation(1.2, sim="add", gate="none"),
@@ -83,7 +92,7 @@ PAPER = {
     "reading_norm_after": reading(score_norm="after"),
     "reading_gate_lateral": reading(gate_at="lateral"),
 }
-OTHER = {"light", "quickstart", "small_data", "small_data_retinanet"}
+OTHER = {"light", "mmdetection_1x", "quickstart", "small_data", "small_data_retinanet"}
 LAST_STEPS = {"1x": (12, (8, 11)), "2x": (24, (16, 22))}
 
 
@@ -121,7 +130,8 @@ def test_recipe(name: str, coco: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert (config.batch, config.size, config.augment) == (16, "1333x800", "paper")
     assert claim is not None
     assert (claim.gpus, claim.batch, claim.AP, claim.gain) == (8, 16, row.AP, row.gain)
-    assert ("no published" in claim.source) == (row.schedule == "2x" and row.AP is None)
+    assert claim.source == row.source
+    assert config.detector_options == row.detector_options
 
     # one step at small size; frozen layers may stay random, and nothing of hundreds of megabytes is written
     trained: list[Detector] = []

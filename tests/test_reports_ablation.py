@@ -71,11 +71,16 @@ def test_formats(tmp_path: Path) -> None:
     assert all(f"| {' | '.join(line)} |" in page for line in lines)
     assert "- down, 6 epochs, seed 1: no memory" in page
     assert "msefpn train --recipe ablation_gcg" in page
-    read = list(csv.reader(io.StringIO((tmp_path / "table.csv").read_text(encoding="utf-8"))))
-    assert [line[:-1] for line in read] == [heads, *lines]
+    read = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text(encoding="utf-8"))))
+    assert [line["row"] for line in read] == ["fpn", "ablation_gcg", "up", "down", "one", "none"]
+    second = {key: read[1][key] for key in ("mean", "difference", "low", "high", "published_gain", "macs")}
+    assert [float(value) for value in second.values()] == pytest.approx([0.42, 0.01, -0.01, 0.03, 1.2, 2.5e9])
+    assert (read[5]["mean"], read[3]["seeds"], read[2]["verdict"]) == ("", "1", "better")
+    assert read[2]["command"] == "msefpn train --recipe up"
     latex = (tmp_path / "table.tex").read_text(encoding="utf-8")
     assert r"ablation\_gcg & 42.0 $\pm$ 1.2 &" in latex
     assert "% size 96" in latex
+    assert "% down: msefpn train --recipe down" in latex
     assert all(line.count(" & ") == len(heads) - 1 for line in latex.splitlines() if line.endswith(r"\\"))
     drawn = ElementTree.parse(tmp_path / "plot.svg")
     assert drawn.getroot().tag.endswith("svg")

@@ -319,10 +319,10 @@ def ablate(
     """Train rows of detectors with the same seeds and compare them: accuracy, cost, difference to the first.
 
     A grid that was stopped goes on when the same command is given again; what is finished is not trained
-    again, and rows, seeds and budgets may be added.
+    again. Rows, seeds and budgets may be added: the table holds those that the command names.
 
     Args:
-        rows: necks (fpn, fpn+bfp, ...) or recipes by name or file; the first is the baseline
+        rows: necks (fpn, fpn+bfp, ...) or recipes by name or file; the first of each budget is its baseline
         data: folder with train.json + train/ and val.json + val/, or in COCO's layout; none: a built-in
             set is drawn
         recipe: what the rows have in common, a recipe's own lines are put over it; none: recipes stand alone,

@@ -154,6 +154,11 @@ def recipe_names() -> list[str]:
     return sorted(item.name[:-5] for item in RECIPES.iterdir() if item.name.endswith(".yaml"))
 
 
+def is_recipe(name: str) -> bool:
+    """Whether this names a recipe: one that ships, or a YAML file, there or not."""
+    return name in recipe_names() or Path(name).suffix in (".yaml", ".yml")
+
+
 def load_recipe(name: str, **overrides: Any) -> Config:
     """Resolve a recipe (a shipped name or a YAML file) and override the values that are not None."""
     given = {key: value for key, value in overrides.items() if value is not None}

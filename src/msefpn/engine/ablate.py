@@ -13,12 +13,22 @@ from typing import Any
 
 import torch
 
-from msefpn.config import Config, Published, parse_size, published, recipe_names
+from msefpn.config import Config, Published, is_recipe, parse_size, published
 from msefpn.data.coco import CocoData, read_coco
-from msefpn.engine.checks import check_devices, check_initial_weights
+from msefpn.engine.checks import check_config, check_initial_weights
 from msefpn.engine.cost import Request, counts, interleaved_times, rows_of
-from msefpn.engine.detect import pick_device
-from msefpn.engine.grid import Cell, Row, check_cells, check_grid_folder, grid_folder, rows_in, run_cells
+from msefpn.engine.detect import pick_device, telling_memory
+from msefpn.engine.grid import (
+    Cell,
+    Row,
+    check_cells,
+    check_grid_folder,
+    check_twice,
+    grid_folder,
+    rows_in,
+    run_cells,
+    short_name,
+)
 from msefpn.engine.plan import sources_of
 from msefpn.engine.run import Sources, default_recipe, write_text
 from msefpn.engine.screen import Bar, duration, say, show_table
@@ -27,8 +37,6 @@ from msefpn.errors import UserError
 from msefpn.metrics.paired import mean_and_spread, paired_difference
 from msefpn.models import init_weights
 from msefpn.reports import ablation as report
-
-RESULTS = "results.json"
 
 
 def ablate(
@@ -48,6 +56,8 @@ def ablate(
     for what, value in {"seeds": seeds, "jobs": jobs, "rounds": rounds}.items():
         if value < 1:
             raise UserError(f"{what} is {value}: it must be at least 1")
+    check_twice("row", [short_name(name) for name in names])
+    check_twice("epochs", epochs)
     check_grid_folder(out)
     given = {key: Path(path) for key, path in files.items() if path is not None}
     default = default_recipe(builtin=data is None and not given)
@@ -60,26 +70,32 @@ def ablate(
     val, _ = read_coco(sources.val_json, sources.val_images)
     category_ids_for(train.classes, val, f"the training data {train.file}")
     check_cells(cells, sources)
+    for row in rows:
+        check_config(row.config)
+        if row.config.devices > 1 and jobs > 1:
+            raise UserError(
+                f"row '{row.name}' takes {row.config.devices} devices itself: leave out --jobs {jobs}"
+            )
     costs = _counted(rows, train)
-    with grid_folder(out):
+    with grid_folder(out, sources):
         failed = _train(cells, sources, jobs)
         timed = _timed(rows, train, rounds)
         entries = [_entry(row, cells, sources, costs[row.name] | timed[row.name], failed) for row in rows]
         _compare(entries)
         results = {"setting": _setting(rows[0], sources, seeds, rounds), "rows": entries}
-        write_text(out / RESULTS, json.dumps(results, indent=1))
+        write_text(out / report.RESULTS, json.dumps(results, indent=1))
         report.write(out)
     show_table(*report.table(results))
     say(f"{report.NOTE}.", f"{results['setting']}.")
     say(*(f"failed: {name}: {why}" for name, why in report.failures(results)))
-    say(f"{out / 'table.md'}, table.csv, table.tex, plot.svg, {RESULTS}")
+    say(f"each row's command, and the table: {out / 'table.md'}, table.csv, table.tex, plot.svg")
     return entries
 
 
 def _published(name: str, config: Config) -> Published | None:
     """What is published of a row: a recipe's own word, or for a neck that of its R50 1x recipe."""
     for recipe in (name, f"{config.detector}_r50_{name}_1x"):
-        if recipe in recipe_names() or Path(recipe).suffix in (".yaml", ".yml"):
+        if is_recipe(recipe):
             return published(recipe)
     return None
 
@@ -90,16 +106,19 @@ def _request(row: Row, data: CocoData) -> Request:
 
 
 def _counted(rows: Sequence[Row], data: CocoData) -> dict[str, dict[str, Any]]:
-    """Build each row's detector, and refuse what cannot be trained; its counts at the first row's size."""
+    """Count each row's detector at the first row's size; refuse initial weights that cannot be trained."""
     request = _request(rows[0], data)
+    configs = {row.name: row.config for row in rows}
     found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if row.name not in found:
-            check_devices(row.config)
-            inputs = request.prepare(row.config)
-            check_initial_weights(inputs[0].train(), init_weights(inputs[0], row.config.init))
+    with Bar("count", len(configs), unit="rows") as bar, telling_memory(request.batch, request.size):
+        for name, config in configs.items():
+            inputs = request.prepare(config)
+            check_initial_weights(inputs[0].train(), init_weights(inputs[0], config.init))
             inputs[0].eval()
-            found[row.name] = counts(inputs)
+            found[name] = counts(inputs)
+            del inputs
+            bar.seen(1)
+    torch.cuda.empty_cache()  # for the trainings
     return found
 
 
@@ -107,7 +126,8 @@ def _timed(rows: Sequence[Row], data: CocoData, rounds: int) -> dict[str, dict[s
     """Seconds of a prediction of each row, and their ratio to the first's."""
     request = _request(rows[0], data)
     made = {row.name: request.prepare(row.config) for row in rows}
-    with Bar("time", len(made) * (rounds + 1), unit="predictions") as bar:
+    predictions = len(made) * (rounds + 1)
+    with Bar("time", predictions, unit="predictions") as bar, telling_memory(request.batch, request.size):
         seconds = interleaved_times(made, rounds, bar)
     first = seconds[rows[0].name]
     return {name: {"seconds": value, "ratio": value / first} for name, value in seconds.items()}

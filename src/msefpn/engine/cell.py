@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
 
 from msefpn.engine.plan import plan_training
-from msefpn.engine.run import CONFIG, is_first_process
+from msefpn.engine.run import RESUME, is_first_process
 from msefpn.errors import UserError
 from msefpn.memory import keep_freed_memory
 
@@ -25,7 +26,7 @@ def command(
     Args:
         recipe: YAML file of the row.
         seed: of this cell.
-        out: its run folder; a run that is there is gone on with.
+        out: its run folder. A run that is there is gone on with, unless it has not finished an epoch.
         files: `Sources`' keys.
         changed: device and workers, which a run that goes on may do otherwise.
     """
@@ -46,7 +47,10 @@ def main() -> int:
     if is_first_process():  # the others end with this one
         _end_with(task["parent"])
     keep_freed_memory()
-    resume = (Path(task["out"]) / CONFIG).exists()
+    out = Path(task["out"])
+    resume = (out / RESUME).exists()
+    if not resume and is_first_process():
+        shutil.rmtree(out, ignore_errors=True)  # of an attempt that was killed in its first epoch
     own = {} if resume else {"recipe": task["recipe"], "files": task["files"]}
     options = task["changed"] | ({} if resume else {"seed": task["seed"]})
     try:
@@ -74,7 +78,7 @@ def _end_with(parent: int) -> None:
     """Let the system end this process with its parent, also where that is killed; Linux only."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # files are replaced whole: no time is needed to end well
     if os.getppid() != parent:
         sys.exit(130)
 

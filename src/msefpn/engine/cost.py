@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from msefpn.config import Config, from_dict, load_recipe, load_row, parse_size, recipe_names
+from msefpn.config import Config, from_dict, is_recipe, load_recipe, load_row, parse_size, recipe_names
 from msefpn.engine.detect import pick_device, telling_memory
 from msefpn.engine.run import write_text
 from msefpn.engine.screen import Bar, say, show_costs
@@ -61,9 +61,11 @@ def rows_of(names: Sequence[str], recipe: str | None, default: str, **options: A
     Raises:
         UserError: a name is neither.
     """
+    if not names:
+        raise UserError("rows is empty: name necks or recipes")
     rows = {}
     for name in names:
-        if name in recipe_names() or Path(name).suffix in (".yaml", ".yml"):
+        if is_recipe(name):
             rows[name] = load_row(name, recipe, **options)
         elif set(name.split("+")) <= set(NECKS):
             check_neck(name)

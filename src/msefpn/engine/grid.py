@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,15 @@ from typing import Any
 
 from msefpn.config import Config, Published, to_yaml
 from msefpn.engine.cell import command
-from msefpn.engine.run import CONFIG, METRICS, Sources, check_out, read_run, write_text
+from msefpn.engine.run import METRICS, RESUME, Sources, check_out, read_run, write_text
 from msefpn.errors import UserError
 
 MARK = ".grid"
 """The file by which a grid knows its folder; locked while one works there."""
-_FREE = ("device", "devices", "workers", "seed")
+_FREE = ("device", "devices", "workers")
 """What cells of one row may have otherwise."""
+STOPPED = 130
+"""Exit code of a cell that was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Row:
     name: str
     """Of the neck or recipe."""
     config: Config
-    """With the seed of the first cell."""
+    """But for the seed."""
     published: Published | None
     folder: Path
 
@@ -88,34 +91,43 @@ def rows_in(
     published: Mapping[str, Published | None],
     epochs: Sequence[int],
 ) -> list[Row]:
-    """The rows of a grid: each configuration with each budget; no `epochs`: with its own.
-
-    Raises UserError where two rows would share a folder.
-    """
+    """The rows of a grid: each configuration with each budget; no `epochs`: with its own."""
     rows = []
     for budget in epochs or (None,):
         for name, config in configs.items():
             own = dataclasses.replace(config, epochs=config.epochs if budget is None else budget)
-            short = Path(name).stem if Path(name).suffix in (".yaml", ".yml") else name
+            short = short_name(name)
             rows.append(Row(short, own, published[name], out / short / f"epochs-{own.epochs}"))
-    folders = [row.folder for row in rows]
-    for row in rows:
-        if folders.count(row.folder) > 1:
-            raise UserError(f"row '{row.name}' is there twice: two rows may not share '{row.folder}'")
     return rows
 
 
+def short_name(name: str) -> str:
+    """A row's name in tables and folders: for a recipe's file, its name alone."""
+    return Path(name).stem if Path(name).suffix in (".yaml", ".yml") else name
+
+
+def check_twice(what: str, values: Sequence[object]) -> None:
+    """Raise UserError where a value is given twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"{what} '{value}' is there twice: each needs a folder of its own")
+
+
 def check_cells(cells: Sequence[Cell], sources: Sources) -> None:
-    """Raise UserError where a cell is there already, of another configuration or other data."""
+    """Raise UserError where a cell is there already, of another configuration or other data.
+
+    One without a finished epoch does not count: it is begun anew.
+    """
     for cell in cells:
-        if not (cell.folder / CONFIG).is_file():
+        if not (cell.folder / RESUME).is_file():
             continue
         config, trained_on = read_run(cell.folder)
         wanted = dataclasses.asdict(dataclasses.replace(cell.row.config, seed=cell.seed))
         for key, value in dataclasses.asdict(config).items():
-            if value != wanted[key] and key not in _FREE[:-1]:
+            if value != wanted[key] and key not in _FREE:
                 raise UserError(
-                    f"'{cell.folder}' was trained with {key} {value}, not {wanted[key]}: name another --out"
+                    f"'{cell.folder}' was trained with {key} {value}, not {wanted[key]}: "
+                    "name another --out, or delete that folder"
                 )
         if _absolute(trained_on) != _absolute(sources):
             raise UserError(f"'{cell.folder}' was trained on other data: name another --out")
@@ -132,16 +144,30 @@ def check_grid_folder(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def grid_folder(out: Path) -> Iterator[None]:
-    """Make a grid's folder, or take that of an earlier one, for this process alone. Raises UserError."""
+def grid_folder(out: Path, sources: Sources) -> Iterator[None]:
+    """Make a grid's folder, or take that of an earlier one on the same annotations, for this process alone.
+
+    Raises UserError.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    with (out / MARK).open("a", encoding="utf-8") as mark:
+    annotations = [zlib.crc32(file.read_bytes()) for file in (sources.train_json, sources.val_json)]
+    with (out / MARK).open("a+", encoding="utf-8") as mark:
         try:
             fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"out '{out}': another msefpn ablate works there: wait, or name another folder"
             ) from None
+        mark.seek(0)
+        text = mark.read()
+        if not text:
+            mark.write(json.dumps(annotations))
+            mark.flush()
+        elif json.loads(text) != annotations:
+            raise UserError(
+                f"the annotations have changed since the grid '{out}' began: "
+                "restore them, or name another --out"
+            )
         yield
 
 
@@ -166,30 +192,25 @@ def run_cells(
         Why each cell that failed did, by its folder.
     """
     waiting, failed = deque(cells), dict[Path, str]()
-    running: dict[int, tuple[Cell, subprocess.Popen[bytes], float]] = {}
+    running: dict[int, _Running] = {}
     try:
         while waiting or running:
             for slot in range(jobs):
                 if waiting and slot not in running:
-                    cell = waiting.popleft()
-                    running[slot] = (
-                        cell,
-                        _start(cell, sources, environment(slot, jobs, gpus)),
-                        time.monotonic(),
-                    )
-            for slot, (cell, process, began) in list(running.items()):
-                if process.poll() is not None:
+                    running[slot] = _Running(waiting.popleft(), sources, environment(slot, jobs, gpus))
+            for slot, run in list(running.items()):
+                if run.process.poll() is not None:
                     del running[slot]
-                    why = None if process.returncode == 0 else _reason(cell, process.returncode)
+                    why = run.failure()
                     if why is not None:
-                        failed[cell.folder] = why
-                    finished(cell, time.monotonic() - began, why)
+                        failed[run.cell.folder] = why
+                    finished(run.cell, time.monotonic() - run.began, why)
             time.sleep(0.1)
     finally:
-        for _, process, _ in running.values():
-            process.send_signal(signal.SIGTERM)
-        for _, process, _ in running.values():
-            process.wait()
+        for run in running.values():
+            run.process.send_signal(signal.SIGTERM)
+        for run in running.values():
+            run.process.wait()
     return failed
 
 
@@ -197,28 +218,46 @@ def environment(slot: int, jobs: int, gpus: int) -> dict[str, str]:
     """The variables of a cell's process: its share of the cores, and its GPU where there are several."""
     changed = {}
     if jobs > 1:
-        changed["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-        if gpus > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
-            changed["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
-    return changed | os.environ
+        changed["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // jobs)))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        if gpus > 1:
+            changed["CUDA_VISIBLE_DEVICES"] = visible[slot % gpus]
+    return os.environ | changed
 
 
-def _start(cell: Cell, sources: Sources, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    config = cell.row.config
-    cell.row.folder.mkdir(parents=True, exist_ok=True)
-    write_text(cell.row.recipe, to_yaml(config))
-    changed: dict[str, str | int] = {"device": config.device, "workers": config.workers}
-    words = command(cell.row.recipe, cell.seed, cell.folder, dataclasses.asdict(sources), changed)
-    with cell.log.open("ab") as log:
-        # a session of its own: Ctrl-C reaches this process, which then stops the cells
-        return subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables, start_new_session=True
-        )
+def _cores() -> int:
+    """Cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
-def _reason(cell: Cell, code: int) -> str:
-    """The last line that a failed cell printed."""
-    lines = cell.log.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
-    ended = f"killed by signal {-code}, last line: {last}" if code < 0 else last.removeprefix("error: ")
-    return f"{ended} ({cell.log})"
+class _Running:
+    """A cell whose process is running."""
+
+    def __init__(self, cell: Cell, sources: Sources, variables: Mapping[str, str]) -> None:
+        config = cell.row.config
+        cell.row.folder.mkdir(parents=True, exist_ok=True)
+        write_text(cell.row.recipe, to_yaml(config))
+        changed: dict[str, str | int] = {"device": config.device, "workers": config.workers}
+        words = command(cell.row.recipe, cell.seed, cell.folder, dataclasses.asdict(sources), changed)
+        self.cell, self.began = cell, time.monotonic()
+        with cell.log.open("ab") as log:
+            self.log_begins = log.tell()
+            # a session of its own: Ctrl-C reaches this process, which then stops the cells
+            self.process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables, start_new_session=True
+            )
+
+    def failure(self) -> str | None:
+        """Why it failed, if it did: the last line that it printed."""
+        code = self.process.returncode
+        if code == 0:
+            return None
+        text = self.cell.log.read_bytes()[self.log_begins :].decode("utf-8", errors="replace")
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
+        last = lines[-1].removeprefix("error: ") if lines else "it printed nothing"
+        if code == STOPPED:
+            last = "stopped from outside"
+        elif code < 0:
+            last = f"killed by signal {-code}, last line: {last}"
+        return f"{last} ({self.cell.log})"
