@@ -180,7 +180,7 @@ def _entry(
 def _cell(cell: Cell, failed: Mapping[Path, str]) -> dict[str, Any]:
     numbers = cell.numbers()
     if numbers is None:
-        return {"seed": cell.seed, "failed": failed[cell.folder]}
+        return {"seed": cell.seed, "failed": failed.get(cell.folder, "it ended without numbers")}
     return {"seed": cell.seed, **{key: value for key, value in numbers.items() if key.startswith("A")}}
 
 
