@@ -9,12 +9,13 @@ from msefpn.models.boxes import full_precision
 
 
 class AnchorGenerator(nn.Module):
-    """Anchors of every level, centred on the cells' top-left corners, as in mmdetection 2.x.
+    """Anchors of every level, at the same place in each cell.
 
     Args:
         strides: stride of each level, pixels.
         scales: anchor sizes as multiples of the stride.
         ratios: height / width; ratio is the outer, scale the inner order within a cell.
+        offset: where in a cell the anchors are centred, in strides; 0: its top-left corner, as in mmdetection.
         integer: torchvision's habit: sizes truncated and corners rounded to whole pixels, and a level's
             stride taken as the padded image's side divided by the grid's, without the remainder.
     """
@@ -25,11 +26,12 @@ class AnchorGenerator(nn.Module):
         scales: Sequence[float],
         ratios: Sequence[float] = (0.5, 1.0, 2.0),
         *,
+        offset: float = 0.0,
         integer: bool = False,
     ) -> None:
         super().__init__()
         self.strides = list(strides)
-        self.integer = integer
+        self.offset, self.integer = offset, integer
         self.per_cell = len(scales) * len(ratios)
         for level, stride in enumerate(strides):
             sizes = [int(stride * scale) if integer else stride * scale for scale in scales]
@@ -57,8 +59,8 @@ class AnchorGenerator(nn.Module):
             height, width = x.shape[-2:]
             step_y, step_x = (image[0] // height, image[1] // width) if self.integer else (stride, stride)
             cell = full_precision(getattr(self, f"cell_{level}"))
-            ys = torch.arange(height, device=cell.device) * step_y
-            xs = torch.arange(width, device=cell.device) * step_x
+            ys = (torch.arange(height, device=cell.device) + self.offset) * step_y
+            xs = (torch.arange(width, device=cell.device) + self.offset) * step_x
             y, x_ = torch.meshgrid(ys, xs, indexing="ij")
             shifts = torch.stack([x_, y, x_, y], dim=-1).to(cell.dtype)  # (H, W, 4)
             levels.append((shifts[:, :, None] + cell).flatten(0, 2))

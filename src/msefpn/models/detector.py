@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from msefpn.config import Config
 from msefpn.errors import UserError, unknown_name
 from msefpn.models.backbone import Backbone
+from msefpn.models.fcos import FCOSHead
 from msefpn.models.retina import RetinaHead
 from msefpn.models.roi import RoIHead
 from msefpn.models.rpn import RPN
@@ -111,7 +112,7 @@ class TwoStage(Detector):
 class OneStage(Detector):
     """One head on every cell of the pyramid."""
 
-    def __init__(self, backbone: Backbone, neck: Neck, head: RetinaHead) -> None:
+    def __init__(self, backbone: Backbone, neck: Neck, head: RetinaHead | FCOSHead) -> None:
         super().__init__(backbone, neck)
         self.head = head
 
@@ -129,7 +130,13 @@ MakeNeck = Callable[..., Neck]
 Options = Mapping[str, Any]
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "mmdetection": {"rpn": {}, "roi": {}, "retina": {}, "retina_neck": {"extra_levels": "conv_c5"}},
+    "mmdetection": {
+        "rpn": {},
+        "roi": {},
+        "retina": {},
+        "retina_neck": {"extra_levels": "conv_c5"},
+        "fcos": {},
+    },
     "torchvision": {
         "rpn": {
             "proposals": (2000, 1000),
@@ -152,6 +159,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "integer_anchors": True,
         },
         "retina_neck": {"extra_levels": "conv_p5_relu"},
+        "fcos": {"score": 0.2, "min_size": -1.0, "offset": 0.0, "integer_anchors": True},
     },
 }
 """Constructor arguments by whose habits they follow. mmdetection's are the constructors' own defaults."""
@@ -217,7 +225,37 @@ def retinanet(
     )
 
 
-DETECTORS: dict[str, Callable[..., Detector]] = {"faster_rcnn": faster_rcnn, "retinanet": retinanet}
+def fcos(
+    backbone: Backbone,
+    make_neck: MakeNeck,
+    num_classes: int,
+    *,
+    preset: str = "mmdetection",
+    head: Options | None = None,
+) -> OneStage:
+    """FCOS (arXiv 2006.09214).
+
+    Args:
+        backbone: gives the maps.
+        make_neck: builds the neck for them.
+        num_classes: K; there is no background class.
+        preset: name in `PRESETS`.
+        head: arguments of `FCOSHead` that differ from the preset's.
+    """
+    chosen = _preset(preset)["fcos"] | dict(head or {})
+    neck = make_neck(start_level=1, extra_levels="conv_p5_relu")
+    return OneStage(
+        backbone,
+        neck,
+        _construct(FCOSHead, "head", neck.out_channels, neck.out_strides, num_classes, **chosen),
+    )
+
+
+DETECTORS: dict[str, Callable[..., Detector]] = {
+    "faster_rcnn": faster_rcnn,
+    "retinanet": retinanet,
+    "fcos": fcos,
+}
 
 
 def build(config: Config, classes: Sequence[str], category_ids: Sequence[int] | None = None) -> Detector:

@@ -86,6 +86,52 @@ class MaxIoUMatcher:
         return iou.masked_fill(~(usable[:, :, None] & targets.valid[:, None]), -1)
 
 
+class PointMatcher:
+    """Assign to an anchor's centre the smallest ground truth, of its level's size, that it is central in.
+
+    FCOS, arXiv 2006.09214, section 3.
+
+    A centre c of an anchor of side s is positive for a box if it lies in the box, is not farther from the
+    box's centre than `radius` s along either axis, and its largest distance to the box's sides is within
+    `low` s to `high` s (from 0 on the finest level, without end on the coarsest).
+
+    Args:
+        radius: of the central region, in sides of the anchor.
+        low: least largest distance.
+        high: largest one.
+        chunk: pairs that are held at a time.
+    """
+
+    def __init__(self, radius: float, *, low: float = 4.0, high: float = 8.0, chunk: int = 2**22) -> None:
+        self.radius, self.low, self.high, self.chunk = radius, low, high, chunk
+
+    @torch.no_grad()
+    def __call__(self, anchors: list[Tensor], targets: Targets) -> Match:
+        """Match square anchors (N_i, 4) of each level, finest first; `Match.iou` is zero."""
+        parts = []
+        rows = max(1, self.chunk // targets.valid.numel())
+        for level, boxes in enumerate(anchors):
+            low = self.low if level else 0.0
+            high = self.high if level < len(anchors) - 1 else float("inf")
+            parts += [self._smallest(part, low, high, targets) for part in boxes.split(rows)]
+        truth, positive = (torch.cat(values, dim=1) for values in zip(*parts, strict=True))
+        return Match(truth, positive, ~positive, torch.zeros_like(truth, dtype=targets.boxes.dtype))
+
+    def _smallest(self, boxes: Tensor, low: float, high: float, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Row of the smallest fitting ground truth, and whether there is one: both (B, n)."""
+        side = (boxes[:, 2] - boxes[:, 0])[:, None]  # (n, 1)
+        point = ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None]  # (n, 1, 2)
+        near, far = targets.boxes[:, None, :, :2], targets.boxes[:, None, :, 2:]  # (B, 1, G, 2)
+        distances = torch.cat([point - near, far - point], dim=-1)  # (B, n, G, 4)
+        off_centre = (point - (near + far) / 2).abs().amax(dim=-1)
+        reach = distances.amax(dim=-1)
+        fits = (distances.amin(dim=-1) > 0) & (off_centre < self.radius * side)
+        fits &= (reach > low * side) & (reach < high * side) & targets.valid[:, None]
+        area = (far - near).prod(dim=-1)  # (B, 1, G)
+        smallest = torch.where(fits, area, float("inf")).min(dim=2)
+        return smallest.indices, smallest.values.isfinite()
+
+
 class Sample(NamedTuple):
     """A fixed count S of boxes drawn from an assignment, positives first."""
 

@@ -10,19 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from msefpn.models.anchors import AnchorGenerator
-from msefpn.models.boxes import (
-    PAD_SCORE,
-    clip_boxes,
-    decode,
-    encode,
-    full_precision,
-    larger_than,
-    top_candidates,
-)
+from msefpn.models.boxes import PAD_SCORE, clip_boxes, decode, encode, full_precision, larger_than
+from msefpn.models.dense import best_pairs, by_cell, tower
 from msefpn.models.losses import box_loss, check_beta, focal_loss
 from msefpn.models.matching import MaxIoUMatcher, matched_boxes
 from msefpn.models.select import select_detections
-from msefpn.necks.layers import group_norm
 from msefpn.structures import Detections, Targets
 
 STDS = (1.0, 1.0, 1.0, 1.0)
@@ -91,8 +83,8 @@ class RetinaHead(nn.Module):
         self.num_classes, self.norm = num_classes, norm
         octave = [anchor_scale * 2 ** (i / 3) for i in range(3)]
         self.anchors = AnchorGenerator(strides, octave, ratios, integer=integer_anchors)
-        self.class_tower = _tower(channels, depth, norm)
-        self.box_tower = _tower(channels, depth, norm)
+        self.class_tower = tower(channels, depth, norm=norm)
+        self.box_tower = tower(channels, depth, norm=norm)
         self.classes = nn.Conv2d(channels, self.anchors.per_cell * num_classes, 3, padding=1)
         self.deltas = nn.Conv2d(channels, self.anchors.per_cell * 4, 3, padding=1)
         for module in self.modules():
@@ -118,7 +110,7 @@ class RetinaHead(nn.Module):
         boxes, scores, labels, cut = [], [], [], []
         levels = zip(*self._heads(pyramid), self.anchors(pyramid, image), strict=True)
         for logits, deltas, anchors in levels:
-            score, anchor, label = self._candidates(full_precision(logits))
+            score, anchor, label = best_pairs(full_precision(logits), self.candidates)
             chosen = full_precision(deltas).gather(1, anchor[..., None].expand(-1, -1, 4))
             box = clip_boxes(decode(chosen, anchors[anchor], STDS, clamp_both=self.clamp_both), sizes)
             boxes.append(box)
@@ -177,29 +169,6 @@ class RetinaHead(nn.Module):
         """For each level logits (B, N_i, K) and deltas (B, N_i, 4)."""
         logits, deltas = [], []
         for x in pyramid:
-            classes = self.classes(self.class_tower(x)).permute(0, 2, 3, 1).flatten(1)
-            logits.append(classes.unflatten(1, (-1, self.num_classes)))
-            deltas.append(self.deltas(self.box_tower(x)).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)))
+            logits.append(by_cell(self.classes(self.class_tower(x)), self.num_classes))
+            deltas.append(by_cell(self.deltas(self.box_tower(x)), 4))
         return logits, deltas
-
-    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Score, anchor and label, each (B, n), of a level's best pairs; logits (B, N, K).
-
-        The best n pairs are among the n anchors whose best class scores highest, so the full N * K sort
-        is not needed.
-        """
-        peak, anchor = top_candidates(logits.amax(dim=2), self.candidates)
-        pairs = logits.gather(1, anchor[..., None].expand(-1, -1, self.num_classes))
-        pairs = torch.where(peak[..., None] > PAD_SCORE, pairs, PAD_SCORE).flatten(1)  # (B, n * K)
-        score, pair = top_candidates(pairs, self.candidates)
-        return score, anchor.gather(1, pair // self.num_classes), pair % self.num_classes
-
-
-def _tower(channels: int, depth: int, norm: bool) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(depth):
-        layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=not norm))
-        if norm:
-            layers.append(group_norm(channels))
-        layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)

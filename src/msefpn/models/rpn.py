@@ -18,6 +18,7 @@ from msefpn.models.boxes import (
     nms,
     top_candidates,
 )
+from msefpn.models.dense import by_cell
 from msefpn.models.losses import box_loss, object_loss
 from msefpn.models.matching import MaxIoUMatcher, RandomSampler, matched_boxes
 from msefpn.structures import Targets
@@ -122,8 +123,8 @@ class RPN(nn.Module):
         logits, deltas = [], []
         for x in pyramid:
             hidden = F.relu(self.conv(x), inplace=True)
-            logits.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)))
+            logits.append(by_cell(self.objectness(hidden), 1).squeeze(2))
+            deltas.append(by_cell(self.deltas(hidden), 4))
         return logits, deltas
 
     def _select(

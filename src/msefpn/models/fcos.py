@@ -1,0 +1,154 @@
+"""FCOS: Tian et al., "FCOS: A Simple and Strong Anchor-free Object Detector", TPAMI, arXiv 2006.09214."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import generalized_box_iou_loss
+
+from msefpn.models.anchors import AnchorGenerator
+from msefpn.models.boxes import PAD_SCORE, clip_boxes, full_precision, larger_than
+from msefpn.models.dense import best_pairs, by_cell, tower
+from msefpn.models.losses import focal_loss
+from msefpn.models.matching import PointMatcher
+from msefpn.models.select import select_detections
+from msefpn.structures import Detections, Targets
+
+
+class FCOSHead(nn.Module):
+    """Class scores, centre-ness and the distances to a box's four sides, in every cell of every level.
+
+    A cell's side is its level's stride; distances are predicted as multiples of it. The version of the
+    journal paper: central sampling, centre-ness on the box branch, GIoU; a detection's score is the root of
+    class score times centre-ness.
+
+    Args:
+        channels: channels of the pyramid.
+        strides: strides of the pyramid's levels.
+        num_classes: K; there is no background class.
+        depth: 3x3 convolutions of each branch before its prediction, each with group normalisation.
+        radius: half the side of a box's central region, in strides.
+        prior: initial score of every class.
+        score: least score of a detection.
+        nms_iou: suppression threshold within a class.
+        detections: detections kept an image.
+        candidates: best (cell, class) pairs of a level that go into suppression.
+        min_size: detections with a side not above this, pixels, are dropped.
+        offset: where in a cell its point lies, in strides; see `AnchorGenerator`.
+        integer_anchors: see `AnchorGenerator`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        strides: Sequence[int],
+        num_classes: int,
+        *,
+        depth: int = 4,
+        radius: float = 1.5,
+        prior: float = 0.01,
+        score: float = 0.05,
+        nms_iou: float = 0.6,
+        detections: int = 100,
+        candidates: int = 1000,
+        min_size: float = 0.0,
+        offset: float = 0.5,
+        integer_anchors: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.anchors = AnchorGenerator(strides, [1.0], [1.0], offset=offset, integer=integer_anchors)
+        self.class_tower = tower(channels, depth, norm=True)
+        self.box_tower = tower(channels, depth, norm=True)
+        self.classes = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.distances = nn.Conv2d(channels, 4, 3, padding=1)
+        self.centreness = nn.Conv2d(channels, 1, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]  # it has one
+        self.matcher = PointMatcher(radius)
+        self.score, self.nms_iou = score, nms_iou
+        self.detections, self.candidates, self.min_size = detections, candidates, min_size
+
+    def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
+        """Detect.
+
+        Args:
+            pyramid: maps (B, C, H_i, W_i), finest first.
+            sizes: (B, 2), height and width of each image, pixels.
+            image: height and width of the padded image, pixels.
+        """
+        boxes, scores, labels, cut = [], [], [], []
+        levels = zip(*self._heads(pyramid), self.anchors(pyramid, image), strict=True)
+        for logits, distances, centreness, anchors in levels:
+            all_scores = (logits.sigmoid() * centreness.sigmoid()[..., None]).sqrt()  # (B, N, K)
+            score, cell, label = best_pairs(all_scores, self.candidates)
+            chosen = distances.gather(1, cell[..., None].expand(-1, -1, 4))
+            box = clip_boxes(_boxes(anchors[cell], chosen), sizes)
+            boxes.append(box)
+            scores.append(torch.where((score > PAD_SCORE) & larger_than(box, self.min_size), score, 0))
+            labels.append(label)
+            over = (all_scores > self.score).flatten(1).sum(dim=1)
+            cut.append((over - self.candidates).clamp(min=0))
+        return select_detections(
+            torch.cat(boxes, 1),
+            torch.cat(scores, 1),
+            torch.cat(labels, 1),
+            score=self.score,
+            nms_iou=self.nms_iou,
+            detections=self.detections,
+            candidates=len(scores) * self.candidates,
+            cut=torch.stack(cut).sum(dim=0),
+        )
+
+    def losses(
+        self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int], targets: Targets
+    ) -> dict[str, Tensor]:
+        """The losses `fcos_class` (focal), `fcos_box` (GIoU), `fcos_centre`, each by the positive cells."""
+        logits, distances, centreness = (torch.cat(parts, 1) for parts in self._heads(pyramid))
+        levels = self.anchors(pyramid, image)
+        match = self.matcher(levels, targets)
+        labels = targets.labels.gather(1, match.truth)
+        count = match.positive.sum().clamp(min=1)
+        weight = torch.ones_like(centreness)
+        image_row, cell = match.positive.nonzero(as_tuple=True)
+        anchors = torch.cat(levels)[cell]  # (P, 4)
+        truth = targets.boxes[image_row, match.truth[match.positive]]
+        found = _boxes(anchors, distances[match.positive])
+        aim = _centreness(anchors, truth)
+        centre = F.binary_cross_entropy_with_logits(centreness[match.positive], aim, reduction="sum")
+        return {
+            "fcos_class": focal_loss(logits, match.positive, labels, weight) / count,
+            "fcos_box": generalized_box_iou_loss(found, truth, reduction="sum") / count,
+            "fcos_centre": centre / count,
+        }
+
+    def _heads(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """For each level logits (B, N_i, K), distances (B, N_i, 4: left, top, right, bottom) and centre-ness
+        logits (B, N_i), float32.
+        """
+        logits, distances, centreness = [], [], []
+        for x in pyramid:
+            logits.append(full_precision(by_cell(self.classes(self.class_tower(x)), self.num_classes)))
+            hidden = self.box_tower(x)
+            distances.append(full_precision(by_cell(self.distances(hidden), 4)).relu())
+            centreness.append(full_precision(by_cell(self.centreness(hidden), 1)).squeeze(2))
+        return logits, distances, centreness
+
+
+def _boxes(anchors: Tensor, distances: Tensor) -> Tensor:
+    """Boxes (..., 4) at the distances (..., 4), in anchors' sides, from the centres of anchors (..., 4)."""
+    centre, side = (anchors[..., :2] + anchors[..., 2:]) / 2, anchors[..., 2:] - anchors[..., :2]
+    return torch.cat([centre - distances[..., :2] * side, centre + distances[..., 2:] * side], dim=-1)
+
+
+def _centreness(anchors: Tensor, truth: Tensor) -> Tensor:
+    """sqrt(min(l, r) / max(l, r) min(t, b) / max(t, b)) (P,) of anchors' centres in truth, both (P, 4)."""
+    centre = (anchors[:, :2] + anchors[:, 2:]) / 2
+    near, far = centre - truth[:, :2], truth[:, 2:] - centre  # (P, 2)
+    return (near.minimum(far) / near.maximum(far)).prod(dim=1).sqrt()
