@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.image_list import ImageList
@@ -88,7 +88,33 @@ def make_retinanet() -> RetinaNet:
     return model.eval()
 
 
-MAKERS: dict[str, Callable[[], Any]] = {"faster_rcnn": make_faster_rcnn, "retinanet": make_retinanet}
+def make_fcos() -> FCOS:
+    torch.manual_seed(1)
+    backbone = _resnet_fpn_extractor(
+        frozen_resnet(), trainable_layers=3, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
+    )
+    model = FCOS(backbone, num_classes=ROWS, topk_candidates=10**6, detections_per_img=1000)
+    head = model.head.classification_head
+    with torch.no_grad():
+        for tower in (head.conv, model.head.regression_head.conv):
+            for layer in tower[::3]:
+                nn.init.kaiming_normal_(layer.weight)
+        nn.init.normal_(head.cls_logits.weight, std=0.1)
+        nn.init.constant_(head.cls_logits.bias, -5.0)
+        nn.init.normal_(model.head.regression_head.bbox_reg.weight, std=0.05)
+        nn.init.constant_(model.head.regression_head.bbox_reg.bias, 2.0)
+        nn.init.normal_(model.head.regression_head.bbox_ctrness.weight, std=0.02)
+        unused = [row for row in range(ROWS) if row not in LABELS]
+        head.cls_logits.weight[unused] = 0
+        head.cls_logits.bias[unused] = -1e4
+    return model.eval()
+
+
+MAKERS: dict[str, Callable[[], Any]] = {
+    "faster_rcnn": make_faster_rcnn,
+    "retinanet": make_retinanet,
+    "fcos": make_fcos,
+}
 
 
 @pytest.fixture(scope="module", params=MAKERS)
@@ -101,6 +127,8 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, Detector]:
         ours.roi.detections = 1000
     elif isinstance(ours, OneStage):
         ours.head.candidates = 10**5
+        if isinstance(theirs, FCOS):
+            ours.head.detections = 1000
     return theirs, ours
 
 
@@ -120,6 +148,11 @@ def batches(shared: Path) -> list[tuple[Tensor, Tensor]]:
     return result
 
 
+def anchors_per_level(model: Any, maps: list[Tensor]) -> list[int]:
+    """How many anchors RetinaNet or FCOS has on each level."""
+    return [x.shape[2] * x.shape[3] * (1 if isinstance(model, FCOS) else 9) for x in maps]
+
+
 def their_detections(model: Any, x: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
     """torchvision's parts on our padded tensor, without its resizing transform."""
     features = model.backbone(x)
@@ -131,7 +164,7 @@ def their_detections(model: Any, x: Tensor, sizes: Tensor) -> list[dict[str, Ten
     maps = list(features.values())
     head = model.head(maps)
     anchors = model.anchor_generator(images, maps)
-    per_level = [x.shape[2] * x.shape[3] * 9 for x in maps]
+    per_level = anchors_per_level(model, maps)
     split = {name: list(value.split(per_level, dim=1)) for name, value in head.items()}
     levels = [list(a.split(per_level)) for a in anchors]
     kept: list[dict[str, Tensor]] = model.postprocess_detections(split, levels, images.image_sizes)
@@ -262,8 +295,9 @@ def their_losses(model: Any, x: Tensor, sizes: Tensor, targets: list[dict[str, T
         ]
     else:
         maps = list(features.values())
-        computed = model.compute_loss(targets, model.head(maps), model.anchor_generator(images, maps))
-        losses = [computed["classification"], computed["bbox_regression"]]
+        levels = [anchors_per_level(model, maps)] if isinstance(model, FCOS) else []
+        anchors = model.anchor_generator(images, maps)
+        losses = [*model.compute_loss(targets, model.head(maps), anchors, *levels).values()]
     model.eval()
     return losses
 

@@ -15,7 +15,7 @@ class AnchorGenerator(nn.Module):
         strides: stride of each level, pixels.
         scales: anchor sizes as multiples of the stride.
         ratios: height / width; ratio is the outer, scale the inner order within a cell.
-        offset: where in a cell the anchors are centred, in strides; 0: its top-left corner, as in mmdetection.
+        offset: where in a cell the anchors are centred, in strides; 0: its top-left corner (mmdetection).
         integer: torchvision's habit: sizes truncated and corners rounded to whole pixels, and a level's
             stride taken as the padded image's side divided by the grid's, without the remainder.
     """

@@ -9,11 +9,11 @@ from msefpn.models.boxes import PAD_SCORE, top_candidates
 from msefpn.necks.layers import group_norm
 
 
-def tower(channels: int, depth: int, *, norm: bool) -> nn.Sequential:
+def tower(channels: int, depth: int, *, norm: bool, bias: bool) -> nn.Sequential:
     """3x3 convolutions, each with group normalisation, if asked for, and a ReLU."""
     layers: list[nn.Module] = []
     for _ in range(depth):
-        layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=not norm))
+        layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=bias))
         if norm:
             layers.append(group_norm(channels))
         layers.append(nn.ReLU(inplace=True))

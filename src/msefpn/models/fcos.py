@@ -60,8 +60,8 @@ class FCOSHead(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.anchors = AnchorGenerator(strides, [1.0], [1.0], offset=offset, integer=integer_anchors)
-        self.class_tower = tower(channels, depth, norm=True)
-        self.box_tower = tower(channels, depth, norm=True)
+        self.class_tower = tower(channels, depth, norm=True, bias=True)
+        self.box_tower = tower(channels, depth, norm=True, bias=True)
         self.classes = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.distances = nn.Conv2d(channels, 4, 3, padding=1)
         self.centreness = nn.Conv2d(channels, 1, 3, padding=1)

@@ -83,8 +83,8 @@ class RetinaHead(nn.Module):
         self.num_classes, self.norm = num_classes, norm
         octave = [anchor_scale * 2 ** (i / 3) for i in range(3)]
         self.anchors = AnchorGenerator(strides, octave, ratios, integer=integer_anchors)
-        self.class_tower = tower(channels, depth, norm=norm)
-        self.box_tower = tower(channels, depth, norm=norm)
+        self.class_tower = tower(channels, depth, norm=norm, bias=not norm)
+        self.box_tower = tower(channels, depth, norm=norm, bias=not norm)
         self.classes = nn.Conv2d(channels, self.anchors.per_cell * num_classes, 3, padding=1)
         self.deltas = nn.Conv2d(channels, self.anchors.per_cell * 4, 3, padding=1)
         for module in self.modules():

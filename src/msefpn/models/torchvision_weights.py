@@ -13,6 +13,8 @@ from torch import Tensor
 from msefpn.config import Config
 from msefpn.errors import UserError
 from msefpn.models.detector import Detector, OneStage, build
+from msefpn.models.fcos import FCOSHead
+from msefpn.models.retina import RetinaHead
 
 NAMES = (
     (r"backbone\.body\.(.+)", r"backbone.body.\1"),
@@ -28,6 +30,12 @@ NAMES = (
     (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", r"roi.box.deltas.\1"),
     (r"head\.classification_head\.cls_logits\.(\w+)", r"head.classes.\1"),
     (r"head\.regression_head\.bbox_reg\.(\w+)", r"head.deltas.\1"),
+)
+FCOS_NAMES = (
+    (r"head\.classification_head\.conv\.(\d+)\.(\w+)", r"head.class_tower.\1.\2"),
+    (r"head\.regression_head\.conv\.(\d+)\.(\w+)", r"head.box_tower.\1.\2"),
+    (r"head\.regression_head\.bbox_reg\.(\w+)", r"head.distances.\1"),
+    (r"head\.regression_head\.bbox_ctrness\.(\w+)", r"head.centreness.\1"),
 )
 TOWERS = re.compile(r"head\.(classification|regression)_head\.conv\.(\d)\.([01])\.(\w+)")
 
@@ -77,7 +85,9 @@ def from_torchvision(
     backbone: str = "resnet50",
     norm_eps: float = 0.0,
 ) -> Detector:
-    """Build a detector that detects what torchvision's `fasterrcnn_*_fpn` or `retinanet_*_fpn` detects.
+    """Build a detector that detects what torchvision's detector of that kind with a pyramid detects.
+
+    The kinds: `fasterrcnn_*_fpn`, `retinanet_*_fpn`, `fcos_*_fpn`.
 
     Args:
         state: the whole state dict.
@@ -89,9 +99,8 @@ def from_torchvision(
     Raises:
         UserError: the state dict is of another kind of model, or not all of it finds its place.
     """
-    two_stage = any(name.startswith("roi_heads.") for name in state)
     config = Config(
-        detector="faster_rcnn" if two_stage else "retinanet",
+        detector=_kind(state),
         backbone=backbone,
         backbone_options={"norm_eps": norm_eps},
         neck="fpn",
@@ -110,12 +119,19 @@ def from_torchvision(
     return detector.eval()
 
 
+def _kind(state: Mapping[str, Tensor]) -> str:
+    if any(name.startswith("roi_heads.") for name in state):
+        return "faster_rcnn"
+    return "fcos" if "head.regression_head.bbox_ctrness.weight" in state else "retinanet"
+
+
 def _rename(name: str, detector: Detector) -> str | None:
-    if tower := TOWERS.fullmatch(name):
+    head = detector.head if isinstance(detector, OneStage) else None
+    if isinstance(head, RetinaHead) and (tower := TOWERS.fullmatch(name)):
         branch = "class" if tower[1] == "classification" else "box"
-        step = 3 if isinstance(detector, OneStage) and detector.head.norm else 2  # conv, norm, activation
+        step = 3 if head.norm else 2  # conv, norm, activation
         return f"head.{branch}_tower.{step * int(tower[2]) + int(tower[3])}.{tower[4]}"
-    for pattern, own in NAMES:
+    for pattern, own in FCOS_NAMES + NAMES if isinstance(head, FCOSHead) else NAMES:
         if match := re.fullmatch(pattern, name):
             return match.expand(own)
     return None
