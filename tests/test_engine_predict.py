@@ -87,7 +87,7 @@ def test_device_memory_and_cut(
             run, tiny_set / "val", **options
         )
 
-    def detected(self: TwoStage, images: Tensor, sizes: Tensor) -> Detections:
+    def detected(self: TwoStage[Any], images: Tensor, sizes: Tensor) -> Detections:
         found = forward(self, images, sizes)
         return found._replace(cut=torch.ones_like(found.cut))
 

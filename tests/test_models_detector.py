@@ -14,6 +14,7 @@ from msefpn.config import Config
 from msefpn.errors import UserError
 from msefpn.models import DETECTORS, Detector, OneStage, TwoStage, build, init_weights, load, save
 from msefpn.models.backbone import Backbone
+from msefpn.models.cascade import CascadeHead
 from msefpn.models.matching import BalancedSampler
 from msefpn.models.retina import RetinaHead
 from msefpn.models.roi import RoIHead
@@ -82,12 +83,17 @@ MMDETECTION: dict[type, dict[str, Any]] = {
         "samples": 256,
         "negative_ratio": None,
         "sampler": None,
+        "border": None,
     },
     RoIHead: SHARED
     | SELECTION
     | {"hidden": 1024, "stds": (0.1, 0.1, 0.2, 0.2), "samples": 512, "positive_iou": 0.5, "candidates": 2000}
     | {"sampling_ratio": 0, "aligned": True, "sampler": None, "pooling": "level", "consistent": 0.0}
-    | {"balanced_samples": False, "balanced_loss": False},
+    | {"balanced_samples": False, "balanced_loss": False, "class_agnostic": False},
+    CascadeHead: SELECTION
+    | {"hidden": 1024, "samples": 512, "candidates": 2000, "min_size": 0.0, "sampling_ratio": 0, "beta": 1.0}
+    | {"ious": (0.5, 0.6, 0.7), "weights": (1.0, 0.5, 0.25)}
+    | {"stds": ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))},
     RetinaHead: SHARED
     | ANCHORS
     | SELECTION
@@ -126,6 +132,14 @@ def test_levels_of_mmdetection() -> None:
     assert (two.rpn.sampler.positive_fraction, two.roi.sampler.positive_fraction) == (0.5, 0.25)
     assert one.head.anchors.strides == [8, 16, 32, 64, 128]
     assert one.head.matcher.low_quality_iou == 0
+
+
+def test_proposals_of_a_cascade() -> None:
+    cascade = make("cascade_rcnn")
+    assert isinstance(cascade, TwoStage)
+    rpn = cascade.rpn
+    assert (rpn.proposals, rpn.border, rpn.beta) == ((2000, 1000), 0.0, 1 / 9)
+    assert (rpn.candidates, make().rpn.border) == ((2000, 1000), None)  # type: ignore[union-attr]  # a TwoStage
 
 
 def test_schedule_of_mmdetection() -> None:

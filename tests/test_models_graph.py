@@ -15,14 +15,14 @@ UNSEEN = ((3, 224, 352, 217, 349), (1, 288, 160, 288, 131), (1, 160, 288, 160, 2
 """Batch, padded height and width, image height and width; none of them is traced, two are odd."""
 
 
-SPREAD = {"roi.box.classes": 0.02, "rpn.objectness": 0.3, "head.classes": 0.3}
+SPREAD = {"box.classes": 0.02, "rpn.objectness": 0.3, "head.classes": 0.3}
 """Deviation of the random weights: wide enough to detect, too narrow for scores to saturate and tie."""
 
 
 def make(name: str) -> Detector:
     """A detector with random weights, its heads scaled so that it detects."""
     torch.manual_seed(0)
-    options: dict[str, Any] = {"faster_rcnn": {"rpn": {"proposals": (200, 200)}}}.get(name, {})
+    options: dict[str, Any] = {"rpn": {"proposals": (200, 200)}} if name.endswith("rcnn") else {}
     config = Config(
         detector=name,
         backbone="mobilenetv2_100",
@@ -32,8 +32,10 @@ def make(name: str) -> Detector:
     detector = build(config, ["a", "b", "c"]).eval().double()  # rounding must not decide what is suppressed
     for part, layer in detector.named_modules():
         if part.endswith((".classes", ".objectness")):
-            torch.nn.init.normal_(layer.weight, std=SPREAD[part])
+            torch.nn.init.normal_(layer.weight, std=SPREAD[".".join(part.split(".")[-2:])])
             torch.nn.init.constant_(layer.bias, -1.0)
+        if part.endswith(".distances"):
+            torch.nn.init.constant_(layer.bias, 2.0)
     return detector
 
 

@@ -55,6 +55,12 @@ def larger_than(boxes: Tensor, side: float) -> Tensor:
     return (boxes[..., 2:] - boxes[..., :2] > side).all(dim=-1)
 
 
+def within(boxes: Tensor, sizes: Tensor, border: float) -> Tensor:
+    """Whether boxes (N, 4) stand out of images (B, 2: height, width) by `border` at the most: (B, N)."""
+    limit = sizes.flip(-1)[:, None] + border  # (B, 1, 2) as x, y
+    return (boxes[:, :2] >= -border).all(dim=1) & (boxes[:, 2:] <= limit).all(dim=2)
+
+
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of every pair of a (..., N, 4) and b (..., M, 4): (..., N, M)."""
     a, b = a[..., :, None, :], b[..., None, :, :]

@@ -4,7 +4,7 @@ import abc
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from msefpn.config import Config
 from msefpn.errors import UserError, unknown_name
 from msefpn.models.backbone import Backbone
+from msefpn.models.cascade import CascadeHead
 from msefpn.models.fcos import FCOSHead
 from msefpn.models.retina import RetinaHead
 from msefpn.models.roi import RoIHead
@@ -20,6 +21,8 @@ from msefpn.necks import NECKS, Neck, Stack
 from msefpn.structures import Detections, Targets
 
 T = TypeVar("T")
+RegionHead = TypeVar("RegionHead", RoIHead, CascadeHead)
+DenseHead = TypeVar("DenseHead", RetinaHead, FCOSHead)
 
 
 class Detector(nn.Module, abc.ABC):
@@ -81,40 +84,42 @@ def _side(images: Tensor) -> tuple[int, int]:
     return images.shape[2], images.shape[3]
 
 
-class TwoStage(Detector):
-    """Region proposals on the pyramid, then one head on each region."""
+class TwoStage(Detector, Generic[RegionHead]):
+    """Region proposals on the pyramid, then one head, or a cascade of them, on each region."""
 
-    def __init__(self, backbone: Backbone, neck: Neck, rpn: RPN, roi: RoIHead) -> None:
+    def __init__(self, backbone: Backbone, neck: Neck, rpn: RPN, roi: RegionHead) -> None:
         super().__init__(backbone, neck)
         self.rpn = rpn
-        self.roi = roi
-        self.pooled_levels = len(roi.pool.strides)
+        self.roi: RegionHead = roi
 
     def drop_training_parts(self) -> None:
         """Remove the layers of consistent supervision."""
-        self.roi.auxiliary = None
+        if isinstance(self.roi, RoIHead):
+            self.roi.auxiliary = None
 
     def forward(self, images: Tensor, sizes: Tensor) -> Detections:
         """Detect, see `Detector.forward`."""
         pyramid = self.pyramid(images, sizes)
         proposals = self.rpn(pyramid, sizes, _side(images))
-        detections: Detections = self.roi(pyramid[: self.pooled_levels], proposals, sizes)
+        detections: Detections = self.roi(pyramid[: self.roi.levels], proposals, sizes)
         return detections
 
     def losses(self, images: Tensor, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Losses of proposals and regions, see `Detector.losses`."""
         pyramid, aux = self.neck.forward_with_aux(self.backbone(self.normalise(images, sizes)))
         proposals, losses = self.rpn.losses(pyramid, sizes, _side(images), targets)
-        pooled = pyramid[: self.pooled_levels]
-        return losses | self.roi.losses(pooled, proposals, targets, aux.get("laterals"))
+        pooled = pyramid[: self.roi.levels]
+        if isinstance(self.roi, CascadeHead):
+            return losses | self.roi.losses(pooled, proposals, sizes, targets)
+        return losses | self.roi.losses(pooled, proposals, targets, aux.get("laterals"))[0]
 
 
-class OneStage(Detector):
+class OneStage(Detector, Generic[DenseHead]):
     """One head on every cell of the pyramid."""
 
-    def __init__(self, backbone: Backbone, neck: Neck, head: RetinaHead | FCOSHead) -> None:
+    def __init__(self, backbone: Backbone, neck: Neck, head: DenseHead) -> None:
         super().__init__(backbone, neck)
-        self.head = head
+        self.head: DenseHead = head
 
     def forward(self, images: Tensor, sizes: Tensor) -> Detections:
         """Detect, see `Detector.forward`."""
@@ -173,7 +178,7 @@ def faster_rcnn(
     preset: str = "mmdetection",
     rpn: Options | None = None,
     roi: Options | None = None,
-) -> TwoStage:
+) -> TwoStage[RoIHead]:
     """Faster R-CNN (arXiv 1506.01497) on a pyramid (arXiv 1612.03144).
 
     Args:
@@ -188,14 +193,44 @@ def faster_rcnn(
     neck = make_neck(start_level=0, extra_levels="pool")
     if roi and roi.get("consistent") and "laterals" not in neck.aux:
         raise ValueError("roi's consistent supervision needs a neck that gives its laterals, such as aug_fpn")
-    channels, strides = neck.out_channels, neck.out_strides
-    pooled = strides[: len(backbone.strides) - neck.start_level]  # not the extra levels
     return TwoStage(
         backbone,
         neck,
-        _construct(RPN, "rpn", channels, strides, **chosen["rpn"] | dict(rpn or {})),
-        _construct(RoIHead, "roi", channels, pooled, num_classes, **chosen["roi"] | dict(roi or {})),
+        _construct(RPN, "rpn", neck.out_channels, neck.out_strides, **chosen["rpn"] | dict(rpn or {})),
+        _construct(RoIHead, "roi", *_pooled(backbone, neck), num_classes, **chosen["roi"] | dict(roi or {})),
     )
+
+
+def cascade_rcnn(
+    backbone: Backbone,
+    make_neck: MakeNeck,
+    num_classes: int,
+    *,
+    rpn: Options | None = None,
+    roi: Options | None = None,
+) -> TwoStage[CascadeHead]:
+    """Cascade R-CNN (arXiv 1712.00726) on a pyramid, with mmdetection 2.x's settings.
+
+    Args:
+        backbone: gives the maps.
+        make_neck: builds the neck for them.
+        num_classes: K, without background.
+        rpn: arguments of `RPN` that differ from mmdetection's for a cascade.
+        roi: arguments of `CascadeHead`.
+    """
+    neck = make_neck(start_level=0, extra_levels="pool")
+    proposing = {"proposals": (2000, 1000), "border": 0.0, "beta": 1 / 9} | dict(rpn or {})
+    return TwoStage(
+        backbone,
+        neck,
+        _construct(RPN, "rpn", neck.out_channels, neck.out_strides, **proposing),
+        _construct(CascadeHead, "roi", *_pooled(backbone, neck), num_classes, **dict(roi or {})),
+    )
+
+
+def _pooled(backbone: Backbone, neck: Neck) -> tuple[int, list[int]]:
+    """Channels and strides of the levels that regions are pooled from: not the extra ones."""
+    return neck.out_channels, neck.out_strides[: len(backbone.strides) - neck.start_level]
 
 
 def retinanet(
@@ -205,7 +240,7 @@ def retinanet(
     *,
     preset: str = "mmdetection",
     head: Options | None = None,
-) -> OneStage:
+) -> OneStage[RetinaHead]:
     """RetinaNet (arXiv 1708.02002).
 
     Args:
@@ -232,7 +267,7 @@ def fcos(
     *,
     preset: str = "mmdetection",
     head: Options | None = None,
-) -> OneStage:
+) -> OneStage[FCOSHead]:
     """FCOS (arXiv 2006.09214).
 
     Args:
@@ -253,6 +288,7 @@ def fcos(
 
 DETECTORS: dict[str, Callable[..., Detector]] = {
     "faster_rcnn": faster_rcnn,
+    "cascade_rcnn": cascade_rcnn,
     "retinanet": retinanet,
     "fcos": fcos,
 }

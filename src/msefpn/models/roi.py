@@ -1,6 +1,7 @@
 """RoI head: pooling of regions, classification and box refinement; defaults of mmdetection 2.x."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,21 +21,22 @@ TRAINING_ONLY = "roi.auxiliary."
 
 
 class BoxLayers(nn.Module):
-    """Two fully connected layers on pooled regions, then class scores and class-specific boxes.
+    """Two fully connected layers on pooled regions, then class scores and boxes.
 
     Args:
         channels: channels of the pooled regions.
         size: side of the pooled regions, cells.
         num_classes: K, without background, which is the last score.
         hidden: width of the two layers.
+        boxes: boxes of a region: K, one for each class, or 1 for all.
     """
 
-    def __init__(self, channels: int, size: int, num_classes: int, hidden: int) -> None:
+    def __init__(self, channels: int, size: int, num_classes: int, hidden: int, boxes: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(channels * size**2, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
         self.classes = nn.Linear(hidden, num_classes + 1)
-        self.deltas = nn.Linear(hidden, num_classes * 4)
+        self.deltas = nn.Linear(hidden, boxes * 4)
         nn.init.xavier_uniform_(self.fc1.weight)
         nn.init.xavier_uniform_(self.fc2.weight)
         nn.init.normal_(self.classes.weight, std=0.01)
@@ -43,7 +45,7 @@ class BoxLayers(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Logits (B, R, K + 1) and deltas (B, R, K, 4), float32, of pooled (B * R, C, size, size).
+        """Logits (B, R, K + 1) and deltas (B, R, boxes, 4), float32, of pooled (B * R, C, size, size).
 
         `shape` is (B, R).
         """
@@ -51,6 +53,17 @@ class BoxLayers(nn.Module):
         logits = full_precision(self.classes(hidden)).view(*shape, -1)
         deltas = full_precision(self.deltas(hidden)).view(*shape, -1, 4)
         return logits, deltas
+
+
+class Trained(NamedTuple):
+    """The regions that a head was trained on. S: regions an image."""
+
+    rois: Tensor
+    """(B, S, 4), pixels of the padded image."""
+    deltas: Tensor
+    """(B, S, K or 1, 4) that were predicted."""
+    proposed: Tensor
+    """(B, S) bool: drawn from the proposals, and not ground truth or padding."""
 
 
 class RoIHead(nn.Module):
@@ -64,6 +77,7 @@ class RoIHead(nn.Module):
         stds: what the four deltas are divided by.
         samples: regions an image that train the head, a quarter of them positive at the most.
         positive_iou: IoU from which a region is positive; below it is negative.
+        class_agnostic: one box a region for all classes, not one for each.
         score: least score of a detection.
         nms_iou: suppression threshold within a class.
         detections: detections kept an image.
@@ -95,6 +109,7 @@ class RoIHead(nn.Module):
         stds: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
         samples: int = 512,
         positive_iou: float = 0.5,
+        class_agnostic: bool = False,
         score: float = 0.05,
         nms_iou: float = 0.5,
         detections: int = 100,
@@ -119,7 +134,8 @@ class RoIHead(nn.Module):
         self.select: AdaptiveSpatialFusion | None = None
         if pooling == "soft":
             self.select = AdaptiveSpatialFusion(channels, len(strides))
-        layers = (channels, self.pool.size, num_classes, hidden)
+        self.levels, self.class_agnostic = len(strides), class_agnostic
+        layers = (channels, self.pool.size, num_classes, hidden, 1 if class_agnostic else num_classes)
         self.box = BoxLayers(*layers)
         self.consistent = consistent
         self.auxiliary = BoxLayers(*layers) if consistent else None
@@ -138,13 +154,20 @@ class RoIHead(nn.Module):
             proposals: R regions an image.
             sizes: (B, 2), height and width of each image, pixels.
         """
-        logits, deltas = self._heads(pyramid, proposals.boxes)  # (B, R, K + 1), (B, R, K, 4)
-        scores = logits.softmax(dim=-1)[..., :-1] * proposals.valid[..., None]
-        rois = proposals.boxes[:, :, None].expand_as(deltas)
-        boxes = decode(deltas, rois, self.stds, clamp_both=self.clamp_both).flatten(1, 2)
-        boxes = clip_boxes(boxes, sizes)  # (B, R * K, 4)
+        logits, boxes = self.refined(pyramid, proposals.boxes, sizes)
+        return self.selected(logits, boxes, proposals.valid)
+
+    def refined(self, pyramid: list[Tensor], rois: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, R, K + 1) and boxes (B, R, K or 1, 4), clipped to the images, of rois (B, R, 4)."""
+        logits, deltas = self._heads(pyramid, rois)
+        return logits, self.decoded(deltas, rois, sizes)
+
+    def selected(self, logits: Tensor, boxes: Tensor, valid: Tensor) -> Detections:
+        """The detections among regions: logits (B, R, K + 1), boxes (B, R, K or 1, 4) and valid (B, R)."""
+        scores = logits.softmax(dim=-1)[..., :-1] * valid[..., None]
+        boxes = boxes.expand(-1, -1, self.num_classes, -1).flatten(1, 2)  # (B, R * K, 4)
         scores = scores.flatten(1) * larger_than(boxes, self.min_size)
-        labels = torch.arange(self.num_classes, device=scores.device).expand(*proposals.valid.shape, -1)
+        labels = torch.arange(self.num_classes, device=scores.device).expand(*valid.shape, -1)
         return select_detections(
             boxes,
             scores,
@@ -161,11 +184,12 @@ class RoIHead(nn.Module):
         proposals: Proposals,
         targets: Targets,
         laterals: list[Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """The losses `roi_class` and `roi_box`, on regions sampled from proposals and ground truth.
+    ) -> tuple[dict[str, Tensor], Trained]:
+        """The losses `roi_class` and `roi_box`, and the regions that they are of.
 
-        With consistent supervision also `aux_class` and `aux_box`, on the same regions pooled from the neck's
-        `laterals` (B, C, H_i, W_i), one for each of the pooled strides.
+        The regions are sampled from proposals and ground truth. With consistent supervision also `aux_class`
+        and `aux_box`, on the same regions pooled from the neck's `laterals` (B, C, H_i, W_i), one for each of
+        the pooled strides.
         """
         boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
         match = self.matcher(boxes, torch.cat([proposals.valid, targets.valid], dim=1), targets)
@@ -187,19 +211,26 @@ class RoIHead(nn.Module):
             by_box = [self._box_loss(deltas, labels, aim, sample) for _, deltas in found]
             losses["aux_class"] = self.consistent * torch.stack(by_class).sum()
             losses["aux_box"] = self.consistent * torch.stack(by_box).sum()
-        return losses
+        proposed = sample.valid & (sample.chosen < proposals.boxes.shape[1])
+        return losses, Trained(rois, deltas, proposed)
+
+    def decoded(self, deltas: Tensor, rois: Tensor, sizes: Tensor) -> Tensor:
+        """Boxes (B, R, n, 4) of deltas (B, R, n, 4) and rois (B, R, 4), clipped to the images."""
+        boxes = decode(deltas, rois[:, :, None].expand_as(deltas), self.stds, clamp_both=self.clamp_both)
+        return clip_boxes(boxes.flatten(1, 2), sizes).view_as(boxes)
 
     def _class_loss(self, logits: Tensor, labels: Tensor, sample: Sample) -> Tensor:
         labels = torch.where(sample.positive, labels, self.num_classes)
         return class_loss(logits, labels, sample.valid) / sample.valid.sum().clamp(min=1)
 
     def _box_loss(self, deltas: Tensor, labels: Tensor, aim: Tensor, sample: Sample) -> Tensor:
-        own = deltas.gather(2, labels[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)  # (B, S, 4)
+        row = torch.zeros_like(labels) if self.class_agnostic else labels
+        own = deltas.gather(2, row[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)  # (B, S, 4)
         loss = box_loss(own, aim, sample.positive, self.beta, balanced=self.balanced_loss)
         return loss / sample.valid.sum().clamp(min=1)
 
     def _heads(self, pyramid: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, R, K + 1) and deltas (B, R, K, 4) of rois (B, R, 4), float32."""
+        """Logits (B, R, K + 1) and deltas (B, R, K or 1, 4) of rois (B, R, 4), float32."""
         if self.select is None:
             pooled = self.pool(pyramid, rois)
         else:

@@ -17,6 +17,7 @@ from msefpn.models.boxes import (
     larger_than,
     nms,
     top_candidates,
+    within,
 )
 from msefpn.models.dense import by_cell
 from msefpn.models.losses import box_loss, object_loss
@@ -54,6 +55,7 @@ class RPN(nn.Module):
         low_quality_iou: least IoU of a ground truth's best anchor, which is positive too.
         reassign: see `MaxIoUMatcher`.
         ignore_padding: anchors on the batch's padding take no part in training.
+        border: nor do those that stand out of their image by more than this, pixels; None: they do.
         beta: where smooth-L1 turns quadratic; 0: L1.
         clamp_both: see `boxes.decode`.
         integer_anchors: see `AnchorGenerator`.
@@ -78,6 +80,7 @@ class RPN(nn.Module):
         low_quality_iou: float = 0.3,
         reassign: bool = True,
         ignore_padding: bool = True,
+        border: float | None = None,
         beta: float = 0.0,
         clamp_both: bool = True,
         integer_anchors: bool = False,
@@ -95,7 +98,8 @@ class RPN(nn.Module):
         self.nms_iou, self.min_size = nms_iou, min_size
         self.matcher = MaxIoUMatcher(positive_iou, negative_iou, low_quality_iou, reassign=reassign)
         self.sampler = sampler or RandomSampler(samples, 0.5, negative_ratio=negative_ratio)
-        self.ignore_padding, self.beta, self.clamp_both = ignore_padding, beta, clamp_both
+        self.ignore_padding, self.border = ignore_padding, border
+        self.beta, self.clamp_both = beta, clamp_both
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Proposals:
         """Propose regions.
@@ -157,7 +161,11 @@ class RPN(nn.Module):
     ) -> dict[str, Tensor]:
         logit, delta = torch.cat(logits, 1), torch.cat(deltas, 1)  # (B, N), (B, N, 4)
         usable = self.anchors.inside(pyramid, sizes)
-        match = self.matcher(anchors, usable if self.ignore_padding else torch.ones_like(usable), targets)
+        if not self.ignore_padding:
+            usable = torch.ones_like(usable)
+        if self.border is not None:
+            usable = usable & within(anchors, sizes, self.border)
+        match = self.matcher(anchors, usable, targets)
         sample = self.sampler(match)
         anchor = anchors[sample.chosen]  # (B, S, 4)
         truth = matched_boxes(match.truth.gather(1, sample.chosen), sample.positive, targets, anchor)
