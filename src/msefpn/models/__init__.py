@@ -1,6 +1,7 @@
 """Detectors: backbone, neck and head, from a batch of images to losses or detections."""
 
-from msefpn.models.detector import DETECTORS, Detector, OneStage, TwoStage, build, check_neck
+from msefpn.models.detector import Detector, OneStage, TwoStage
+from msefpn.models.factory import DETECTORS, build, check_neck
 from msefpn.models.torchvision_weights import from_torchvision
 from msefpn.models.weights import InitReport, find_weights, init_weights, load, save
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from msefpn.config import from_dict
 from msefpn.errors import UserError
-from msefpn.models.detector import Detector, build
+from msefpn.models.detector import Detector
+from msefpn.models.factory import build
 from msefpn.models.roi import TRAINING_ONLY
 from msefpn.models.torchvision_weights import convert_torchvision, is_torchvision
 
