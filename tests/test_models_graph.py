@@ -1,5 +1,6 @@
 """From padded batch to detections as one graph: torch.export with dynamic sizes, torch.compile(fullgraph)."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ UNSEEN = ((3, 224, 352, 217, 349), (1, 288, 160, 288, 131), (1, 160, 288, 160, 2
 """Batch, padded height and width, image height and width; none of them is traced, two are odd."""
 
 
+CLASSES = re.compile(r"(\w+\.(?:classes|objectness))(?:\.\d)?$")
 SPREAD = {"box.classes": 0.02, "rpn.objectness": 0.3, "head.classes": 0.3}
 """Deviation of the random weights: wide enough to detect, too narrow for scores to saturate and tie."""
 
@@ -25,15 +27,15 @@ def make(name: str) -> Detector:
     options: dict[str, Any] = {"rpn": {"proposals": (200, 200)}} if name.endswith("rcnn") else {}
     config = Config(
         detector=name,
-        backbone="mobilenetv2_100",
+        backbone="test_resnet",
         neck_options={"out_channels": 64},
         detector_options=options,
     )
     detector = build(config, ["a", "b", "c"]).eval().double()  # rounding must not decide what is suppressed
     for part, layer in detector.named_modules():
-        if part.endswith((".classes", ".objectness")):
-            torch.nn.init.normal_(layer.weight, std=SPREAD[".".join(part.split(".")[-2:])])
-            torch.nn.init.constant_(layer.bias, -1.0)
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)) and (kind := CLASSES.search(part)):
+            torch.nn.init.normal_(layer.weight, std=SPREAD[kind[1]])
+            torch.nn.init.constant_(layer.bias, -1.0)  # type: ignore[arg-type]  # it has one
         if part.endswith(".distances"):
             torch.nn.init.constant_(layer.bias, 2.0)
     return detector
