@@ -53,7 +53,7 @@ def train(
             set is drawn
         recipe: name or YAML file of the other options' values; none: faster_rcnn_r50_mse_fpn_1x, or
             quickstart for the built-in set
-        detector: faster_rcnn or retinanet
+        detector: faster_rcnn, cascade_rcnn, retinanet, fcos, ssd or yolov3
         backbone: timm model with four levels
         neck: fpn, pafpn, bifpn, aug_fpn, ce_fpn, ac_fpn or mse_fpn; with bfp on top as in fpn+bfp
         init: initial weights: imagenet (from timm's hub), none, or a file of a backbone or a detector:
@@ -260,7 +260,7 @@ def cost(
         rows: necks (fpn, fpn+bfp, ...) or recipes by name or file
         recipe: what the rows have in common, a recipe's own lines are put over it; none: recipes stand alone,
             necks go into faster_rcnn_r50_mse_fpn_1x
-        detector: faster_rcnn or retinanet; the recipe's
+        detector: faster_rcnn, cascade_rcnn, retinanet, fcos, ssd or yolov3; the recipe's
         backbone: timm model with four levels; the recipe's
         size: images are this large: 320 or 1333x800; the recipe's
         classes: number of classes
@@ -331,7 +331,7 @@ def ablate(
             shapes agree, initial weights in all rows
         epochs: passes over the training data, one budget or several; none: the recipe's
         jobs: trainings at a time
-        detector: faster_rcnn or retinanet
+        detector: faster_rcnn, cascade_rcnn, retinanet, fcos, ssd or yolov3
         backbone: timm model with four levels
         init: initial weights, as in train
         size: images are resized, ratio kept, to fit into this: 320 or 1333x800
@@ -414,7 +414,7 @@ def build(
 
     Args:
         classes: names of the classes
-        detector: faster_rcnn or retinanet
+        detector: faster_rcnn, cascade_rcnn, retinanet, fcos, ssd or yolov3
         backbone: timm model with four levels
         neck: fpn, pafpn, bifpn, aug_fpn, ce_fpn, ac_fpn or mse_fpn; with bfp on top as in fpn+bfp
         init: initial weights: imagenet, none, or a file
