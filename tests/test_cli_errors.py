@@ -123,24 +123,6 @@ case("unknown recipe", "'fast'")(lambda p: ["train", "--data", p.data, "--recipe
 case("unknown recipe key", "'epoch'")(
     lambda p: ["train", "--data", p.data, "--recipe", p.text("r.yaml", "epoch: 3"), "--out", p.out]
 )
-case("unknown row of a grid", "'ablation_gcc'")(
-    lambda p: ["ablate", "fpn", "ablation_gcc", "--data", p.data, "--out", p.out]
-)
-case("unknown gate in a row of a grid", "known: gcg, cag")(
-    lambda p: [
-        *("ablate", "fpn", p.text("r.yaml", "{neck: mse_fpn, neck_options: {gate: gcc}}")),
-        *("--data", p.data, "--recipe", TINY, "--out", p.out),
-    ]
-)
-case("grid into a folder of something else", "is not empty")(
-    lambda p: ["ablate", "fpn", "--data", p.data, "--recipe", TINY, "--out", p.data]
-)
-case("claims of a recipe that are none", "published must hold")(
-    lambda p: [
-        *("ablate", p.text("r.yaml", "published: {AP: high}"), "--recipe", TINY),
-        *("--data", p.data, "--out", p.out),
-    ]
-)
 case("recipe is no YAML", "r.yaml")(
     lambda p: ["train", "--data", p.data, "--recipe", p.text("r.yaml", "a: [1"), "--out", p.out]
 )

@@ -75,7 +75,7 @@ def test_export(name: str) -> None:
         assert_same(run(*batch(*size)), detector(*batch(*size)))
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])  # export has traced the others
 @torch.no_grad()
 def test_compile_fullgraph(name: str) -> None:
     torch._dynamo.reset()

@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msefpn.api import ablate, build, check, cost, evaluate, load, predict, train
+    from msefpn.api import build, check, evaluate, load, predict, train
+    from msefpn.compare import ablate, cost
     from msefpn.errors import UserError
     from msefpn.necks import FPN, GCG, MSEFPN, SEM, SIM
 
@@ -30,7 +31,9 @@ __all__ = [
     "predict",
     "train",
 ]
-_HOMES = {"UserError": "errors"} | dict.fromkeys(("FPN", "GCG", "MSEFPN", "SEM", "SIM"), "necks")
+_HOMES = {"UserError": "errors", "ablate": "compare", "cost": "compare"} | dict.fromkeys(
+    ("FPN", "GCG", "MSEFPN", "SEM", "SIM"), "necks"
+)
 """Where a name comes from, if not from `msefpn.api`."""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from msefpn import api
+from msefpn import api, compare
 from msefpn.config import load_recipe
 from msefpn.engine.run import default_recipe, tells_mistakes
 from msefpn.errors import UserError, unknown_name
@@ -23,8 +23,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": api.evaluate,
     "predict": api.predict,
     "check": api.check,
-    "cost": api.cost,
-    "ablate": api.ablate,
+    "cost": compare.cost,
+    "ablate": compare.ablate,
 }
 _POSITIONAL = {("check", "data"): "?"}
 """Arguments with a default that are given without a name all the same."""

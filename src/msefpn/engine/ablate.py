@@ -52,7 +52,7 @@ def ablate(
     out: Path,
     options: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Train and compare; see `msefpn.api.ablate`."""
+    """Train and compare; see `msefpn.compare.ablate`."""
     for what, value in {"seeds": seeds, "jobs": jobs, "rounds": rounds}.items():
         if value < 1:
             raise UserError(f"{what} is {value}: it must be at least 1")

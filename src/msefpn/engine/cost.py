@@ -85,7 +85,7 @@ def cost(
     device: str,
     out: Path | None,
 ) -> list[dict[str, Any]]:
-    """Measure each row; see `msefpn.api.cost`."""
+    """Measure each row; see `msefpn.compare.cost`."""
     for what, value in (("classes", classes), ("batch", batch), ("rounds", rounds)):
         if value < 1:
             raise UserError(f"{what} is {value}: it must be at least 1")
