@@ -159,7 +159,7 @@ def fcos(
         backbone: gives the maps.
         make_neck: builds the neck for them.
         num_classes: K; there is no background class.
-        preset: name in `PRESETS`.
+        preset: name in `PRESETS`; `mmdetection` stands for the journal paper's settings.
         head: arguments of `FCOSHead` that differ from the preset's.
     """
     chosen = _preset(preset)["fcos"] | dict(head or {})

@@ -161,7 +161,7 @@ class SSDHead(nn.Module):
         """The negatives with the largest loss, so many for each positive of their image: (B, N) bool."""
         order = loss.masked_fill(positive, -torch.inf).argsort(dim=1, descending=True)
         rank = torch.empty_like(order).scatter(
-            1, order, torch.arange(order.shape[1]).to(order).expand_as(order)
+            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
         )
         return ~positive & (rank < self.negatives * positive.sum(dim=1, keepdim=True))
 
