@@ -74,8 +74,8 @@ def show_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(*heads, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(*row)
-    console = Console(markup=False, highlight=False)
-    console.print(table, width=console.width if console.is_terminal else 200)
+    width = None if Console().is_terminal else 200
+    Console(markup=False, highlight=False, width=width).print(table)
 
 
 def _number(value: float) -> str:
