@@ -7,6 +7,10 @@ import pytest
 from msefpn.data import synthetic
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole-grid", action="store_true", help="every detector on every neck and backbone")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder of real data beside the checkout; skip where it is missing."""

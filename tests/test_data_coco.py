@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msefpn.data.coco import find_split, read_coco, scan_coco
+from msefpn.data.coco import read_coco, scan_coco
 from msefpn.data.faults import MENDED, STOPS
+from msefpn.data.locate import find_split
 from msefpn.errors import UserError
 
 

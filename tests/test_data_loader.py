@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from msefpn.data.coco import CocoData, find_split, read_coco
+from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.loader import DetectionDataset, Sample, collate, eval_loader, train_loader
+from msefpn.data.locate import find_split
 from msefpn.data.transforms import eval_transform
 from msefpn.errors import UserError
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from msefpn.data import synthetic
-from msefpn.data.coco import find_split, read_coco
+from msefpn.data.coco import read_coco
+from msefpn.data.locate import find_split
 from msefpn.errors import UserError
 
 

@@ -15,7 +15,7 @@ import pytest
 import msefpn
 from msefpn.cli import main
 from msefpn.config import load_recipe, published, recipe_names
-from msefpn.data.coco import find_split
+from msefpn.data.locate import find_split
 from msefpn.engine import grid
 from msefpn.engine.cost import rows_of
 from msefpn.engine.grid import environment

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 import msefpn
-from msefpn.data.coco import find_split, read_coco
+from msefpn.data.coco import read_coco
 from msefpn.data.loader import train_loader
+from msefpn.data.locate import find_split
 
 TINY = Path(__file__).with_name("tiny.yaml")
 SCRIPT = """

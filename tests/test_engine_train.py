@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 import msefpn
 from msefpn.config import Config, load_recipe
-from msefpn.data.coco import find_split, read_coco
+from msefpn.data.coco import read_coco
 from msefpn.data.loader import train_loader
+from msefpn.data.locate import find_split
 from msefpn.engine import lit, record
 from msefpn.engine.checks import check_initial_weights, pick_precision
 from msefpn.engine.detect import Found, as_results, merged

@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from msefpn.data import synthetic
-from msefpn.data.coco import find_split, read_coco
+from msefpn.data.coco import read_coco
+from msefpn.data.locate import find_split
 from msefpn.engine.truth import truth_of
 from msefpn.metrics.coco import NUMBERS, evaluate_coco
 

@@ -1,5 +1,9 @@
-"""From padded batch to detections as one graph: torch.export with dynamic sizes, torch.compile(fullgraph)."""
+"""Every detector on every neck: a step of training, and one graph from padded batch to detections.
 
+The sample that a plain run tries has each detector and each neck; `pytest --whole-grid` tries all.
+"""
+
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -10,28 +14,45 @@ from torch import Tensor
 
 from msefpn.config import Config
 from msefpn.models import DETECTORS, Detector, build
-from msefpn.structures import Detections
+from msefpn.necks import NECKS
+from msefpn.structures import Detections, Proposals, Targets
 
-UNSEEN = ((3, 224, 352, 217, 349), (1, 288, 160, 288, 131), (1, 160, 288, 160, 288))
+ROWS = tuple(f"fpn+{name}" if neck.on_top else name for name, neck in NECKS.items())
+BACKBONES = ("resnet50", "mobilenetv2_100")
+GRID = tuple(itertools.product(DETECTORS, ROWS, BACKBONES))
+SAMPLE = tuple(
+    (detector, ROWS[place % len(ROWS)], BACKBONES[place % len(BACKBONES)])
+    for place, detector in enumerate(DETECTORS)
+)
+UNSEEN = ((3, 96, 224, 90, 221), (1, 224, 128, 224, 101), (1, 128, 192, 128, 192))
 """Batch, padded height and width, image height and width; none of them is traced, two are odd."""
-
-
 CLASSES = re.compile(r"(\w+\.(?:classes|objectness))(?:\.\d)?$")
 SPREAD = {"box.classes": 0.02, "rpn.objectness": 0.3, "head.classes": 0.3}
 """Deviation of the random weights: wide enough to detect, too narrow for scores to saturate and tie."""
 
+Given = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Proposals]
 
-def make(name: str) -> Detector:
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "member" in metafunc.fixturenames:
+        whole = metafunc.config.getoption("--whole-grid")
+        metafunc.parametrize("member", GRID if whole else SAMPLE, ids="-".join)
+
+
+def make(name: str, neck: str = "mse_fpn", backbone: str = "test_resnet") -> Detector:
     """A detector with random weights, its heads scaled so that it detects."""
     torch.manual_seed(0)
-    options: dict[str, Any] = {"rpn": {"proposals": (200, 200)}} if name.endswith("rcnn") else {}
+    has_rpn = name.endswith("rcnn") and name != "fast_rcnn"
+    options: dict[str, Any] = {"rpn": {"proposals": (200, 200)}} if has_rpn else {}
+    options |= {"mask": {"hidden": 32}} if name == "mask_rcnn" else {}
     config = Config(
         detector=name,
-        backbone="test_resnet",
+        backbone=backbone,
+        neck=neck,
         neck_options={"out_channels": 64},
         detector_options=options,
     )
-    detector = build(config, ["a", "b", "c"]).eval().double()  # rounding must not decide what is suppressed
+    detector = build(config, ["a", "b", "c"]).eval()
     for part, layer in detector.named_modules():
         if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)) and (kind := CLASSES.search(part)):
             torch.nn.init.normal_(layer.weight, std=SPREAD[kind[1]])
@@ -41,10 +62,25 @@ def make(name: str) -> Detector:
     return detector
 
 
-def batch(count: int, height: int, width: int, image_height: int, image_width: int) -> tuple[Tensor, Tensor]:
+def batch(name: str, count: int, height: int, width: int, image_height: int, image_width: int) -> Given:
+    """Images, sizes and, for a detector that has no RPN, regions."""
     torch.manual_seed(height * width + count)
     images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
-    return images, torch.tensor([[image_height, image_width]] * count)
+    sizes = torch.tensor([[image_height, image_width]] * count)
+    if name != "fast_rcnn":
+        return images, sizes
+    start = torch.rand(count, height, 2, dtype=torch.float64) * torch.tensor([image_width, image_height]) / 2
+    boxes = torch.cat([start, start + 8 + torch.rand_like(start) * height / 3], dim=-1)
+    return images, sizes, Proposals(boxes, torch.rand(count, height) > 0.2)
+
+
+def dynamic(name: str) -> tuple[Any, ...]:
+    """The dimensions of `batch` that may change."""
+    count = torch.export.Dim("b", min=1, max=64)
+    height, width = (32 * torch.export.Dim(side, min=3, max=64) for side in "hw")
+    shapes = {0: count, 2: height, 3: width}, {0: count}
+    regions = {0: count, 1: torch.export.Dim("r", min=2, max=4096)}
+    return (*shapes, Proposals(regions, regions)) if name == "fast_rcnn" else shapes  # type: ignore[arg-type]
 
 
 def assert_same(found: Detections, expected: Detections) -> None:
@@ -56,31 +92,43 @@ def assert_same(found: Detections, expected: Detections) -> None:
         torch.testing.assert_close(found.scores[i, :count], expected.scores[i, :count], atol=1e-4, rtol=0)
         torch.testing.assert_close(found.boxes[i, :count], expected.boxes[i, :count], atol=0.05, rtol=0)
         assert torch.equal(found.labels[i, :count], expected.labels[i, :count])
+        if expected.masks is not None:
+            assert found.masks is not None
+            torch.testing.assert_close(found.masks[i, :count], expected.masks[i, :count], atol=1e-4, rtol=0)
     assert torch.equal(found.cut, expected.cut)
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+def test_step_and_graph(member: tuple[str, str, str]) -> None:
+    detector = make(*member)
+    images, sizes, *regions = batch(member[0], 2, 96, 128, 90, 128)
+    boxes = torch.tensor([[[10.0, 12, 50, 60], [70, 20, 120, 88]], [[30, 5, 90, 85], [0, 0, 0, 0]]])
+    masks = torch.zeros(2, 2, 96, 128, dtype=torch.uint8)
+    masks[0, 0, 20:50, 15:45] = masks[0, 1, 30:80, 75:110] = masks[1, 0, 10:80, 40:80] = 1
+    labels, valid = torch.tensor([[0, 2], [1, 0]]), torch.tensor([[True, True], [True, False]])
+    given = [Proposals(region.boxes.float(), region.valid) for region in regions]
+    losses = detector.train().losses(images, sizes, Targets(boxes, labels, valid, masks), *given)
+    torch.stack(list(losses.values())).sum().backward()
+    for name, parameter in detector.named_parameters():
+        assert not parameter.requires_grad or parameter.grad is not None, name
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+    assert_graph_is_eager(detector.eval(), member[0])
+
+
 @torch.no_grad()
-def test_export(name: str) -> None:
-    detector = make(name)
-    count, height, width = (
-        torch.export.Dim("b", min=1, max=64),
-        32 * torch.export.Dim("h", min=3, max=64),
-        32 * torch.export.Dim("w", min=3, max=64),
-    )
-    shapes = ({0: count, 2: height, 3: width}, {0: count})
-    program = torch.export.export(detector, batch(2, 192, 256, 190, 256), dynamic_shapes=shapes).module()
-    run: Callable[..., Detections] = program
+def assert_graph_is_eager(detector: Detector, name: str) -> None:
+    detector = detector.double()  # rounding must not decide what is suppressed
+    program = torch.export.export(detector, batch(name, 2, 160, 192, 158, 192), dynamic_shapes=dynamic(name))
+    run: Callable[..., Detections] = program.module()
     for size in UNSEEN:
-        assert_same(run(*batch(*size)), detector(*batch(*size)))
+        assert_same(run(*batch(name, *size)), detector(*batch(name, *size)))
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])  # export has traced the others
 @torch.no_grad()
 def test_compile_fullgraph(name: str) -> None:
     torch._dynamo.reset()
-    detector = make(name)
+    detector = make(name).double()
     compiled = torch.compile(detector, fullgraph=True, dynamic=True, backend="eager")
-    compiled(*batch(2, 192, 256, 190, 256))
+    compiled(*batch(name, 2, 160, 192, 158, 192))
     for size in UNSEEN[:1]:
-        assert_same(compiled(*batch(*size)), detector(*batch(*size)))
+        assert_same(compiled(*batch(name, *size)), detector(*batch(name, *size)))

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.image_list import ImageList
@@ -45,21 +45,27 @@ def frozen_resnet() -> nn.Module:
     return body
 
 
-def make_faster_rcnn() -> FasterRCNN:
+KEPT = {FasterRCNN: 1000, MaskRCNN: 100}
+"""Detections of an image: all of them where they are cheap."""
+
+
+def make_two_stage(kind: type[FasterRCNN]) -> FasterRCNN:
     torch.manual_seed(1)
     backbone = _resnet_fpn_extractor(frozen_resnet(), trainable_layers=3)
-    model = FasterRCNN(
+    model = kind(
         backbone,
         num_classes=ROWS,
         rpn_anchor_generator=AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5),
         rpn_pre_nms_top_n_test=1000,
-        box_detections_per_img=1000,
+        box_detections_per_img=KEPT[kind],
     )
     with torch.no_grad():
         nn.init.normal_(model.rpn.head.cls_logits.weight, std=0.05)
         nn.init.normal_(model.rpn.head.bbox_pred.weight, std=0.02)
         nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.25)
         nn.init.normal_(model.roi_heads.box_predictor.bbox_pred.weight, std=0.05)
+        if isinstance(model, MaskRCNN):
+            nn.init.normal_(model.roi_heads.mask_predictor.mask_fcn_logits.bias)
         unused = [row for row in range(1, ROWS) if row not in LABELS]
         model.roi_heads.box_predictor.cls_score.weight[unused] = 0
         model.roi_heads.box_predictor.cls_score.bias[unused] = -1e4  # a class that COCO does not have
@@ -111,7 +117,8 @@ def make_fcos() -> FCOS:
 
 
 MAKERS: dict[str, Callable[[], Any]] = {
-    "faster_rcnn": make_faster_rcnn,
+    "faster_rcnn": lambda: make_two_stage(FasterRCNN),
+    "mask_rcnn": lambda: make_two_stage(MaskRCNN),
     "retinanet": make_retinanet,
     "fcos": make_fcos,
 }
@@ -124,7 +131,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, Detector]:
     ours = from_torchvision(theirs.state_dict(), CLASSES, LABELS)
     if isinstance(ours, TwoStage):
         ours.roi.candidates = 10**5
-        ours.roi.detections = 1000
+        ours.roi.detections = KEPT[type(theirs)]
     elif isinstance(ours, OneStage):
         ours.head.candidates = 10**5
         if isinstance(theirs, FCOS):
@@ -192,6 +199,11 @@ def test_detections_equal(pair: tuple[Any, Detector], batches: list[tuple[Tensor
             assert torch.equal(labels[order], expected_labels)
             torch.testing.assert_close(boxes[order], truth["boxes"], atol=0.01, rtol=0)
             torch.testing.assert_close(scores[order], truth["scores"], atol=1e-5, rtol=0)
+            if "masks" in truth:
+                assert found.masks is not None
+                masks = found.masks[i][valid][order]
+                assert masks.std() > 0.05
+                torch.testing.assert_close(masks, truth["masks"].squeeze(1), atol=1e-4, rtol=0)
 
 
 def align(truth: dict[str, Tensor], boxes: Tensor, labels: Tensor, names: dict[int, int]) -> Tensor:
@@ -243,10 +255,12 @@ def test_losses_and_gradients_equal(pair: tuple[Any, Detector], batches: list[tu
         nn.utils.rnn.pad_sequence(boxes, batch_first=True).double(),
         nn.utils.rnn.pad_sequence(labels, batch_first=True),
         torch.tensor([[True] * 3, [True, False, False]]),
+        (torch.rand(2, 3, *images.shape[2:]) > 0.4).to(torch.uint8),
     )
+    assert targets.masks is not None
     their_targets = [
-        {"boxes": box.double(), "labels": torch.tensor([LABELS[i] for i in label])}
-        for box, label in zip(boxes, labels, strict=True)
+        {"boxes": box.double(), "labels": torch.tensor([LABELS[i] for i in label]), "masks": mask[: len(box)]}
+        for box, label, mask in zip(boxes, labels, targets.masks, strict=True)
     ]
     x = ours.normalise(images, sizes)
     if isinstance(ours, TwoStage):
@@ -292,6 +306,7 @@ def their_losses(model: Any, x: Tensor, sizes: Tensor, targets: list[dict[str, T
             rpn["loss_rpn_box_reg"],
             roi["loss_classifier"],
             roi["loss_box_reg"],
+            *([roi["loss_mask"]] if isinstance(model, MaskRCNN) else []),
         ]
     else:
         maps = list(features.values())
@@ -308,6 +323,19 @@ def their_gradients(theirs: Any, ours: Detector) -> dict[str, Tensor]:
     converted, left_out = convert_torchvision(named, ours, LABELS)
     assert not left_out
     return converted
+
+
+def test_old_names_of_the_mask_head() -> None:
+    ours = build(Config(detector="mask_rcnn", neck="fpn"), ["a"], [1])
+    names = {
+        f"roi_heads.mask_head.mask_fcn{i}.{part}": torch.zeros(i) for i in (1, 4) for part in ("weight",)
+    }
+    converted, left_out = convert_torchvision(names, ours)
+    assert not left_out
+    assert {name: len(tensor) for name, tensor in converted.items()} == {
+        "mask.convs.0.weight": 1,
+        "mask.convs.3.weight": 4,
+    }
 
 
 def test_towers_with_norms_find_their_layers() -> None:
@@ -328,7 +356,7 @@ def test_towers_with_norms_find_their_layers() -> None:
 
 
 def test_weights_of_another_model_are_refused() -> None:
-    state = make_faster_rcnn().state_dict()
-    state["roi_heads.mask_head.0.weight"] = torch.zeros(1)
+    state = make_two_stage(FasterRCNN).state_dict()
+    state["roi_heads.keypoint_head.0.weight"] = torch.zeros(1)
     with pytest.raises(UserError, match="no place for roi_heads"):
         from_torchvision(state, CLASSES, LABELS)

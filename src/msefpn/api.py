@@ -42,6 +42,8 @@ def train(
     train_images: str | Path | None = None,
     val_json: str | Path | None = None,
     val_images: str | Path | None = None,
+    train_proposals: str | Path | None = None,
+    val_proposals: str | Path | None = None,
 ) -> Path:
     """Train a detector and return its run folder.
 
@@ -53,7 +55,7 @@ def train(
             set is drawn
         recipe: name or YAML file of the other options' values; none: faster_rcnn_r50_mse_fpn_1x, or
             quickstart for the built-in set
-        detector: faster_rcnn, cascade_rcnn, retinanet, fcos, ssd or yolov3
+        detector: faster_rcnn, fast_rcnn, mask_rcnn, cascade_rcnn, retinanet, fcos, ssd or yolov3
         backbone: timm model with four levels
         neck: fpn, pafpn, bifpn, aug_fpn, ce_fpn, ac_fpn or mse_fpn; with bfp on top as in fpn+bfp
         init: initial weights: imagenet (from timm's hub), none, or a file of a backbone or a detector:
@@ -75,6 +77,8 @@ def train(
         train_images: folder of the training images; the one beside the json with its name
         val_json: COCO json of the validation images
         val_images: folder of the validation images; the one beside the json with its name
+        train_proposals: for fast_rcnn, the regions to look at: a json in COCO's result format
+        val_proposals: the same for the validation images
 
     Raises:
         UserError: the request cannot be met; the message says what to change.
@@ -86,6 +90,8 @@ def train(
         "train_images": train_images,
         "val_json": val_json,
         "val_images": val_images,
+        "train_proposals": train_proposals,
+        "val_proposals": val_proposals,
     }
     options = {
         "detector": detector,
@@ -117,6 +123,7 @@ def evaluate(
     split: str = "val",
     json: str | Path | None = None,
     images: str | Path | None = None,
+    proposals: str | Path | None = None,
     out: str | Path | None = None,
     batch: int | None = None,
     size: str | int | None = None,
@@ -125,12 +132,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a run by COCO's protocol: 12 numbers and AP per class; also written with the predictions.
 
+    A detector that draws masks is evaluated by these too.
+
     Args:
         run: run folder (its best weights) or a .safetensors file of one
         data: data folder; none: the run's own data
         split: train or val
         json: COCO json to evaluate on, instead of a data folder
         images: its image folder; the one beside the json with its name
+        proposals: for fast_rcnn, the regions to look at: a json in COCO's result format; the run's own
         out: folder for metrics.json and predictions.json; the first free one of RUN/evaluate-1, ...
         batch: images at a time; as in the run's training
         size: as in training; the run's own
@@ -138,7 +148,7 @@ def evaluate(
         workers: processes that load images; 0: the command itself
 
     Returns:
-        The numbers by name, and `per_class`: name -> AP.
+        The numbers by name, and `per_class`: name -> AP; those of masks begin with `mask_`.
 
     Raises:
         UserError: the request cannot be met; the message says what to change.
@@ -152,6 +162,7 @@ def evaluate(
         file=as_path(json),
         images=as_path(images),
         out=as_path(out),
+        proposals=as_path(proposals),
         batch=batch,
         size=as_text(size),
         workers=workers,
@@ -166,17 +177,19 @@ def predict(
     run: str | Path,
     images: Sequence[str | Path] | str | Path,
     *,
+    proposals: str | Path | None = None,
     out: str | Path | None = None,
     score: float = 0.3,
     batch: int = 1,
     size: str | int | None = None,
     device: str = "auto",
 ) -> list[dict[str, Any]]:
-    """Detect objects in images: pictures with boxes, and predictions.json.
+    """Detect objects in images: pictures with boxes and masks, and predictions.json.
 
     Args:
         run: run folder (its best weights) or a .safetensors file of one
         images: files, folders or globs
+        proposals: for fast_rcnn, the regions to look at: predictions.json of another prediction on the images
         out: folder for the results; the first free one of predictions-1, predictions-2, ...
         score: detections below are left out; 0 to 1
         batch: images at a time
@@ -194,6 +207,7 @@ def predict(
     plan = plan_prediction(
         Path(run),
         [images] if isinstance(images, (str, Path)) else images,
+        proposals=as_path(proposals),
         out=as_path(out),
         score=score,
         batch=batch,
@@ -267,7 +281,7 @@ def build(
 
     Args:
         classes: names of the classes
-        detector: faster_rcnn, cascade_rcnn, retinanet, fcos, ssd or yolov3
+        detector: faster_rcnn, fast_rcnn, mask_rcnn, cascade_rcnn, retinanet, fcos, ssd or yolov3
         backbone: timm model with four levels
         neck: fpn, pafpn, bifpn, aug_fpn, ce_fpn, ac_fpn or mse_fpn; with bfp on top as in fpn+bfp
         init: initial weights: imagenet, none, or a file

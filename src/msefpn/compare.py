@@ -29,7 +29,7 @@ def cost(
         rows: necks (fpn, fpn+bfp, ...) or recipes by name or file
         recipe: what the rows have in common, a recipe's own lines are put over it; none: recipes stand alone,
             necks go into faster_rcnn_r50_mse_fpn_1x
-        detector: faster_rcnn, cascade_rcnn, retinanet, fcos, ssd or yolov3; the recipe's
+        detector: faster_rcnn, fast_rcnn, mask_rcnn, cascade_rcnn, retinanet, fcos, ssd, yolov3; the recipe's
         backbone: timm model with four levels; the recipe's
         size: images are this large: 320 or 1333x800; the recipe's
         classes: number of classes
@@ -84,6 +84,8 @@ def ablate(
     train_images: str | Path | None = None,
     val_json: str | Path | None = None,
     val_images: str | Path | None = None,
+    train_proposals: str | Path | None = None,
+    val_proposals: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """Train rows of detectors with the same seeds and compare them: accuracy, cost, difference to the first.
 
@@ -100,7 +102,7 @@ def ablate(
             shapes agree, initial weights in all rows
         epochs: passes over the training data, one budget or several; none: the recipe's
         jobs: trainings at a time
-        detector: faster_rcnn, cascade_rcnn, retinanet, fcos, ssd or yolov3
+        detector: faster_rcnn, fast_rcnn, mask_rcnn, cascade_rcnn, retinanet, fcos, ssd or yolov3
         backbone: timm model with four levels
         init: initial weights, as in train
         size: images are resized, ratio kept, to fit into this: 320 or 1333x800
@@ -116,6 +118,8 @@ def ablate(
         train_images: folder of the training images; the one beside the json with its name
         val_json: COCO json of the validation images
         val_images: folder of the validation images; the one beside the json with its name
+        train_proposals: for rows of fast_rcnn, as in train
+        val_proposals: the same for the validation images
 
     Returns:
         One entry per row and budget, as in results.json: costs, mean and spread of AP, the paired difference
@@ -135,6 +139,8 @@ def ablate(
             "train_images": train_images,
             "val_json": val_json,
             "val_images": val_images,
+            "train_proposals": train_proposals,
+            "val_proposals": val_proposals,
         },
         recipe=as_text(recipe),
         seeds=seeds,

@@ -100,6 +100,16 @@ class Config:
                 raise unknown_name(name, getattr(self, name), known)
 
     @property
+    def learns_masks(self) -> bool:
+        """Whether the detector needs the objects' masks."""
+        return self.detector == "mask_rcnn"
+
+    @property
+    def takes_proposals(self) -> bool:
+        """Whether the detector looks at given regions."""
+        return self.detector == "fast_rcnn"
+
+    @property
     def scaled_lr(self) -> float:
         """The learning rate for this run's batch (linear scaling rule, arXiv 1706.02677)."""
         return self.lr * self.batch / 16

@@ -1,4 +1,4 @@
-"""The three values that travel between the parts: Batch, Targets, Detections.
+"""The values that travel between the parts: Batch, Targets, Proposals, Detections.
 
 All are named tuples of tensors, so that they move between devices, processes and graphs as they are.
 B: images in the batch, G: boxes of the fullest image (at least 1), D: detections kept per image.
@@ -19,6 +19,17 @@ class Targets(NamedTuple):
     """(B, G) int64, 0..K-1; 0 where not valid."""
     valid: Tensor
     """(B, G) bool: a real box, not padding."""
+    masks: Tensor | None = None
+    """(B, G, H, W) uint8, 1 on the object; None where no part learns from them."""
+
+
+class Proposals(NamedTuple):
+    """Regions that may hold an object. R: regions of an image."""
+
+    boxes: Tensor
+    """(B, R, 4) float32, xyxy, pixels of the padded image, best first."""
+    valid: Tensor
+    """(B, R) bool: a real region, not padding."""
 
 
 class Batch(NamedTuple):
@@ -33,6 +44,8 @@ class Batch(NamedTuple):
     ids: Tensor
     """(B,) int64, image ids of the annotation file."""
     targets: Targets
+    proposals: Proposals | None = None
+    """Given ones, for a detector that has no RPN."""
 
 
 class Detections(NamedTuple):
@@ -48,6 +61,8 @@ class Detections(NamedTuple):
     """(B, D) bool: a real detection, not padding."""
     cut: Tensor
     """(B,) int64, candidates over the score threshold that did not fit before suppression."""
+    masks: Tensor | None = None
+    """(B, D, M, M) float32, 0..1: how likely each cell of a box is on the object; None: no such part."""
 
 
 def to_original(boxes: Tensor, sizes: Tensor, original_sizes: Tensor) -> Tensor:

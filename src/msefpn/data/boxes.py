@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ class Annotations:
     boxes: NDArray[np.float64]  # (A, 4) x, y, width, height
     areas: NDArray[np.float64]  # (A,) square pixels; NaN where the file gives none
     crowd: NDArray[np.bool_]
+    segments: list[Any]
+    """(A,) their `segmentation` as it is in the json; None where there is none."""
 
 
 def mend_boxes(

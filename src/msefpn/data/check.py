@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from msefpn.data.coco import CocoData, locate_split, refuse_unread, scan_coco
+from msefpn.data.coco import CocoData, scan_coco
 from msefpn.data.faults import Report
+from msefpn.data.locate import locate_split, refuse_unread
 from msefpn.data.transforms import fitted_size
 from msefpn.errors import UserError
 

@@ -17,7 +17,27 @@ from numpy.typing import NDArray
 from msefpn.data.boxes import Annotations, clip_boxes, mend_boxes
 from msefpn.data.faults import Report
 from msefpn.data.images import Header, ImageFault, read_header
-from msefpn.errors import UserError
+from msefpn.data.masks import Masks, decode_masks, encode_segmentation
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Boxes that may hold an object, of N images, best first. R: of all images together."""
+
+    offsets: NDArray[np.int64]
+    """(N + 1,) those of image i are offsets[i] to offsets[i + 1]."""
+    boxes: NDArray[np.float32]
+    """(R, 4) xyxy, pixels of the image as it is decoded."""
+
+    def of(self, index: int) -> NDArray[np.float32]:
+        """The regions (r, 4) of one image."""
+        return self.boxes[self.offsets[index] : self.offsets[index + 1]]
+
+    def take(self, indices: NDArray[np.int64]) -> "Regions":
+        """The regions of the images at `indices`, in that order."""
+        parts = [self.of(index) for index in indices]
+        counts = [len(part) for part in parts]
+        return Regions(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]), np.concatenate(parts))
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,10 @@ class CocoData:
     """(M,) a region with many objects, not one object."""
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
+    masks: Masks | None = None
+    """M; None where they were not asked for."""
+    proposals: Regions | None = None
+    """Given ones of the N images; None where there are none."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,6 +82,13 @@ class CocoData:
         """Boxes (G, 4), labels (G,) and crowd flags (G,) of one image."""
         part = slice(self.offsets[index], self.offsets[index + 1])
         return self.boxes[part], self.labels[part], self.crowd[part]
+
+    def masks_of(self, index: int) -> NDArray[np.uint8]:
+        """The masks (G, H, W) of one image, 1 on the object; they must have been read."""
+        assert self.masks is not None
+        rows = range(self.offsets[index], self.offsets[index + 1])
+        height, width = self.sizes[index].tolist()
+        return decode_masks(self.masks.counts(rows), (height, width))
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "CocoData":
         """Return the images at `indices`, in that order, with their boxes."""
@@ -75,10 +106,14 @@ class CocoData:
             areas=self.areas[rows],
             labels=self.labels[rows],
             crowd=self.crowd[rows],
+            masks=None if self.masks is None else self.masks.take(rows),
+            proposals=None if self.proposals is None else self.proposals.take(chosen),
         )
 
 
-def read_coco(file: Path, folder: Path, *, decode: bool = False) -> tuple[CocoData, Report]:
+def read_coco(
+    file: Path, folder: Path, *, decode: bool = False, masks: bool = False
+) -> tuple[CocoData, Report]:
     """Read an annotation file and look at its images; mend and count what can be mended.
 
     Args:
@@ -86,17 +121,20 @@ def read_coco(file: Path, folder: Path, *, decode: bool = False) -> tuple[CocoDa
         folder: the folder of the images.
         decode: decode every image, to find damage inside a file. Otherwise its header and its end are read:
             enough to find a missing or truncated file, at some seconds per 100,000 images.
+        masks: read the objects' masks too; one without a mask is a fault then.
 
     Raises:
         UserError: for the first fault that cannot be mended (`faults.STOPS`).
     """
-    data, report = scan_coco(file, folder, decode=decode)
+    data, report = scan_coco(file, folder, decode=decode, masks=masks)
     report.raise_if_stopped()
     assert data is not None
     return data, report
 
 
-def scan_coco(file: Path, folder: Path, *, decode: bool = False) -> tuple[CocoData | None, Report]:
+def scan_coco(
+    file: Path, folder: Path, *, decode: bool = False, masks: bool = False
+) -> tuple[CocoData | None, Report]:
     """Like `read_coco`, but report the faults that cannot be mended too, and give None for the data then."""
     report = Report(file)
     content = _load(file, report)
@@ -126,6 +164,7 @@ def scan_coco(file: Path, folder: Path, *, decode: bool = False) -> tuple[CocoDa
         crowd=notes.crowd[order],
         classes=tuple(classes.values()),
         category_ids=tuple(classes),
+        masks=_read_masks(notes, order, sizes, names, report) if masks else None,
     ).subset(np.flatnonzero(usable))
     for index in np.flatnonzero(np.diff(data.offsets) == 0):
         report.add("image without boxes", data.names[index], f"image {data.ids[index]}")
@@ -232,6 +271,7 @@ def _read_annotations(
     # Typed arrays: a list of numbers would hold millions of Python objects.
     note, image, label, crowd = array("q"), array("q"), array("q"), array("b")
     boxes, areas = array("d"), array("d")
+    segments: list[Any] = []
     for index, item in enumerate(raw):
         where = _where("annotation", index, item, "annotations")
         if not _has_keys(item, {"image_id": int, "category_id": int, "bbox": list}, where, report):
@@ -250,6 +290,7 @@ def _read_annotations(
             boxes.extend(box)
             areas.append(_area(item))
             crowd.append(bool(item.get("iscrowd", 0)))
+            segments.append(item.get("segmentation"))
     return Annotations(
         ids=np.array(note, dtype=np.int64),
         image=np.array(image, dtype=np.int64),
@@ -257,7 +298,27 @@ def _read_annotations(
         boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
         areas=np.array(areas, dtype=np.float64),
         crowd=np.array(crowd, dtype=np.bool_),
+        segments=segments,
     )
+
+
+def _read_masks(
+    notes: Annotations, rows: NDArray[np.int64], sizes: NDArray[np.int64], names: list[str], report: Report
+) -> Masks:
+    """The masks of the sound annotations in `rows`; an empty one where there is none."""
+    counts = []
+    for row in rows:
+        image, segments, text = notes.image[row], notes.segments[row], b""
+        where = f"annotation {notes.ids[row]}"
+        if not segments:
+            report.add("no mask", names[image], where, "has no segmentation")
+        else:
+            try:
+                text = encode_segmentation(segments, (int(sizes[image, 0]), int(sizes[image, 1])))
+            except ValueError as error:
+                report.add("broken mask", names[image], where, str(error))
+        counts.append(text)
+    return Masks.pack(counts)
 
 
 def _area(annotation: dict[str, Any]) -> float:
@@ -319,59 +380,3 @@ def _note_header(
         report.add("16-bit image", name, where)
     if header.mode == "CMYK":
         report.add("CMYK image", name, where)
-
-
-_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "dev", "test")}
-_YEARS = ("", "2017", "2014")
-_FILES = ("{}.json", "annotations/instances_{}.json", "annotations/{}.json", "{}/_annotations.coco.json")
-_FOLDERS = ("{}", "images/{}")
-
-
-def find_split(data: Path, split: str) -> tuple[Path, Path]:
-    """Find the json and the image folder of a split ('train' or 'val') in a data folder by convention.
-
-    `train.json` beside `train/`; COCO's `annotations/instances_train2017.json` beside `train2017/`;
-    `annotations/train.json`; `train/_annotations.coco.json`; images also under `images/`. For 'val' the first
-    of val, valid, validation, dev and test. Raises UserError that says what was looked for.
-    """
-    if not data.is_dir():
-        raise UserError(f"data folder '{data}' does not exist: give a folder with train.json and train/")
-    for name in (name + year for name in _NAMES[split] for year in _YEARS):
-        for file in (data / pattern.format(name) for pattern in _FILES):
-            if not file.is_file():
-                continue
-            for folder in (data / pattern.format(name) for pattern in _FOLDERS):
-                if folder.is_dir():
-                    return file, folder
-            raise UserError(
-                f"{file} has no image folder: put the images into {data / name}, or name the folder"
-            )
-    looked = ", ".join(
-        pattern.format(_NAMES[split][0]) for pattern in (*_FILES[:1], "annotations/instances_{}2017.json")
-    )
-    names = " or ".join(_NAMES[split])
-    raise UserError(
-        f"no {split} split in '{data}': looked for {looked} and the like ({names}): add it, or name its files"
-    )
-
-
-def locate_split(
-    data: str | Path | None, split: str, file: str | Path | None, folder: str | Path | None
-) -> tuple[Path, Path] | None:
-    """Find json and image folder of a split ('train' or 'val'): those named, else by convention.
-
-    Returns None where nothing is named. Raises UserError as `find_split`.
-    """
-    if file is not None:
-        file = Path(file)
-        return file, Path(folder) if folder is not None else file.parent / file.stem
-    if folder is not None:
-        raise UserError(f"image folder '{folder}' has no {split} json: name it too")
-    return None if data is None else find_split(Path(data), split)
-
-
-def refuse_unread(data: str | Path | None, *jsons: str | Path | None) -> None:
-    """Raise UserError where a data folder is given, and the jsons of all splits that it would be read for."""
-    if data is not None and None not in jsons:
-        named = " and ".join(map(str, jsons))
-        raise UserError(f"data '{data}' would not be read beside {named}: leave out the one or the other")

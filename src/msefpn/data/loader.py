@@ -5,6 +5,7 @@ unbroken one would have seen.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +19,12 @@ from msefpn.data.coco import CocoData
 from msefpn.data.images import ImageFault, read_image
 from msefpn.data.transforms import eval_transform, fitted_size, train_transform
 from msefpn.errors import UserError
-from msefpn.structures import Batch, Targets
+from msefpn.structures import Batch, Proposals, Targets
 
 Key = tuple[int, int]
 """Epoch and index of an image."""
+_PROPOSAL = -1
+"""Label of a given region among the boxes that are transformed."""
 
 
 class Sample(NamedTuple):
@@ -33,6 +36,10 @@ class Sample(NamedTuple):
     """(G, 4) float32, xyxy, pixels of `image`."""
     labels: Tensor
     """(G,) int64."""
+    masks: Tensor | None
+    """(G, H, W) uint8, 1 on the object; None where they were not read."""
+    proposals: Tensor | None
+    """(R, 4) float32, given regions, best first, pixels of `image`; None where there are none."""
     original_size: tuple[int, int]
     """Height and width as decoded, pixels."""
     id: int
@@ -57,21 +64,38 @@ class DetectionDataset(Dataset[Sample]):
         epoch, index = key
         height, width = (int(side) for side in self.data.sizes[index])
         image = tv_tensors.Image(torch.from_numpy(self._decode(index, (height, width))).permute(2, 0, 1))
-        boxes, labels, crowd = self.data.boxes_of(index)
-        target = {
-            "boxes": tv_tensors.BoundingBoxes(
-                torch.from_numpy(boxes[~crowd]), format="XYXY", canvas_size=(height, width)
-            ),
-            "labels": torch.from_numpy(labels[~crowd]),
-        }
+        target = self._target(index, (height, width))
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it would reseed the GPU as well.
             torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, index))
             image, target = self.transform(image, target)
-        boxes_out = target["boxes"].as_subclass(Tensor)
+        boxes, labels = target["boxes"].as_subclass(Tensor), target["labels"]
+        real = labels != _PROPOSAL
         return Sample(
-            image.as_subclass(Tensor), boxes_out, target["labels"], (height, width), int(self.data.ids[index])
+            image.as_subclass(Tensor),
+            boxes[real],
+            labels[real],
+            target["masks"].as_subclass(Tensor) if "masks" in target else None,
+            None if self.data.proposals is None else boxes[~real],
+            (height, width),
+            int(self.data.ids[index]),
         )
+
+    def _target(self, index: int, size: tuple[int, int]) -> dict[str, Tensor]:
+        """What is transformed with the image; given regions are boxes of no class."""
+        boxes, labels, crowd = self.data.boxes_of(index)
+        target = {}
+        if self.data.masks is not None:
+            target["masks"] = tv_tensors.Mask(torch.from_numpy(self.data.masks_of(index)[~crowd]))
+        boxes, labels = boxes[~crowd], labels[~crowd]
+        if self.data.proposals is not None:
+            regions = self.data.proposals.of(index)
+            boxes = np.concatenate([boxes, regions])
+            labels = np.concatenate([labels, np.full(len(regions), _PROPOSAL)])
+        corners = torch.from_numpy(boxes)
+        target["boxes"] = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=size)
+        target["labels"] = torch.from_numpy(labels)
+        return target
 
     def _decode(self, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         path, id = self.data.path_of(index), self.data.ids[index]
@@ -89,23 +113,38 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples, padded with zeros to multiples of 32 pixels and to the same number of boxes."""
     sizes = torch.tensor([sample.image.shape[-2:] for sample in samples])
     height, width = ((sizes.amax(0) + 31) // 32 * 32).tolist()
-    count, most = len(samples), max(1, *(len(sample.boxes) for sample in samples), 1)
-    images = torch.zeros(count, 3, height, width, dtype=torch.uint8)
-    boxes = torch.zeros(count, most, 4)
-    labels = torch.zeros(count, most, dtype=torch.int64)
-    valid = torch.zeros(count, most, dtype=torch.bool)
+    images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
     for row, sample in enumerate(samples):
         images[row, :, : sizes[row, 0], : sizes[row, 1]] = sample.image
-        boxes[row, : len(sample.boxes)] = sample.boxes
-        labels[row, : len(sample.boxes)] = sample.labels
-        valid[row, : len(sample.boxes)] = True
+    boxes, valid = _padded([sample.boxes for sample in samples])
+    labels, _ = _padded([sample.labels for sample in samples])
+    masks = proposals = None
+    if samples[0].masks is not None:
+        masks = torch.zeros(*valid.shape, height, width, dtype=torch.uint8)
+        for row, sample in enumerate(samples):
+            assert sample.masks is not None
+            masks[row, : len(sample.masks), : sizes[row, 0], : sizes[row, 1]] = sample.masks
+    if samples[0].proposals is not None:
+        proposals = Proposals(*_padded([sample.proposals for sample in samples]))
     return Batch(
         images,
         sizes,
-        original_sizes=torch.tensor([sample.original_size for sample in samples]),
-        ids=torch.tensor([sample.id for sample in samples]),
-        targets=Targets(boxes, labels, valid),
+        torch.tensor([sample.original_size for sample in samples]),
+        torch.tensor([sample.id for sample in samples]),
+        Targets(boxes, labels, valid, masks),
+        proposals,
     )
+
+
+def _padded(rows: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Tensors (n_i, ...) as one (B, n, ...), n at least 1, and which of its places are taken: (B, n) bool."""
+    given = [row for row in rows if row is not None]
+    most = max(1, *(len(row) for row in given), 1)
+    padded = given[0].new_zeros(len(given), most, *given[0].shape[1:])
+    valid = torch.zeros(len(given), most, dtype=torch.bool)
+    for place, row in enumerate(given):
+        padded[place, : len(row)], valid[place, : len(row)] = row, True
+    return padded, valid
 
 
 class BatchKeys(Sampler[list[Key]]):
@@ -159,7 +198,8 @@ def eval_loader(
     fitted = np.array([fitted_size(int(height), int(width), *size) for height, width in data.sizes])
     order = np.lexsort((fitted[:, 1], fitted[:, 0]))[rank::world].tolist()
     batches = [order[start : start + batch] for start in range(0, len(order), batch)]
-    return _loader(DetectionDataset(data, eval_transform(size), seed=0), BatchKeys(0, batches), workers)
+    maskless = replace(data, masks=None)  # what is not learned from need not be decoded
+    return _loader(DetectionDataset(maskless, eval_transform(size), seed=0), BatchKeys(0, batches), workers)
 
 
 def _grouped(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from msefpn.config import Config, Published, is_recipe, parse_size, published
-from msefpn.data.coco import CocoData, read_coco
+from msefpn.data.coco import CocoData
 from msefpn.engine.checks import check_config, check_initial_weights
 from msefpn.engine.cost import Request, counts, interleaved_times, rows_of
 from msefpn.engine.detect import pick_device, telling_memory
@@ -29,10 +29,9 @@ from msefpn.engine.grid import (
     run_cells,
     short_name,
 )
-from msefpn.engine.plan import sources_of
+from msefpn.engine.plan import check_proposals, read_splits, sources_of
 from msefpn.engine.run import Sources, default_recipe, write_text
 from msefpn.engine.screen import Bar, duration, say, show_table
-from msefpn.engine.truth import category_ids_for
 from msefpn.errors import UserError
 from msefpn.metrics.paired import mean_and_spread, paired_difference
 from msefpn.models import init_weights
@@ -66,9 +65,9 @@ def ablate(
     rows = rows_in(out, configs, known, epochs)
     cells = [Cell(row, seed) for row in rows for seed in range(seeds)]
     sources = sources_of(None if data is None else Path(data), given, out.parent, rows[0].config)
-    train, _ = read_coco(sources.train_json, sources.train_images)
-    val, _ = read_coco(sources.val_json, sources.val_images)
-    category_ids_for(train.classes, val, f"the training data {train.file}")
+    for row in rows:
+        check_proposals(row.config, sources.read_by(row.config))
+    (train, _), _ = read_splits(sources, masks=any(row.config.learns_masks for row in rows))
     check_cells(cells, sources)
     for row in rows:
         check_config(row.config)

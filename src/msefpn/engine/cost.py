@@ -23,9 +23,12 @@ from msefpn.memory import peak_memory
 from msefpn.metrics.cost import count_macs, count_parameters
 from msefpn.models import Detector, build, check_neck
 from msefpn.necks import NECKS
+from msefpn.structures import Proposals
 
-Inputs = tuple[Detector, torch.Tensor, torch.Tensor]
-"""A detector, images (B, 3, H, W) uint8 and their sizes (B, 2)."""
+Inputs = tuple[Detector, torch.Tensor, torch.Tensor, Proposals | None]
+"""A detector, images (B, 3, H, W) uint8, their sizes (B, 2), and regions for a detector that has no RPN."""
+REGIONS = 1000
+"""How many regions of an image such a detector is given: as many as an RPN proposes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,17 @@ class Request:
         detector = build(config, [f"class {i}" for i in range(self.classes)]).eval().to(self.device)
         width, height = (-(-side // 32) * 32 for side in self.size)
         images = torch.randint(0, 256, (self.batch, 3, height, width), dtype=torch.uint8, device=self.device)
-        return detector, images, torch.tensor([[height, width]] * self.batch, device=self.device)
+        sizes = torch.tensor([[height, width]] * self.batch, device=self.device)
+        return detector, images, sizes, self._regions(height, width) if config.takes_proposals else None
+
+    def _regions(self, height: int, width: int) -> Proposals:
+        """Boxes at random, of 16 pixels to the whole image."""
+        shape = self.batch, REGIONS
+        limit = torch.tensor([width, height], device=self.device)
+        side = 16 * (limit / 16) ** torch.rand(*shape, 2, device=self.device)
+        start = torch.rand(*shape, 2, device=self.device) * (limit - side)
+        valid = torch.ones(shape, dtype=torch.bool, device=self.device)
+        return Proposals(torch.cat([start, start + side], dim=-1), valid)
 
 
 def rows_of(names: Sequence[str], recipe: str | None, default: str, **options: Any) -> dict[str, Config]:
@@ -130,9 +143,9 @@ def interleaved_times(made: Mapping[str, Inputs], rounds: int, bar: Bar) -> dict
 
 def counts(inputs: Inputs) -> dict[str, Any]:
     """Parameters and multiply-accumulates of a detector, for its images."""
-    detector, images, sizes = inputs
+    detector, *given = inputs
     parameters, trained = count_parameters(detector)
-    macs = count_macs(detector, lambda: detector(images, sizes))
+    macs = count_macs(detector, lambda: detector(*given))
     return {
         "parameters": parameters,
         "trainable": trained,
@@ -140,11 +153,11 @@ def counts(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def _timed(detector: Detector, images: torch.Tensor, sizes: torch.Tensor) -> float:
+def _timed(detector: Detector, *given: Any) -> float:
     start = time.perf_counter()
     with torch.no_grad():
-        detector(images, sizes)
-    if images.is_cuda:
+        detector(*given)
+    if given[0].is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - start
 

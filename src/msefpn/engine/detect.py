@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from msefpn.config import CHOICES
+from msefpn.data.masks import encode_mask, run_lengths
 from msefpn.errors import UserError, unknown_name
 from msefpn.models import Detector
-from msefpn.structures import Batch, to_original
+from msefpn.models.mask import paste
+from msefpn.structures import Batch, Proposals, to_original
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,16 @@ class Found:
     """(M,) 0..1."""
     labels: NDArray[np.int64]
     """(M,) 0..K-1."""
+    masks: NDArray[np.object_] | None = None
+    """(M,) COCO's run lengths of the image in its file; None: the detector draws none."""
     cut: int = 0
     """Candidates over the score threshold that were not looked at; see `Detections.cut`."""
 
     def where(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Found:
         """Return some of the detections; `rows` is a mask (M,) or their indices."""
-        return Found(self.image_ids[rows], self.boxes[rows], self.scores[rows], self.labels[rows], self.cut)
+        masks = None if self.masks is None else self.masks[rows]
+        columns = self.image_ids[rows], self.boxes[rows], self.scores[rows], self.labels[rows]
+        return Found(*columns, masks, self.cut)
 
 
 def pick_device(name: str) -> torch.device:
@@ -75,7 +82,10 @@ def detect(
     detector.eval()
     parts = [_nothing()]
     for batch in batches:
-        detections = detector(batch.images.to(device), batch.sizes.to(device))
+        given = batch.proposals
+        if given is not None:
+            given = Proposals(given.boxes.to(device), given.valid.to(device))
+        detections = detector(batch.images.to(device), batch.sizes.to(device), given)
         boxes = to_original(detections.boxes.float().cpu(), batch.sizes, batch.original_sizes)
         valid = detections.valid.cpu()
         part = Found(
@@ -83,6 +93,7 @@ def detect(
             boxes[valid].numpy(),
             detections.scores.float().cpu()[valid].numpy(),
             detections.labels.cpu()[valid].numpy(),
+            _masks(detections.masks, boxes, valid, batch.original_sizes),
             int(detections.cut.sum()),
         )
         parts.append(part)
@@ -98,6 +109,7 @@ def merged(parts: Sequence[Found]) -> Found:
         np.concatenate([part.boxes for part in parts]),
         np.concatenate([part.scores for part in parts]),
         np.concatenate([part.labels for part in parts]),
+        None if parts[-1].masks is None else np.concatenate([_masks_of(part) for part in parts]),
         sum(part.cut for part in parts),
     )
 
@@ -108,7 +120,7 @@ def as_results(found: Found, category_ids: Sequence[int]) -> list[dict[str, Any]
     sides = found.boxes[:, 2:] - found.boxes[:, :2]
     boxes = np.concatenate([found.boxes[:, :2], sides], 1).astype(np.float64).round(2)  # (M, 4) xywh
     scores = found.scores.astype(np.float64).round(5)
-    return [
+    results: list[dict[str, Any]] = [
         {
             "image_id": int(found.image_ids[row]),
             "category_id": category_ids[found.labels[row]],
@@ -117,6 +129,28 @@ def as_results(found: Found, category_ids: Sequence[int]) -> list[dict[str, Any]
         }
         for row in order
     ]
+    if found.masks is not None:
+        for row, item in zip(order, results, strict=True):
+            item["segmentation"] = found.masks[row]
+    return results
+
+
+def _masks(masks: Tensor | None, boxes: Tensor, valid: Tensor, sizes: Tensor) -> NDArray[np.object_] | None:
+    """Run lengths of masks (B, D, M, M) where valid (B, D): in boxes (B, D, 4), images of `sizes` (B, 2)."""
+    if masks is None:
+        return None
+    found = np.empty(int(valid.sum()), dtype=object)
+    places = valid.nonzero().tolist()
+    masks = masks.float().cpu()
+    for row, (image, place) in enumerate(places):
+        height, width = sizes[image].tolist()
+        drawn = paste(masks[image, place], boxes[image, place], (height, width))
+        found[row] = run_lengths(encode_mask(drawn.numpy()), (height, width))
+    return found
+
+
+def _masks_of(part: Found) -> NDArray[np.object_]:
+    return np.empty(0, dtype=object) if part.masks is None else part.masks
 
 
 def _nothing() -> Found:

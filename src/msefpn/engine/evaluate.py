@@ -29,7 +29,7 @@ def evaluate(plan: Evaluation, *, device: str) -> dict[str, Any]:
         with Bar("evaluate", len(plan.data)) as bar, telling_memory(batch, size):
             found = detect(detector.to(where), loader, where, bar.seen)
         results = as_results(found, category_ids)
-        numbers = evaluate_coco(truth_of(plan.data), results)
+        numbers = evaluate_coco(truth_of(plan.data), results, masks=config.learns_masks)
         numbers |= {"images": len(plan.data), "detections": len(results), "cut": found.cut}
         write_text(plan.out / PREDICTIONS, json.dumps(results))
         write_text(plan.out / METRICS, json.dumps(numbers, indent=2))

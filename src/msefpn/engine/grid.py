@@ -49,7 +49,7 @@ class Row:
 
     def command(self, sources: Sources) -> str:
         """What trains its first cell by hand."""
-        files = dataclasses.asdict(sources).items()
+        files = sources.read_by(self.config).given().items()
         words = [word for key, path in files for word in (f"--{key.replace('_', '-')}", str(path))]
         return shlex.join(["msefpn", "train", "--recipe", str(self.recipe), "--seed", "0", *words])
 
@@ -129,12 +129,8 @@ def check_cells(cells: Sequence[Cell], sources: Sources) -> None:
                     f"'{cell.folder}' was trained with {key} {value}, not {wanted[key]}: "
                     "name another --out, or delete that folder"
                 )
-        if _absolute(trained_on) != _absolute(sources):
+        if trained_on.resolved() != sources.read_by(config).resolved():
             raise UserError(f"'{cell.folder}' was trained on other data: name another --out")
-
-
-def _absolute(sources: Sources) -> list[Path]:
-    return [path.resolve() for path in dataclasses.asdict(sources).values()]
 
 
 def check_grid_folder(out: Path) -> None:
@@ -239,7 +235,8 @@ class _Running:
         cell.row.folder.mkdir(parents=True, exist_ok=True)
         write_text(cell.row.recipe, to_yaml(config))
         changed: dict[str, str | int] = {"device": config.device, "workers": config.workers}
-        words = command(cell.row.recipe, cell.seed, cell.folder, dataclasses.asdict(sources), changed)
+        files = sources.read_by(config).given()
+        words = command(cell.row.recipe, cell.seed, cell.folder, files, changed)
         self.cell, self.began = cell, time.monotonic()
         with cell.log.open("ab") as log:
             self.log_begins = log.tell()

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from msefpn.config import parse_size
+import numpy as np
+from numpy.typing import NDArray
+
+from msefpn.checkpoint import read_config
+from msefpn.config import Config, parse_size
+from msefpn.data.proposals import proposals_by_name
 from msefpn.engine.run import check_out, free_folder
 from msefpn.errors import UserError
 
@@ -21,6 +26,8 @@ class Prediction:
 
     run: Path
     files: list[Path]
+    proposals: list[NDArray[np.float32]] | None
+    """Regions (r, 4) of each file, xyxy, pixels; None: the detector finds its own."""
     out: Path
     score: float
     batch: int
@@ -29,7 +36,14 @@ class Prediction:
 
 
 def plan_prediction(
-    run: Path, images: Sequence[str | Path], *, out: Path | None, score: float, batch: int, size: str | None
+    run: Path,
+    images: Sequence[str | Path],
+    *,
+    proposals: Path | None,
+    out: Path | None,
+    score: float,
+    batch: int,
+    size: str | None,
 ) -> Prediction:
     """Find the images and settle the folder. Raises UserError."""
     if batch < 1:
@@ -38,9 +52,20 @@ def plan_prediction(
         raise UserError(f"score is {score}: it must be 0 to 1")
     sides = None if size is None else parse_size(size)
     files = find_images(images)
+    config = read_config(run)
+    check_given(config, proposals, run)
+    regions = None if proposals is None else proposals_by_name(proposals, [file.name for file in files])
     out = out or free_folder(Path("predictions"))
     check_out(out)
-    return Prediction(run, files, out, score, batch, sides)
+    return Prediction(run, files, regions, out, score, batch, sides)
+
+
+def check_given(config: Config, proposals: Path | None, run: Path) -> None:
+    """Raise UserError where a run needs proposals and has none, or the other way round."""
+    if config.takes_proposals and proposals is None:
+        raise UserError(f"the run {run} is a {config.detector}: name the regions to look at with --proposals")
+    if proposals is not None and not config.takes_proposals:
+        raise UserError(f"the run {run} is a {config.detector}, which finds its own: leave out --proposals")
 
 
 def find_images(given: Sequence[str | Path]) -> list[Path]:

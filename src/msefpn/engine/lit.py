@@ -151,7 +151,7 @@ class Training(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the losses. Raises UserError in every process where it is not finite in one."""
-        losses = self.detector.losses(batch.images, batch.sizes, batch.targets)
+        losses = self.detector.losses(batch.images, batch.sizes, batch.targets, batch.proposals)
         total = torch.stack(list(losses.values())).sum()
         values = {name: float(value.detach()) for name, value in losses.items()}
         self._stop_if_not_finite(values, batch)
@@ -193,7 +193,8 @@ class Training(pl.LightningModule):
         if self.recorder is None or self.screen is None:
             return
         results = as_results(found, self.category_ids)
-        numbers = evaluate_coco(truth_of(self.val_data), results) | {"cut": found.cut}
+        numbers = evaluate_coco(truth_of(self.val_data), results, masks=self.config.learns_masks)
+        numbers |= {"cut": found.cut}
         row = {"epoch": self.current_epoch + 1, "step": self.step, "lr": self.lr}
         row |= {name: round(value / self.batches_done, 6) for name, value in sorted(self.sums.items())}
         row |= {"images_per_second": round(self.screen.speed, 2)}

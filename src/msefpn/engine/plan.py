@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msefpn.checkpoint import read_config
 from msefpn.config import Config, load_recipe, parse_size
-from msefpn.data.coco import CocoData, locate_split, read_coco, refuse_unread
+from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.faults import Report
+from msefpn.data.locate import locate_split, refuse_unread
+from msefpn.data.proposals import with_proposals
 from msefpn.data.synthetic import draw
+from msefpn.engine.inputs import check_given
 from msefpn.engine.run import (
     CONFIG,
     LAST,
@@ -79,18 +82,44 @@ def plan_training(
         raise UserError(f"steps is {steps}: it must be at least 1")
     given = {key: Path(path) for key, path in files.items() if path is not None}
     place = None if data is None else Path(data)
-    builtin = place is None and not given and not resume
+    builtin = place is None and not _names_data(given) and not resume
     if resume:
         config, sources, folder = _resumed(place, given, recipe, out, options)
     else:
         config = load_recipe(str(recipe or default_recipe(builtin)), **options)
         folder = _new_out(out)
         sources = sources_of(place, given, folder.parent, config)
-    train, train_report = read_coco(sources.train_json, sources.train_images)
-    val, val_report = read_coco(sources.val_json, sources.val_images)
-    category_ids_for(train.classes, val, f"the training data {train.file}")
+    check_proposals(config, sources)
+    (train, train_report), (val, val_report) = read_splits(sources, masks=config.learns_masks)
     reports = {"train": train_report, "val": val_report}
     return Plan(config, sources, folder, resume, builtin, train, val, reports, steps)
+
+
+def check_proposals(config: Config, sources: Sources) -> None:
+    """Raise UserError where a detector has not the proposals that it needs, or has some that it reads not."""
+    given = {"train_proposals", "val_proposals"} & sources.given().keys()
+    if config.takes_proposals and len(given) < 2:
+        raise UserError(
+            f"{config.detector} looks at given regions: add --train-proposals and --val-proposals, files in "
+            "COCO's result format, such as the predictions.json of msefpn evaluate"
+        )
+    if given and not config.takes_proposals:
+        raise UserError(f"{config.detector} finds its own regions: leave out the proposals, or use fast_rcnn")
+
+
+def read_splits(sources: Sources, *, masks: bool) -> tuple[tuple[CocoData, Report], tuple[CocoData, Report]]:
+    """Training and validation data, with masks where asked for, and with the proposals that are given.
+
+    Raises UserError, also where their classes differ.
+    """
+    train, train_report = read_coco(sources.train_json, sources.train_images, masks=masks)
+    val, val_report = read_coco(sources.val_json, sources.val_images, masks=masks)
+    category_ids_for(train.classes, val, f"the training data {train.file}")
+    if sources.train_proposals is not None:
+        train = with_proposals(train, sources.train_proposals)
+    if sources.val_proposals is not None:
+        val = with_proposals(val, sources.val_proposals)
+    return (train, train_report), (val, val_report)
 
 
 @dataclass(frozen=True)
@@ -115,6 +144,7 @@ def plan_evaluation(
     file: Path | None,
     images: Path | None,
     out: Path | None,
+    proposals: Path | None,
     batch: int | None,
     size: str | None,
     workers: int,
@@ -132,16 +162,24 @@ def plan_evaluation(
     if not run.exists():
         raise UserError(f"run '{run}' does not exist: name the folder that 'msefpn train' wrote")
     sides = None if size is None else parse_size(size)
+    config = read_config(run)
     folder = run if run.is_dir() else run.parent
     refuse_unread(data, file)
     place = locate_split(data, split, file, images)
     if place is None:
         sources = read_run(folder)[1]
-        train, val = (sources.train_json, sources.train_images), (sources.val_json, sources.val_images)
-        place = train if split == "train" else val
+        if split == "train":
+            place, known = (sources.train_json, sources.train_images), sources.train_proposals
+        else:
+            place, known = (sources.val_json, sources.val_images), sources.val_proposals
+        proposals = proposals or known
+    check_given(config, proposals, run)
     out = out or free_folder(folder / "evaluate")
     check_out(out)
-    return Evaluation(run, read_coco(*place)[0], out, sides, batch, workers)
+    read, _ = read_coco(*place, masks=config.learns_masks)
+    if proposals is not None:
+        read = with_proposals(read, proposals)
+    return Evaluation(run, read, out, sides, batch, workers)
 
 
 def _resumed(
@@ -171,15 +209,11 @@ def _resumed(
                 f"{key} {new} contradicts the run's {key} {old}: a resumed run keeps its configuration; "
                 f"leave it out, or start a new run with --init {folder / LAST}"
             )
-    if (data is not None or files) and _resolved(_find(data, files)) != _resolved(sources):
+    if (data is not None or files) and _find(data, files).resolved() != sources.resolved():
         raise UserError(
             f"the data given is not that of the run '{folder}': a resumed run keeps its data; leave it out"
         )
     return wished, sources, folder
-
-
-def _resolved(sources: Sources) -> Sources:
-    return Sources(**{key: path.resolve() for key, path in dataclasses.asdict(sources).items()})
 
 
 def _new_out(out: str | Path | None) -> Path:
@@ -213,19 +247,24 @@ def sources_of(data: Path | None, files: Mapping[str, Path], parent: Path, confi
 
     Raises UserError.
     """
-    builtin = data is None and not files
+    builtin = data is None and not _names_data(files)
     return _find(_builtin_set(parent, config) if builtin else data, files)
+
+
+def _names_data(files: Mapping[str, Path]) -> bool:
+    """Whether these files, `Sources`' keys, are images or annotations."""
+    return any(not key.endswith("_proposals") for key in files)
 
 
 def _find(data: Path | None, files: Mapping[str, Path]) -> Sources:
     """The files of both splits: the given ones, and the others by convention."""
     refuse_unread(data, files.get("train_json"), files.get("val_json"))
-    found: list[Path] = []
+    found = {key: path for key, path in files.items() if key.endswith("_proposals")}
     for split in ("train", "val"):
         place = locate_split(data, split, files.get(f"{split}_json"), files.get(f"{split}_images"))
         if place is None:
             raise UserError(
                 f"no {split} split: give --{split}-json and --{split}-images, or a folder with --data"
             )
-        found += place
-    return Sources(*found)
+        found[f"{split}_json"], found[f"{split}_images"] = place
+    return Sources(**found)

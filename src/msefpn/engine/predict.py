@@ -19,6 +19,7 @@ from torchvision import tv_tensors
 from msefpn.config import parse_size
 from msefpn.data.images import ImageFault, read_image
 from msefpn.data.loader import Sample, collate
+from msefpn.data.masks import decode_masks
 from msefpn.data.transforms import eval_transform
 from msefpn.engine.detect import Found, as_results, detect, pick_device, telling_memory
 from msefpn.engine.inputs import Prediction, picture_names
@@ -60,7 +61,10 @@ def predict(plan: Prediction, *, device: str) -> list[dict[str, Any]]:
     with new_folder(plan.out):
         with Bar("predict", len(files)) as bar, telling_memory(plan.batch, size):
             for chunk in _chunks(files, plan.batch, unreadable):
-                inputs = collate([_sample(picture, transform) for picture in chunk])
+                regions = plan.proposals
+                inputs = collate(
+                    [_sample(p, transform, None if regions is None else regions[p.number]) for p in chunk]
+                )
                 found = detect(detector, [inputs], where, bar.seen)
                 cut += found.cut
                 found = found.where(found.scores >= plan.score)
@@ -87,15 +91,20 @@ def predict(plan: Prediction, *, device: str) -> list[dict[str, Any]]:
 
 
 def draw(pixels: NDArray[np.uint8], found: Found, classes: Sequence[str]) -> NDArray[np.uint8]:
-    """Draw boxes and labels into a copy of an image (H, W, 3) RGB."""
+    """Draw boxes, labels and masks into a copy of an image (H, W, 3) RGB."""
     height, width = pixels.shape[:2]
     found = found.where(found.scores.argsort())  # the best on top
     detections = sv.Detections(xyxy=found.boxes, confidence=found.scores, class_id=found.labels.astype(int))
+    if found.masks is not None:
+        counts = [item["counts"].encode() for item in found.masks]
+        detections.mask = decode_masks(counts, (height, width)).astype(bool)
     thickness = max(1, round(min(width, height) / 300))
     text_scale = max(0.35, min(width, height) / 1200)
     padding = round(6 * text_scale)
     texts = [f"{classes[label]} {score:.2f}" for label, score in zip(found.labels, found.scores, strict=True)]
     scene = np.ascontiguousarray(pixels[..., ::-1])  # supervision draws in BGR
+    if detections.mask is not None:
+        scene = sv.MaskAnnotator(_COLOURS, opacity=0.4).annotate(scene, detections)
     scene = sv.BoxAnnotator(_COLOURS, thickness=thickness).annotate(scene, detections)
     annotator = sv.LabelAnnotator(
         _COLOURS,
@@ -137,9 +146,19 @@ def _read(file: Path) -> NDArray[np.uint8] | str:
         return f"{file}: {' '.join(str(error).split())}"
 
 
-def _sample(picture: _Picture, transform: Any) -> Sample:
+def _sample(picture: _Picture, transform: Any, regions: NDArray[np.float32] | None) -> Sample:
     height, width = picture.pixels.shape[:2]
     image = tv_tensors.Image(torch.from_numpy(picture.pixels).permute(2, 0, 1))
-    resized, _ = transform(image, {})
-    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-    return Sample(resized.as_subclass(torch.Tensor), *nothing, (height, width), picture.number)
+    corners = torch.from_numpy(np.zeros((0, 4), np.float32) if regions is None else regions)
+    boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width))
+    resized, target = transform(image, {"boxes": boxes})
+    proposals = None if regions is None else target["boxes"].as_subclass(torch.Tensor)
+    return Sample(
+        resized.as_subclass(torch.Tensor),
+        boxes=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.int64),
+        masks=None,
+        proposals=proposals,
+        original_size=(height, width),
+        id=picture.number,
+    )

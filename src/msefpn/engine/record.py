@@ -16,7 +16,7 @@ from torch import Tensor
 
 from msefpn.engine.run import BEST, LAST, LOG, METRICS, PREDICTIONS, RESUME, replacing, write_text
 from msefpn.errors import UserError
-from msefpn.metrics.coco import NUMBERS
+from msefpn.metrics.coco import scores_of
 from msefpn.models import Detector, save
 
 _KEYS = {"epoch", "step", "best", "detector", "optimizer", "ema", "classes", "category_ids", "data"}
@@ -82,10 +82,11 @@ class Recorder:
             write_text(self.out / PREDICTIONS, json.dumps(results))
         self._save(detector, LAST, weights)
         write_text(self.out / METRICS, json.dumps({"best": self.best, "last": entry}, indent=2))
-        self.rows.append(row | {name: round(numbers[name], 6) for name in NUMBERS})
+        scores = scores_of(numbers)
+        self.rows.append(row | {name: round(value, 6) for name, value in scores.items()})
         self._write_rows()
-        for name in NUMBERS:
-            self.board.add_scalar(f"val/{name}", numbers[name], row["step"])
+        for name, value in scores.items():
+            self.board.add_scalar(f"val/{name}", value, row["step"])
         self.board.flush()
 
     def commit(self, state: dict[str, Any]) -> None:

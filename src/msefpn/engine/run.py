@@ -37,6 +37,23 @@ class Sources:
     train_images: Path
     val_json: Path
     val_images: Path
+    train_proposals: Path | None = None
+    """Given regions, in COCO's result format."""
+    val_proposals: Path | None = None
+
+    def given(self) -> dict[str, Path]:
+        """Those that there are, by name."""
+        return {key: path for key, path in vars(self).items() if path is not None}
+
+    def resolved(self) -> dict[str, Path]:
+        """Those that there are, without links and relative parts."""
+        return {key: path.resolve() for key, path in self.given().items()}
+
+    def read_by(self, config: Config) -> Sources:
+        """Those that a run of this configuration reads."""
+        if config.takes_proposals:
+            return self
+        return dataclasses.replace(self, train_proposals=None, val_proposals=None)
 
 
 def is_first_process() -> bool:
@@ -142,7 +159,7 @@ def write_text(path: Path, text: str) -> None:
 def write_run(out: Path, config: Config, sources: Sources) -> None:
     """Write down what decides a run."""
     (out / CONFIG).write_text(to_yaml(config), encoding="utf-8")
-    paths = {key: str(path.absolute()) for key, path in dataclasses.asdict(sources).items()}
+    paths = {key: str(path.absolute()) for key, path in sources.given().items()}
     (out / DATA).write_text(yaml.safe_dump(paths, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 

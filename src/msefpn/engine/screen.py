@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 from rich.text import Text
 
-from msefpn.metrics.coco import NUMBERS
+from msefpn.metrics.coco import MASK, NUMBERS
 
 _MEANING = {
     "AP": "IoU 0.50 to 0.95",
@@ -37,13 +37,16 @@ def say(*lines: str) -> None:
 
 
 def show_numbers(numbers: Mapping[str, Any]) -> None:
-    """Print the 12 numbers and AP per class; '-' where there was nothing to find."""
-    table = Table("number", "value", "of")
+    """Print the 12 numbers and AP per class, of boxes and masks; '-' where there was nothing to find."""
+    kinds = {"box": "", "mask": MASK} if f"{MASK}AP" in numbers else {"value": ""}
+    table = Table("number", *kinds, "of")
     for name in NUMBERS:
-        table.add_row(name, _number(numbers[name]), _MEANING[name])
-    per_class = Table("class", "AP")
-    for name, value in numbers["per_class"].items():
-        per_class.add_row(name, _number(value))
+        values = (_number(numbers[prefix + name]) for prefix in kinds.values())
+        table.add_row(name, *values, _MEANING[name])
+    per_class = Table("class", *(f"{prefix}AP".replace("_", " ") for prefix in kinds.values()))
+    for name in numbers["per_class"]:
+        values = (_number(numbers[f"{prefix}per_class"][name]) for prefix in kinds.values())
+        per_class.add_row(name, *values)
     console = Console(markup=False, highlight=False)
     console.print(table)
     console.print(per_class)
@@ -184,9 +187,10 @@ class TrainingScreen:
     def end_epoch(self, row: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
         """Print the line of an epoch."""
         self.progress.stop()
+        masks = f"mask AP {_number(numbers[MASK + 'AP'])}  " if f"{MASK}AP" in numbers else ""
         say(
             f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4g}  AP {_number(numbers['AP'])}  "
-            f"AP50 {_number(numbers['AP50'])}  lr {row['lr']:.3g}  {self.speed:.1f} images/s  "
+            f"AP50 {_number(numbers['AP50'])}  {masks}lr {row['lr']:.3g}  {self.speed:.1f} images/s  "
             f"left {duration(self.left)}"
         )
 

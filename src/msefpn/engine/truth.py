@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from msefpn.data.coco import CocoData
+from msefpn.data.masks import run_lengths
 from msefpn.errors import UserError
 
 
@@ -26,6 +27,10 @@ def truth_of(data: CocoData) -> dict[str, Any]:
         }
         for row in range(len(boxes))
     ]
+    if data.masks is not None:
+        sizes = np.repeat(data.sizes, np.diff(data.offsets), axis=0)
+        for item, counts, size in zip(annotations, data.masks.counts(range(len(boxes))), sizes, strict=True):
+            item["segmentation"] = run_lengths(counts, size)
     categories = zip(data.category_ids, data.classes, strict=True)
     return {
         "images": [

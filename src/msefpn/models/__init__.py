@@ -3,7 +3,7 @@
 from msefpn.models.detector import Detector, OneStage, TwoStage
 from msefpn.models.factory import DETECTORS, build, check_neck
 from msefpn.models.torchvision_weights import from_torchvision
-from msefpn.models.weights import InitReport, find_weights, init_weights, load, save
+from msefpn.models.weights import InitReport, init_weights, load, save
 
 __all__ = [
     "DETECTORS",
@@ -13,7 +13,6 @@ __all__ = [
     "TwoStage",
     "build",
     "check_neck",
-    "find_weights",
     "from_torchvision",
     "init_weights",
     "load",

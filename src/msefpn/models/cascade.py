@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from msefpn.models.roi import RoIHead
-from msefpn.models.rpn import Proposals
-from msefpn.structures import Detections, Targets
+from msefpn.structures import Detections, Proposals, Targets
 
 
 class CascadeHead(nn.Module):

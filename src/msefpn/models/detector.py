@@ -10,13 +10,14 @@ from msefpn.config import Config
 from msefpn.models.backbone import Backbone
 from msefpn.models.cascade import CascadeHead
 from msefpn.models.fcos import FCOSHead
+from msefpn.models.mask import MaskHead
 from msefpn.models.retina import RetinaHead
 from msefpn.models.roi import RoIHead
 from msefpn.models.rpn import RPN
 from msefpn.models.ssd import SSDHead
 from msefpn.models.yolo import YOLOHead
 from msefpn.necks import Neck
-from msefpn.structures import Detections, Targets
+from msefpn.structures import Detections, Proposals, Targets
 
 RegionHead = TypeVar("RegionHead", RoIHead, CascadeHead)
 DenseHead = TypeVar("DenseHead", RetinaHead, FCOSHead, SSDHead, YOLOHead)
@@ -45,19 +46,22 @@ class Detector(nn.Module, abc.ABC):
         self.register_buffer("scale", 1 / torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
 
     @abc.abstractmethod
-    def forward(self, images: Tensor, sizes: Tensor) -> Detections:
+    def forward(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
         """Detect.
 
         Args:
             images: (B, 3, H, W) uint8 RGB, padded at the right and at the bottom to multiples of 32.
             sizes: (B, 2) int64, height and width of each image inside the padded tensor, pixels.
+            proposals: the regions to look at, for a two-stage detector that has no RPN; no other reads them.
 
         Returns:
             Boxes in pixels of the padded image.
         """
 
     @abc.abstractmethod
-    def losses(self, images: Tensor, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def losses(
+        self, images: Tensor, sizes: Tensor, targets: Targets, proposals: Proposals | None = None
+    ) -> dict[str, Tensor]:
         """The losses of a batch by name, scalars; their sum is what training minimises."""
 
     def drop_training_parts(self) -> None:
@@ -82,33 +86,61 @@ def _side(images: Tensor) -> tuple[int, int]:
 
 
 class TwoStage(Detector, Generic[RegionHead]):
-    """Region proposals on the pyramid, then one head, or a cascade of them, on each region."""
+    """Region proposals on the pyramid, or given ones, then one head, or a cascade of them, on each region.
 
-    def __init__(self, backbone: Backbone, neck: Neck, rpn: RPN, roi: RegionHead) -> None:
+    Args:
+        backbone: gives the maps.
+        neck: makes a pyramid of them.
+        rpn: proposes regions; None: they are given (Fast R-CNN).
+        roi: classifies and refines them.
+        mask: draws the masks of what was found (Mask R-CNN); None: there are none.
+    """
+
+    def __init__(
+        self, backbone: Backbone, neck: Neck, rpn: RPN | None, roi: RegionHead, mask: MaskHead | None = None
+    ) -> None:
         super().__init__(backbone, neck)
         self.rpn = rpn
         self.roi: RegionHead = roi
+        self.mask = mask
 
     def drop_training_parts(self) -> None:
         """Remove the layers of consistent supervision."""
         if isinstance(self.roi, RoIHead):
             self.roi.auxiliary = None
 
-    def forward(self, images: Tensor, sizes: Tensor) -> Detections:
+    def forward(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
         """Detect, see `Detector.forward`."""
         pyramid = self.pyramid(images, sizes)
-        proposals = self.rpn(pyramid, sizes, _side(images))
-        detections: Detections = self.roi(pyramid[: self.roi.levels], proposals, sizes)
-        return detections
+        if self.rpn is not None:
+            proposals = self.rpn(pyramid, sizes, _side(images))
+        pooled = pyramid[: self.roi.levels]
+        detections: Detections = self.roi(pooled, _some(proposals), sizes)
+        if self.mask is None:
+            return detections
+        return detections._replace(masks=self.mask(pooled, detections.boxes, detections.labels))
 
-    def losses(self, images: Tensor, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """Losses of proposals and regions, see `Detector.losses`."""
+    def losses(
+        self, images: Tensor, sizes: Tensor, targets: Targets, proposals: Proposals | None = None
+    ) -> dict[str, Tensor]:
+        """Losses of proposals, regions and masks, see `Detector.losses`."""
         pyramid, aux = self.neck.forward_with_aux(self.backbone(self.normalise(images, sizes)))
-        proposals, losses = self.rpn.losses(pyramid, sizes, _side(images), targets)
+        losses: dict[str, Tensor] = {}
+        if self.rpn is not None:
+            proposals, losses = self.rpn.losses(pyramid, sizes, _side(images), targets)
         pooled = pyramid[: self.roi.levels]
         if isinstance(self.roi, CascadeHead):
-            return losses | self.roi.losses(pooled, proposals, sizes, targets)
-        return losses | self.roi.losses(pooled, proposals, targets, aux.get("laterals"))[0]
+            return losses | self.roi.losses(pooled, _some(proposals), sizes, targets)
+        found, trained = self.roi.losses(pooled, _some(proposals), targets, aux.get("laterals"))
+        if self.mask is not None:
+            found |= self.mask.losses(pooled, trained, targets)
+        return losses | found
+
+
+def _some(proposals: Proposals | None) -> Proposals:
+    if proposals is None:
+        raise ValueError("Fast R-CNN looks at given regions: pass proposals")
+    return proposals
 
 
 class OneStage(Detector, Generic[DenseHead]):
@@ -118,11 +150,13 @@ class OneStage(Detector, Generic[DenseHead]):
         super().__init__(backbone, neck)
         self.head: DenseHead = head
 
-    def forward(self, images: Tensor, sizes: Tensor) -> Detections:
+    def forward(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
         """Detect, see `Detector.forward`."""
         detections: Detections = self.head(self.pyramid(images, sizes), sizes, _side(images))
         return detections
 
-    def losses(self, images: Tensor, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def losses(
+        self, images: Tensor, sizes: Tensor, targets: Targets, proposals: Proposals | None = None
+    ) -> dict[str, Tensor]:
         """Losses of the head, see `Detector.losses`."""
         return self.head.losses(self.pyramid(images, sizes), sizes, _side(images), targets)

@@ -13,6 +13,7 @@ from msefpn.models.backbone import Backbone
 from msefpn.models.cascade import CascadeHead
 from msefpn.models.detector import DenseHead, Detector, OneStage, TwoStage
 from msefpn.models.fcos import FCOSHead
+from msefpn.models.mask import MaskHead
 from msefpn.models.retina import RetinaHead
 from msefpn.models.roi import RoIHead
 from msefpn.models.rpn import RPN
@@ -28,6 +29,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "mmdetection": {
         "rpn": {},
         "roi": {},
+        "mask": {},
         "retina": {},
         "retina_neck": {"extra_levels": "conv_c5"},
         "fcos": {},
@@ -44,6 +46,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "integer_anchors": True,
         },
         "roi": {"min_size": 1e-2, "sampling_ratio": 2, "aligned": False, "beta": 1 / 9, "clamp_both": False},
+        "mask": {"sampling_ratio": 2, "aligned": False, "binary": False},
         "retina": {
             "reassign": False,
             "ignore_padding": False,
@@ -79,16 +82,62 @@ def faster_rcnn(
         rpn: arguments of `RPN` that differ from the preset's.
         roi: arguments of `RoIHead` that differ from the preset's.
     """
-    chosen = _preset(preset)
     neck = make_neck(start_level=0, extra_levels="pool")
-    if roi and roi.get("consistent") and "laterals" not in neck.aux:
-        raise ValueError("roi's consistent supervision needs a neck that gives its laterals, such as aug_fpn")
+    proposing = _preset(preset)["rpn"] | dict(rpn or {})
     return TwoStage(
         backbone,
         neck,
-        _construct(RPN, "rpn", neck.out_channels, neck.out_strides, **chosen["rpn"] | dict(rpn or {})),
-        _construct(RoIHead, "roi", *_pooled(backbone, neck), num_classes, **chosen["roi"] | dict(roi or {})),
+        _construct(RPN, "rpn", neck.out_channels, neck.out_strides, **proposing),
+        _region_head(backbone, neck, num_classes, preset, roi),
     )
+
+
+def mask_rcnn(
+    backbone: Backbone,
+    make_neck: MakeNeck,
+    num_classes: int,
+    *,
+    preset: str = "mmdetection",
+    rpn: Options | None = None,
+    roi: Options | None = None,
+    mask: Options | None = None,
+) -> TwoStage[RoIHead]:
+    """Mask R-CNN (arXiv 1703.06870): Faster R-CNN with a mask head.
+
+    Args:
+        backbone: gives the maps.
+        make_neck: builds the neck for them.
+        num_classes: K, without background.
+        preset: name in `PRESETS`.
+        rpn: arguments of `RPN` that differ from the preset's.
+        roi: arguments of `RoIHead` that differ from the preset's.
+        mask: arguments of `MaskHead` that differ from the preset's.
+    """
+    detector = faster_rcnn(backbone, make_neck, num_classes, preset=preset, rpn=rpn, roi=roi)
+    drawing = _preset(preset)["mask"] | dict(mask or {})
+    detector.mask = _construct(MaskHead, "mask", *_pooled(backbone, detector.neck), num_classes, **drawing)
+    return detector
+
+
+def fast_rcnn(
+    backbone: Backbone,
+    make_neck: MakeNeck,
+    num_classes: int,
+    *,
+    preset: str = "mmdetection",
+    roi: Options | None = None,
+) -> TwoStage[RoIHead]:
+    """Fast R-CNN (arXiv 1504.08083) on a pyramid: Faster R-CNN's head on given proposals.
+
+    Args:
+        backbone: gives the maps.
+        make_neck: builds the neck for them.
+        num_classes: K, without background.
+        preset: name in `PRESETS`.
+        roi: arguments of `RoIHead` that differ from the preset's.
+    """
+    neck = make_neck(start_level=0, extra_levels="none")
+    return TwoStage(backbone, neck, None, _region_head(backbone, neck, num_classes, preset, roi))
 
 
 def cascade_rcnn(
@@ -116,6 +165,16 @@ def cascade_rcnn(
         _construct(RPN, "rpn", neck.out_channels, neck.out_strides, **proposing),
         _construct(CascadeHead, "roi", *_pooled(backbone, neck), num_classes, **dict(roi or {})),
     )
+
+
+def _region_head(
+    backbone: Backbone, neck: Neck, num_classes: int, preset: str, options: Options | None
+) -> RoIHead:
+    """The region head of a detector that has one stage of them."""
+    chosen = _preset(preset)["roi"] | dict(options or {})
+    if chosen.get("consistent") and "laterals" not in neck.aux:
+        raise ValueError("roi's consistent supervision needs a neck that gives its laterals, such as aug_fpn")
+    return _construct(RoIHead, "roi", *_pooled(backbone, neck), num_classes, **chosen)
 
 
 def _pooled(backbone: Backbone, neck: Neck) -> tuple[int, list[int]]:
@@ -207,6 +266,8 @@ def _one_stage(
 
 DETECTORS: dict[str, Callable[..., Detector]] = {
     "faster_rcnn": faster_rcnn,
+    "fast_rcnn": fast_rcnn,
+    "mask_rcnn": mask_rcnn,
     "cascade_rcnn": cascade_rcnn,
     "retinanet": retinanet,
     "fcos": fcos,

@@ -11,10 +11,9 @@ from msefpn.models.boxes import clip_boxes, decode, encode, full_precision, larg
 from msefpn.models.losses import box_loss, check_beta, class_loss
 from msefpn.models.matching import BalancedSampler, MaxIoUMatcher, RandomSampler, Sample, matched_boxes
 from msefpn.models.roi_align import RoIAlign
-from msefpn.models.rpn import Proposals
 from msefpn.models.select import select_detections
 from msefpn.necks.aug_fpn import AdaptiveSpatialFusion
-from msefpn.structures import Detections, Targets
+from msefpn.structures import Detections, Proposals, Targets
 
 TRAINING_ONLY = "roi.auxiliary."
 """How the names of a two-stage detector's parameters begin that only training looks at."""
@@ -64,6 +63,10 @@ class Trained(NamedTuple):
     """(B, S, K or 1, 4) that were predicted."""
     proposed: Tensor
     """(B, S) bool: drawn from the proposals, and not ground truth or padding."""
+    truth: Tensor
+    """(B, S) int64, the ground truth that a region was assigned."""
+    positive: Tensor
+    """(B, S) bool, the positive ones first."""
 
 
 class RoIHead(nn.Module):
@@ -212,7 +215,7 @@ class RoIHead(nn.Module):
             losses["aux_class"] = self.consistent * torch.stack(by_class).sum()
             losses["aux_box"] = self.consistent * torch.stack(by_box).sum()
         proposed = sample.valid & (sample.chosen < proposals.boxes.shape[1])
-        return losses, Trained(rois, deltas, proposed)
+        return losses, Trained(rois, deltas, proposed, assigned, sample.positive)
 
     def decoded(self, deltas: Tensor, rois: Tensor, sizes: Tensor) -> Tensor:
         """Boxes (B, R, n, 4) of deltas (B, R, n, 4) and rois (B, R, 4), clipped to the images."""

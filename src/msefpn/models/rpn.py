@@ -1,7 +1,6 @@
 """Region proposal network: Ren et al., "Faster R-CNN", arXiv 1506.01497; defaults of mmdetection 2.x."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,18 +21,9 @@ from msefpn.models.boxes import (
 from msefpn.models.dense import by_cell
 from msefpn.models.losses import box_loss, object_loss
 from msefpn.models.matching import MaxIoUMatcher, RandomSampler, matched_boxes
-from msefpn.structures import Targets
+from msefpn.structures import Proposals, Targets
 
 STDS = (1.0, 1.0, 1.0, 1.0)
-
-
-class Proposals(NamedTuple):
-    """Regions that may hold an object."""
-
-    boxes: Tensor
-    """(B, R, 4), pixels of the padded image, best first."""
-    valid: Tensor
-    """(B, R) bool."""
 
 
 class RPN(nn.Module):

@@ -29,6 +29,9 @@ NAMES = (
     (r"roi_heads\.box_head\.fc7\.(\w+)", r"roi.box.fc2.\1"),
     (r"roi_heads\.box_predictor\.cls_score\.(\w+)", r"roi.box.classes.\1"),
     (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", r"roi.box.deltas.\1"),
+    (r"roi_heads\.mask_head\.(\d)\.0\.(\w+)", r"mask.convs.\1.\2"),
+    (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", r"mask.enlarge.\1"),
+    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"mask.masks.\1"),
     (r"head\.classification_head\.cls_logits\.(\w+)", r"head.classes.\1"),
     (r"head\.regression_head\.bbox_reg\.(\w+)", r"head.deltas.\1"),
 )
@@ -38,6 +41,8 @@ FCOS_NAMES = (
     (r"head\.regression_head\.bbox_reg\.(\w+)", r"head.distances.\1"),
     (r"head\.regression_head\.bbox_ctrness\.(\w+)", r"head.centreness.\1"),
 )
+OLD_MASKS = re.compile(r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)")
+"""torchvision's own COCO weights number the mask head's convolutions so, from 1."""
 TOWERS = re.compile(r"head\.(classification|regression)_head\.conv\.(\d)\.([01])\.(\w+)")
 
 
@@ -67,7 +72,7 @@ def convert_torchvision(
         own = _rename(name, detector)
         if own is None:
             left_out.append(name)
-        elif own.startswith(("roi.box.classes.", "roi.box.deltas.", "head.classes.")):
+        elif own.startswith(("roi.box.classes.", "roi.box.deltas.", "mask.masks.", "head.classes.")):
             rows = _class_rows(own, tensor, labels, detector)
             if rows is None:
                 left_out.append(f"{name} (its classes are others)")
@@ -88,7 +93,7 @@ def from_torchvision(
 ) -> Detector:
     """Build a detector that detects what torchvision's detector of that kind with a pyramid detects.
 
-    The kinds: `fasterrcnn_*_fpn`, `retinanet_*_fpn`, `fcos_*_fpn`.
+    The kinds: `fasterrcnn_*_fpn`, `maskrcnn_*_fpn`, `retinanet_*_fpn`, `fcos_*_fpn`.
 
     Args:
         state: the whole state dict.
@@ -121,6 +126,8 @@ def from_torchvision(
 
 
 def _kind(state: Mapping[str, Tensor]) -> str:
+    if any(name.startswith("roi_heads.mask_head.") for name in state):
+        return "mask_rcnn"
     if any(name.startswith("roi_heads.") for name in state):
         return "faster_rcnn"
     return "fcos" if "head.regression_head.bbox_ctrness.weight" in state else "retinanet"
@@ -132,6 +139,8 @@ def _rename(name: str, detector: Detector) -> str | None:
         branch = "class" if tower[1] == "classification" else "box"
         step = 3 if head.norm else 2  # conv, norm, activation
         return f"head.{branch}_tower.{step * int(tower[2]) + int(tower[3])}.{tower[4]}"
+    if conv := OLD_MASKS.fullmatch(name):
+        return f"mask.convs.{int(conv[1]) - 1}.{conv[2]}"
     for pattern, own in FCOS_NAMES + NAMES if isinstance(head, FCOSHead) else NAMES:
         if match := re.fullmatch(pattern, name):
             return match.expand(own)

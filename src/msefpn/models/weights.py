@@ -13,15 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from msefpn.config import from_dict
+from msefpn.checkpoint import KEY, find_weights, read_about, read_config
 from msefpn.errors import UserError
 from msefpn.models.detector import Detector
 from msefpn.models.factory import build
 from msefpn.models.roi import TRAINING_ONLY
 from msefpn.models.torchvision_weights import convert_torchvision, is_torchvision
-
-KEY = "msefpn"
-"""Key of our entry in a safetensors file's metadata."""
 
 
 def save(detector: Detector, path: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
@@ -62,13 +59,9 @@ def load(path: str | Path) -> Detector:
         UserError: no such file, a broken one, or one that `save` did not write.
     """
     file = find_weights(path)
-    state, about = _read_safetensors(file)
-    if about is None:
-        raise UserError(
-            f"{file} holds tensors but no detector: it was not written by msefpn; "
-            "use it as initial weights with --init"
-        )
-    config = from_dict(about["config"], source=str(file))
+    config, about = read_config(file), read_about(file)
+    assert about is not None
+    state = _read_safetensors(file)
     detector = build(config, about["classes"], about["category_ids"])
     detector.drop_training_parts()
     try:
@@ -77,19 +70,6 @@ def load(path: str | Path) -> Detector:
         detail = " ".join(str(error).split())[:300]
         raise UserError(f"{file} does not fit the detector that it describes: {detail}") from None
     return detector.eval()
-
-
-def find_weights(path: str | Path) -> Path:
-    """The weights that `load` reads. Raises UserError."""
-    path = Path(path)
-    if path.is_dir():
-        for name in ("best.safetensors", "last.safetensors"):
-            if (path / name).is_file():
-                return path / name
-        raise UserError(f"{path} holds no best.safetensors or last.safetensors: is it the folder of a run?")
-    if not path.is_file():
-        raise UserError(f"no weights at {path}: give a run's folder or a .safetensors file")
-    return path
 
 
 @dataclass(frozen=True)
@@ -174,7 +154,7 @@ def _read_any(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"initial weights {path} do not exist: give a file, 'imagenet' or 'none'")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)[0]
+        return _read_safetensors(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file raises whatever its first wrong byte leads to
@@ -187,13 +167,9 @@ def _read_any(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Tensors, and our metadata if it is one of our files."""
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        about = json.loads(metadata[KEY]) if KEY in metadata else None
-        return load_file(path), about
+        return load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is broken or half-written ({reason}): take another copy of it") from None

@@ -1,0 +1,101 @@
+"""Masks of objects as COCO's compressed run lengths: compact, whatever an annotation file has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from faster_coco_eval.core import mask as coco_mask
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Masks:
+    """M masks, each of its image's size. One array: a list would hold millions of Python objects."""
+
+    text: NDArray[np.uint8]
+    """The run lengths of all masks, one after the other."""
+    offsets: NDArray[np.int64]
+    """(M + 1,) those of mask i are offsets[i] to offsets[i + 1]."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @classmethod
+    def pack(cls, counts: Sequence[bytes]) -> Masks:
+        """Put run lengths together."""
+        lengths = np.array([len(text) for text in counts], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(counts), dtype=np.uint8), np.concatenate([[0], lengths.cumsum()]))
+
+    def counts(self, rows: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
+        """The run lengths of the masks at `rows`."""
+        return [self.text[self.offsets[row] : self.offsets[row + 1]].tobytes() for row in rows]
+
+    def take(self, rows: NDArray[np.int64]) -> Masks:
+        """The masks at `rows`, in that order."""
+        return Masks.pack(self.counts(rows))
+
+
+def encode_segmentation(value: Any, size: tuple[int, int]) -> bytes:
+    """Run lengths of an annotation's `segmentation`: polygons, or run lengths, compressed or not.
+
+    Args:
+        value: of the json.
+        size: height and width of the image, pixels.
+
+    Raises:
+        ValueError: it is none of these, or of another size; the message says what is wrong.
+    """
+    height, width = size
+    if isinstance(value, list):
+        for polygon in value:
+            if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+                raise ValueError("a polygon is no list of x, y of three corners or more")
+            if not all(type(number) in (int, float) and abs(number) < 1e6 for number in polygon):
+                raise ValueError("a polygon holds something that is no number of pixels")
+        parts = coco_mask.frPyObjects([list(map(float, polygon)) for polygon in value], height, width)
+        return _counts(coco_mask.merge(parts))
+    if not isinstance(value, dict) or not {"size", "counts"} <= value.keys():
+        raise ValueError("is neither a list of polygons nor run lengths")
+    if value["size"] != [height, width]:
+        raise ValueError(f"run lengths of size {value['size']}, the image has [{height}, {width}]")
+    counts = value["counts"]
+    if isinstance(counts, list):
+        if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != height * width:
+            raise ValueError("the run lengths do not add up to the image's pixels")
+        return _counts(coco_mask.frPyObjects(value, height, width))
+    try:
+        coco_mask.decode([value])
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(f"the compressed run lengths are broken ({error})") from None
+    return _counts(value)
+
+
+def decode_masks(counts: Sequence[bytes], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Run lengths as masks (G, H, W), 1 on the object; `size`: height and width."""
+    if not counts:
+        return np.zeros((0, *size), dtype=np.uint8)
+    masks: NDArray[np.uint8] = coco_mask.decode([run_lengths(text, size) for text in counts])  # (H, W, G)
+    return np.ascontiguousarray(masks.transpose(2, 0, 1))
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> bytes:
+    """A mask (H, W) as run lengths."""
+    return _counts(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)))
+
+
+def run_lengths(counts: bytes, size: Iterable[int]) -> dict[str, Any]:
+    """COCO's object for a mask; `size`: height and width."""
+    return {"size": [int(side) for side in size], "counts": counts.decode()}
+
+
+def mask_area(value: dict[str, Any]) -> float:
+    """Pixels of a mask in COCO's form."""
+    return float(coco_mask.area(value))
+
+
+def _counts(value: dict[str, Any]) -> bytes:
+    counts: bytes | str = value["counts"]
+    return counts if isinstance(counts, bytes) else counts.encode()
