@@ -110,7 +110,7 @@ class YOLOHead(nn.Module):
         found = self._heads(pyramid)  # (B, N, 5 + K)
         scores = found[..., 4:5].sigmoid() * found[..., 5:].sigmoid()  # (B, N, K)
         score, index, label = best_pairs(scores, self.candidates)
-        boxes = self._boxes(found[..., :4], *self._cells(pyramid))
+        boxes = self._boxes(found[..., :4], self._cells(pyramid))
         box = clip_boxes(boxes.gather(1, index[..., None].expand(-1, -1, 4)), sizes)
         over = (scores > self.score).flatten(1).sum(dim=1)
         return select_detections(
@@ -129,11 +129,10 @@ class YOLOHead(nn.Module):
     ) -> dict[str, Tensor]:
         """The losses `yolo_box`, `yolo_object` and `yolo_class`, divided by the batch's objects."""
         found = self._heads(pyramid)
-        cells, stride, shape = self._cells(pyramid)
         assigned = self.assign([(x.shape[2], x.shape[3]) for x in pyramid], targets)
         positive, count = assigned.positive, assigned.positive.sum().clamp(min=1)
         with torch.no_grad():
-            free = self._far_from_all(self._boxes(found[..., :4], cells, stride, shape), targets)
+            free = self._far_from_all(self._boxes(found[..., :4], self._cells(pyramid)), targets)
         boxes = torch.cat([found[..., :2].sigmoid(), found[..., 2:4]], dim=-1)[positive]
         labels = targets.labels.gather(1, assigned.truth)[positive]
         classes = F.one_hot(labels, self.num_classes).to(found.dtype)
@@ -189,9 +188,9 @@ class YOLOHead(nn.Module):
         found = [by_cell(conv(x), 5 + self.num_classes) for x, conv in zip(pyramid, self.convs, strict=True)]
         return full_precision(torch.cat(found, dim=1))
 
-    def _cells(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Cell (N, 2: x, y), stride (N, 1) and anchor's shape (N, 2) of every anchor."""
-        cells, strides, shapes = [], [], []
+    def _cells(self, pyramid: list[Tensor]) -> Tensor:
+        """Column, line and stride of its cell and its own width and height, of every anchor: (N, 5)."""
+        levels = []
         for x, stride, shape in zip(pyramid, self.strides, self.shapes.split(self.counts), strict=True):
             y, x_ = torch.meshgrid(
                 torch.arange(x.shape[2], device=x.device),
@@ -199,13 +198,14 @@ class YOLOHead(nn.Module):
                 indexing="ij",
             )
             cell = torch.stack([x_, y], dim=-1)[:, :, None].expand(-1, -1, len(shape), -1)  # (H, W, A, 2)
-            cells.append(cell.flatten(0, 2).to(shape.dtype))
-            shapes.append(shape.expand(*cell.shape).flatten(0, 2))
-            strides.append(torch.full_like(cells[-1][:, :1], stride))
-        return torch.cat(cells), torch.cat(strides), torch.cat(shapes)
+            cell = cell.to(shape.dtype)
+            parts = [cell, torch.full_like(cell[..., :1], stride), shape.expand_as(cell)]
+            levels.append(torch.cat(parts, dim=-1).flatten(0, 2))
+        return torch.cat(levels)
 
-    def _boxes(self, t: Tensor, cells: Tensor, stride: Tensor, shape: Tensor) -> Tensor:
-        """Boxes (B, N, 4), pixels, of t (B, N, 4)."""
-        centre = (t[..., :2].sigmoid() + cells) * stride
+    def _boxes(self, t: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes (B, N, 4), pixels, of t (B, N, 4) and anchors (..., N, 5) as `_cells` gives them."""
+        cell, stride, shape = anchors.split([2, 1, 2], dim=-1)
+        centre = (t[..., :2].sigmoid() + cell) * stride
         half = 0.5 * t[..., 2:].clamp(max=MAX_LOG_RATIO).exp() * shape
         return torch.cat([centre - half, centre + half], dim=-1)
