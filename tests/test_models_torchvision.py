@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,10 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, Detector]:
     theirs = MAKERS[request.param]()
     ours = from_torchvision(theirs.state_dict(), CLASSES, LABELS)
     if isinstance(ours, TwoStage):
-        ours.roi.candidates = 10**5
-        ours.roi.detections = 1000
+        ours.roi.selection = replace(ours.roi.selection, candidates=10**5, detections=1000)
     elif isinstance(ours, OneStage):
-        ours.head.candidates = 10**5
-        if isinstance(theirs, FCOS):
-            ours.head.detections = 1000
+        count = 1000 if isinstance(theirs, FCOS) else ours.head.selection.detections
+        ours.head.selection = replace(ours.head.selection, candidates=10**5, detections=count)
     return theirs, ours
 
 

@@ -7,16 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msefpn.models.boxes import (
-    MAX_LOG_RATIO,
-    PAD_SCORE,
-    clip_boxes,
-    full_precision,
-    larger_than,
-    pairwise_iou,
-)
-from msefpn.models.dense import best_pairs, by_cell
-from msefpn.models.select import select_detections
+from msefpn.models.boxes import MAX_LOG_RATIO, full_precision, pairwise_iou
+from msefpn.models.dense import by_cell, detect
+from msefpn.models.select import Selection
 from msefpn.necks.layers import group_norm
 from msefpn.structures import Detections, Targets
 
@@ -47,7 +40,8 @@ class YOLOHead(nn.Module):
     overlaps it most, in the cell of its centre; of two objects with the same one, the later. Other anchors
     learn that they have no object, unless their predicted box overlaps one by more than `ignore_iou`. Losses:
     squared error of x, y (after the sigmoid), w and h, binary cross-entropy of objectness and classes. The
-    paper's convolutions have batch normalisation; here it is group normalisation, whatever the batch.
+    paper's convolutions have batch normalisation; here it is group normalisation, whatever the batch. A
+    detection's score is objectness times class score.
 
     Args:
         channels: channels of the pyramid.
@@ -55,11 +49,8 @@ class YOLOHead(nn.Module):
         num_classes: K; there is no background class.
         anchors: (width, height) of the anchors of each level, pixels.
         ignore_iou: see above.
-        score: least score of a detection, objectness times class score.
-        nms_iou: suppression threshold within a class.
-        detections: detections kept an image.
+        score, nms_iou, detections, min_size: see `Selection`.
         candidates: best (anchor, class) pairs of an image that go into suppression.
-        min_size: detections with a side not above this, pixels, are dropped.
 
     Raises:
         ValueError: there are not as many levels of anchors as strides.
@@ -96,8 +87,8 @@ class YOLOHead(nn.Module):
             )
             for count in self.counts
         )
-        self.ignore_iou, self.score, self.nms_iou = ignore_iou, score, nms_iou
-        self.detections, self.candidates, self.min_size = detections, candidates, min_size
+        self.ignore_iou = ignore_iou
+        self.selection = Selection(score, nms_iou, detections, candidates, min_size)
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
         """Detect.
@@ -109,20 +100,8 @@ class YOLOHead(nn.Module):
         """
         found = self._heads(pyramid)  # (B, N, 5 + K)
         scores = found[..., 4:5].sigmoid() * found[..., 5:].sigmoid()  # (B, N, K)
-        score, index, label = best_pairs(scores, self.candidates)
-        boxes = self._boxes(found[..., :4], self._cells(pyramid))
-        box = clip_boxes(boxes.gather(1, index[..., None].expand(-1, -1, 4)), sizes)
-        over = (scores > self.score).flatten(1).sum(dim=1)
-        return select_detections(
-            box,
-            torch.where((score > PAD_SCORE) & larger_than(box, self.min_size), score, 0),
-            label,
-            score=self.score,
-            nms_iou=self.nms_iou,
-            detections=self.detections,
-            candidates=self.candidates,
-            cut=(over - self.candidates).clamp(min=0),
-        )
+        levels = [(scores, found[..., :4], self._cells(pyramid))]
+        return detect(levels, self._boxes, sizes, self.selection)
 
     def losses(
         self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int], targets: Targets
