@@ -1,5 +1,6 @@
 """Whole detectors: mmdetection's defaults, freezing, hard batches, weights in and out."""
 
+import dataclasses
 import inspect
 import math
 from pathlib import Path
@@ -227,6 +228,17 @@ def test_backbones_that_do_not_fit(name: str, reason: str) -> None:
 def test_wrong_options_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         make(**options)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_options_reach_the_selection(detector: str) -> None:
+    options = {"score": 0.1, "nms_iou": 0.3, "detections": 50, "candidates": 70, "min_size": 2.0}
+    part = "roi" if detector.endswith("rcnn") else "head"
+    model: Any = make(detector, detector_options={part: options})
+    head = getattr(model, part)
+    assert dataclasses.asdict(getattr(head, "stages", [head])[-1].selection) == options
+    with pytest.raises(UserError, match=r"unknown key in \w+ 'skore': did you mean 'score'"):
+        make(detector, detector_options={part: {"skore": 0.1}})
 
 
 @pytest.mark.parametrize(
