@@ -65,7 +65,7 @@ def make(side: str, detector: str, height: int, width: int) -> nn.Module:
     if side == "mse_fpn":
         options = dict(ours.config.detector_options)
         ours = build(Config(detector=detector, neck="mse_fpn", detector_options=options), CLASSES, LABELS)
-    if isinstance(ours, TwoStage):
+    if isinstance(ours, TwoStage) and ours.rpn is not None:
         ours.rpn.nms_iou = 1.0
     return ours
 

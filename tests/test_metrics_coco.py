@@ -15,8 +15,9 @@ from pycocotools.cocoeval import COCOeval
 from msefpn.data import synthetic
 from msefpn.data.coco import read_coco
 from msefpn.data.locate import find_split
+from msefpn.data.masks import decode_masks, encode_mask, run_lengths
 from msefpn.engine.truth import truth_of
-from msefpn.metrics.coco import NUMBERS, evaluate_coco
+from msefpn.metrics.coco import MASK, NUMBERS, evaluate_coco, scores_of
 
 CATEGORY_IDS = (3, 7, 8, 90)
 
@@ -64,7 +65,9 @@ def random_predictions(rng: np.random.Generator, truth: dict[str, Any]) -> list[
     return predictions
 
 
-def judge(truth: dict[str, Any], predictions: list[dict[str, Any]]) -> tuple[list[float], dict[str, float]]:
+def judge(
+    truth: dict[str, Any], predictions: list[dict[str, Any]], kind: str = "bbox"
+) -> tuple[list[float], dict[str, float]]:
     """What pycocotools says: the 12 numbers and AP per class."""
     with contextlib.redirect_stdout(io.StringIO()):
         expected = COCO()
@@ -76,7 +79,7 @@ def judge(truth: dict[str, Any], predictions: list[dict[str, Any]]) -> tuple[lis
             found = COCO()
             found.dataset = copy.deepcopy(truth) | {"annotations": []}
             found.createIndex()
-        evaluator = COCOeval(expected, found, "bbox")
+        evaluator = COCOeval(expected, found, kind)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -164,3 +167,27 @@ def test_the_data_as_read_is_judged_as_its_json(tmp_path: Path) -> None:
     by_boxes = evaluate_coco(ours, predictions)
     assert by_boxes["AP"] == result["AP"]
     assert all(by_boxes[name] != result[name] for name in ("APs", "APm", "APl"))
+
+
+def test_masks_are_judged_as_by_pycocotools(tmp_path: Path) -> None:
+    synthetic.draw(tmp_path / "set", train=12, val=1, seed=0)
+    file, folder = find_split(tmp_path / "set", "train")
+    truth = truth_of(read_coco(file, folder, masks=True)[0])
+    rng = np.random.default_rng(0)
+    predictions = []
+    for item in truth["annotations"]:
+        mask = decode_masks([item["segmentation"]["counts"].encode()], item["segmentation"]["size"])[0]
+        moved = np.roll(mask, rng.integers(-3, 4, 2), (0, 1)).astype(bool)
+        segmentation = run_lengths(encode_mask(moved), mask.shape)
+        shared = {key: item[key] for key in ("image_id", "category_id", "bbox")}
+        predictions.append(shared | {"score": float(rng.random()), "segmentation": segmentation})
+    bare = [{key: value for key, value in item.items() if key != "bbox"} for item in predictions]
+    expected, _ = judge(truth, bare, "segm")
+    result = evaluate_coco(truth, predictions, masks=True)
+    assert [result[MASK + name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
+    assert 0.2 < result["mask_AP"] < 0.95
+    assert min(result[MASK + name] for name in ("APs", "APm", "APl")) > 0
+    assert set(result["mask_per_class"]) == set(result["per_class"])
+    boxes = evaluate_coco(truth, predictions)
+    assert {name: result[name] for name in boxes} == boxes
+    assert set(scores_of(result)) == {*NUMBERS, *(MASK + name for name in NUMBERS)}

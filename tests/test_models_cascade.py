@@ -9,8 +9,7 @@ from torch import Tensor
 
 from msefpn.models.boxes import within
 from msefpn.models.cascade import CascadeHead
-from msefpn.models.rpn import Proposals
-from msefpn.structures import Targets
+from msefpn.structures import Proposals, Targets
 
 STEPS = (-1.0, 0.0, 2.0)
 """What each stage predicts for the x of every region, before the division is undone."""

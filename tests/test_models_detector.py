@@ -1,5 +1,6 @@
 """Whole detectors: mmdetection's defaults, freezing, hard batches, weights in and out."""
 
+import dataclasses
 import inspect
 import math
 from pathlib import Path
@@ -12,14 +13,14 @@ from torch import Tensor
 
 from msefpn.config import Config
 from msefpn.errors import UserError
-from msefpn.models import DETECTORS, Detector, OneStage, TwoStage, build, init_weights, load, save
+from msefpn.models import DETECTORS, Detector, OneStage, build, init_weights, load, save
 from msefpn.models.backbone import Backbone
 from msefpn.models.cascade import CascadeHead
 from msefpn.models.matching import BalancedSampler
 from msefpn.models.retina import RetinaHead
 from msefpn.models.roi import RoIHead
 from msefpn.models.rpn import RPN
-from msefpn.structures import Targets
+from msefpn.structures import Proposals, Targets
 
 
 def make(detector: str = "faster_rcnn", **options: Any) -> Detector:
@@ -31,12 +32,17 @@ def make(detector: str = "faster_rcnn", **options: Any) -> Detector:
 def targets_of(boxes: Tensor) -> Targets:
     """Targets of the same boxes (G, 4) in each of two images."""
     batch = boxes.expand(2, -1, -1)
-    return Targets(batch, torch.zeros(batch.shape[:2], dtype=torch.long), batch[..., 2] > 0)
+    rows, columns = torch.arange(96)[:, None], torch.arange(128)
+    left, top, right, bottom = batch[..., None, None].unbind(2)
+    masks = (columns >= left) & (columns < right) & (rows >= top) & (rows < bottom)
+    labels = torch.zeros(batch.shape[:2], dtype=torch.long)
+    return Targets(batch, labels, batch[..., 2] > 0, masks.to(torch.uint8))
 
 
 IMAGES = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 SIZES = torch.tensor([[96, 120], [80, 128]])
 CROWD = torch.rand(500, 2, generator=torch.Generator().manual_seed(0)) * 90
+REGIONS = Proposals(torch.cat([CROWD, CROWD + 25], dim=1).expand(2, -1, -1), torch.ones(2, 500).bool())
 HARD: dict[str, Tensor] = {
     "no object": torch.zeros(1, 4),
     "one object": torch.tensor([[10.0, 10, 50, 60]]),
@@ -50,7 +56,7 @@ HARD: dict[str, Tensor] = {
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_hard_batches_train_every_parameter(detector: str, case: str) -> None:
     model = make(detector).train()
-    losses = model.losses(IMAGES, SIZES, targets_of(HARD[case]))
+    losses = model.losses(IMAGES, SIZES, targets_of(HARD[case]), REGIONS)
     assert all(value.isfinite() and value.ndim == 0 for value in losses.values())
     torch.stack(list(losses.values())).sum().backward()
     for name, parameter in model.named_parameters():
@@ -110,9 +116,8 @@ def test_defaults_of_mmdetection(head: type) -> None:
 
 
 def test_initial_weights_of_mmdetection() -> None:
-    two, one = make(), make("retinanet")
-    assert isinstance(two, TwoStage)
-    assert isinstance(one, OneStage)
+    two: Any = make()
+    one: Any = make("retinanet")
     towers: list[Any] = [one.head.class_tower[0], one.head.box_tower[0], one.head.classes, one.head.deltas]
     for layer in (two.rpn.conv, two.rpn.objectness, two.rpn.deltas, two.roi.box.classes, *towers):
         assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
@@ -124,9 +129,8 @@ def test_initial_weights_of_mmdetection() -> None:
 
 
 def test_levels_of_mmdetection() -> None:
-    two, one = make(), make("retinanet")
-    assert isinstance(two, TwoStage)
-    assert isinstance(one, OneStage)
+    two: Any = make()
+    one: Any = make("retinanet")
     assert two.rpn.anchors.strides == [4, 8, 16, 32, 64]
     assert (two.roi.pool.strides, two.roi.pool.size) == ([4, 8, 16, 32], 7)
     assert (two.rpn.sampler.positive_fraction, two.roi.sampler.positive_fraction) == (0.5, 0.25)
@@ -135,11 +139,11 @@ def test_levels_of_mmdetection() -> None:
 
 
 def test_proposals_of_a_cascade() -> None:
-    cascade = make("cascade_rcnn")
-    assert isinstance(cascade, TwoStage)
+    cascade: Any = make("cascade_rcnn")
+    plain: Any = make()
     rpn = cascade.rpn
     assert (rpn.proposals, rpn.border, rpn.beta) == ((2000, 1000), 0.0, 1 / 9)
-    assert (rpn.candidates, make().rpn.border) == ((2000, 1000), None)  # type: ignore[union-attr]  # a TwoStage
+    assert (rpn.candidates, plain.rpn.border) == ((2000, 1000), None)
 
 
 def test_schedule_of_mmdetection() -> None:
@@ -229,12 +233,22 @@ def test_wrong_options_are_refused(options: dict[str, Any], reason: str) -> None
         make(**options)
 
 
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_options_reach_the_selection(detector: str) -> None:
+    options = {"score": 0.1, "nms_iou": 0.3, "detections": 50, "candidates": 70, "min_size": 2.0}
+    part = "roi" if detector.endswith("rcnn") else "head"
+    model: Any = make(detector, detector_options={part: options})
+    head = getattr(model, part)
+    assert dataclasses.asdict(getattr(head, "stages", [head])[-1].selection) == options
+    with pytest.raises(UserError, match=r"unknown key in \w+ 'skore': did you mean 'score'"):
+        make(detector, detector_options={part: {"skore": 0.1}})
+
+
 @pytest.mark.parametrize(
     ("extra", "strides"), [("none", [4, 8, 16, 32]), ("conv_c5", [4, 8, 16, 32, 64, 128])]
 )
 def test_regions_are_pooled_from_the_backbones_levels(extra: str, strides: list[int]) -> None:
-    model = make(neck_options={"extra_levels": extra})
-    assert isinstance(model, TwoStage)
+    model: Any = make(neck_options={"extra_levels": extra})
     assert (model.roi.pool.strides, model.rpn.anchors.strides) == ([4, 8, 16, 32], strides)
 
 
@@ -261,7 +275,7 @@ def test_training_only_parts_are_not_saved(tmp_path: Path) -> None:
     assert again.roi.auxiliary is None
     assert again.config == model.config
     with torch.no_grad():
-        for a, b in zip(model(IMAGES, SIZES), again(IMAGES, SIZES), strict=True):
+        for a, b in zip(model(IMAGES, SIZES)[:5], again(IMAGES, SIZES)[:5], strict=True):
             assert torch.equal(a, b)
 
 
@@ -313,6 +327,25 @@ def test_norms_of_the_retina_head(channels: int) -> None:
     assert not torch.allclose(plain(100 * x), plain(x), atol=0.01)
 
 
+def test_what_a_detector_must_be_given() -> None:
+    with pytest.raises(ValueError, match="pass proposals"):
+        make("fast_rcnn")(IMAGES, SIZES)
+    unmasked = targets_of(HARD["one object"])._replace(masks=None)
+    with pytest.raises(ValueError, match="learns from masks"):
+        make("mask_rcnn").losses(IMAGES, SIZES, unmasked)
+
+
+def test_given_regions_decide_what_is_found() -> None:
+    """Fast R-CNN looks where it is told to, and at nothing that is not valid."""
+    model = make("fast_rcnn", detector_options={"roi": {"score": 0.0}}).eval()
+    box = torch.tensor([[40.0, 30, 80, 70], [5, 5, 30, 20]]).expand(2, -1, -1)
+    valid = torch.tensor([[True, False], [False, False]])
+    with torch.no_grad():
+        found = model(IMAGES, SIZES, Proposals(box, valid))
+    assert found.valid.sum(dim=1).tolist() == [3, 0]  # one of each class
+    assert (found.boxes[0, :3] - box[0, 0]).abs().max() < 5  # deltas begin near zero
+
+
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_save_and_load(detector: str, tmp_path: Path) -> None:
     model = make(detector).eval()
@@ -321,8 +354,8 @@ def test_save_and_load(detector: str, tmp_path: Path) -> None:
     assert (again.classes, again.category_ids) == (("cat", "dog", "eel"), (2, 5, 9))
     assert again.config == model.config
     with torch.no_grad():
-        for a, b in zip(model(IMAGES, SIZES), again(IMAGES, SIZES), strict=True):
-            assert torch.equal(a, b)
+        for a, b in zip(model(IMAGES, SIZES, REGIONS), again(IMAGES, SIZES, REGIONS), strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
     assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]
 
 

@@ -14,7 +14,7 @@ from msefpn.models.anchors import AnchorGenerator
 from msefpn.models.boxes import decode, encode, nms, pairwise_iou
 from msefpn.models.losses import balanced_l1, box_loss, focal_loss
 from msefpn.models.matching import BalancedSampler, Match, MaxIoUMatcher, RandomSampler
-from msefpn.models.select import select_detections
+from msefpn.models.select import Selection
 from msefpn.structures import Targets
 
 
@@ -188,15 +188,8 @@ def test_box_loss_by_hand(beta: float, expected: float) -> None:
 def test_candidates_beyond_the_limit_are_counted() -> None:
     boxes = torch.arange(30.0)[None, :, None] * 10 + torch.tensor([0.0, 0, 5, 5])
     scores = torch.linspace(1, 0.02, 30)[None]
-    found = select_detections(
-        boxes,
-        scores,
-        torch.zeros(1, 30, dtype=torch.long),
-        score=0.05,
-        nms_iou=0.5,
-        detections=4,
-        candidates=10,
-    )
+    selection = Selection(score=0.05, nms_iou=0.5, detections=4, candidates=10, min_size=0.0)
+    found = selection(boxes, scores, torch.zeros(1, 30, dtype=torch.long))
     assert found.cut.tolist() == [int((scores > 0.05).sum()) - 10]
     torch.testing.assert_close(found.scores[0], scores[0, :4])
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +131,11 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, Detector]:
     theirs = MAKERS[request.param]()
     ours = from_torchvision(theirs.state_dict(), CLASSES, LABELS)
     if isinstance(ours, TwoStage):
-        ours.roi.candidates = 10**5
-        ours.roi.detections = KEPT[type(theirs)]
+        kept = KEPT[type(theirs)]
+        ours.roi.selection = replace(ours.roi.selection, candidates=10**5, detections=kept)
     elif isinstance(ours, OneStage):
-        ours.head.candidates = 10**5
-        if isinstance(theirs, FCOS):
-            ours.head.detections = 1000
+        count = 1000 if isinstance(theirs, FCOS) else ours.head.selection.detections
+        ours.head.selection = replace(ours.head.selection, candidates=10**5, detections=count)
     return theirs, ours
 
 
@@ -264,6 +264,7 @@ def test_losses_and_gradients_equal(pair: tuple[Any, Detector], batches: list[tu
     ]
     x = ours.normalise(images, sizes)
     if isinstance(ours, TwoStage):
+        assert ours.rpn is not None
         theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler = (
             TheirFirstK(256, 0.5),
             TheirFirstK(512, 0.25),

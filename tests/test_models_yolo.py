@@ -69,7 +69,7 @@ def test_decoding(head: YOLOHead, maps: list[Tensor]) -> None:
     t = torch.zeros(1, sum(COUNTS), 4)
     at = index(2, 1, 3, 0)
     t[0, at] = torch.tensor([1.0, -1.0, math.log(2), 0.0])
-    box = head._boxes(t, *head._cells(maps))[0, at]
+    box = head._boxes(t, head._cells(maps))[0, at]
     x, y = (3 + 1 / (1 + math.exp(-1))) * 32, (1 + 1 / (1 + math.exp(1))) * 32
     assert box.tolist() == pytest.approx([x - 116, y - 45, x + 116, y + 45], rel=1e-5)
 
@@ -81,7 +81,7 @@ def test_losses(head: YOLOHead, maps: list[Tensor], monkeypatch: pytest.MonkeyPa
     losses = head.losses(maps, torch.tensor([[96, 128]]), (96, 128), targets([12, 29, 28, 59], labels=[1]))
     assert losses["yolo_box"].item() == pytest.approx(0, abs=1e-6)
     assert losses["yolo_class"].item() == pytest.approx(2 * math.log(2), rel=1e-5)
-    boxes = head._boxes(torch.zeros(1, sum(COUNTS), 4), *head._cells(maps))[0]
+    boxes = head._boxes(torch.zeros(1, sum(COUNTS), 4), head._cells(maps))[0]
     truth = torch.tensor([12.0, 29, 28, 59])
     overlap = (boxes[:, 2:].minimum(truth[2:]) - boxes[:, :2].maximum(truth[:2])).clamp(min=0).prod(dim=1)
     union = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) + 480 - overlap

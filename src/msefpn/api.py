@@ -226,6 +226,7 @@ def check(
     train_images: str | Path | None = None,
     val_json: str | Path | None = None,
     val_images: str | Path | None = None,
+    masks: bool = False,
     size: str | int = "1333x800",
 ) -> Check:
     """Look at every image and box of a data set and print what is wrong or unusual.
@@ -236,6 +237,7 @@ def check(
         train_images: folder of the training images; the one beside the json with its name
         val_json: COCO json of the validation images
         val_images: folder of the validation images; the one beside the json with its name
+        masks: look at the objects' masks too, which mask_rcnn learns from
         size: images will be resized, ratio kept, to fit into this
 
     Raises:
@@ -249,6 +251,7 @@ def check(
         train_images=train_images,
         val_json=val_json,
         val_images=val_images,
+        masks=masks,
         size=parse_size(str(size)),
     )
     print(report)

@@ -88,6 +88,7 @@ def check(
     train_images: str | Path | None = None,
     val_json: str | Path | None = None,
     val_images: str | Path | None = None,
+    masks: bool = False,
     size: tuple[int, int] = (1333, 800),
 ) -> Check:
     """Look at every image and box of a data set, decoding all images.
@@ -98,6 +99,7 @@ def check(
         train_images: its image folder; without it, the folder beside the json with the json's name.
         val_json: the validation json.
         val_images: its image folder.
+        masks: look at the objects' masks too.
         size: (longest, shortest side) that images are resized to fit into, pixels.
 
     Raises:
@@ -109,7 +111,7 @@ def check(
         raise UserError("no data to check: give a data folder, or the training json and its image folder")
     val, missing = _locate_val(data, val_json, val_images)
     places = {"train": train} | ({} if val is None else {"val": val})
-    scans = {name: (place, *scan_coco(*place, decode=True)) for name, place in places.items()}
+    scans = {name: (place, *scan_coco(*place, decode=True, masks=masks)) for name, place in places.items()}
     splits = tuple(_describe(name, *scan, size) for name, scan in scans.items())
     both = [found for _, found, _ in scans.values() if found is not None]
     return Check(size, splits, tuple(class_differences(*both)) if len(both) == 2 else (), missing)

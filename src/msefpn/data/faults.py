@@ -24,6 +24,9 @@ STOPS = {
 }
 """Faults that nobody but the user can mend, and how."""
 
+OF_MASKS = ("no mask", "broken mask")
+"""Those that are looked for only where masks are wanted."""
+
 MENDED = {
     "unreadable image": "dropped with its boxes",
     "unknown image": "annotation dropped",
@@ -96,7 +99,8 @@ class Report:
             return
         first, more = self.stops[0], len(self.stops) - 1
         where = "" if first.file == str(self.file) else f"{self.file}: "
-        rest = f" ({more} more such faults: 'msefpn check' lists them)" if more else ""
+        option = " --masks" if first.kind in OF_MASKS else ""
+        rest = f" ({more} more such faults: 'msefpn check{option}' lists them)" if more else ""
         raise UserError(f"{where}{first.kind}: {first}: {STOPS[first.kind]}{rest}")
 
     def lines(self, most: int = 5) -> list[str]:

@@ -36,13 +36,13 @@ class Sample(NamedTuple):
     """(G, 4) float32, xyxy, pixels of `image`."""
     labels: Tensor
     """(G,) int64."""
-    masks: Tensor | None
-    """(G, H, W) uint8, 1 on the object; None where they were not read."""
-    proposals: Tensor | None
-    """(R, 4) float32, given regions, best first, pixels of `image`; None where there are none."""
     original_size: tuple[int, int]
     """Height and width as decoded, pixels."""
     id: int
+    masks: Tensor | None = None
+    """(G, H, W) uint8, 1 on the object; None where they were not read."""
+    proposals: Tensor | None = None
+    """(R, 4) float32, given regions, best first, pixels of `image`; None where there are none."""
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -75,10 +75,10 @@ class DetectionDataset(Dataset[Sample]):
             image.as_subclass(Tensor),
             boxes[real],
             labels[real],
-            target["masks"].as_subclass(Tensor) if "masks" in target else None,
-            None if self.data.proposals is None else boxes[~real],
             (height, width),
             int(self.data.ids[index]),
+            target["masks"].as_subclass(Tensor) if "masks" in target else None,
+            None if self.data.proposals is None else boxes[~real],
         )
 
     def _target(self, index: int, size: tuple[int, int]) -> dict[str, Tensor]:

@@ -157,8 +157,7 @@ def _sample(picture: _Picture, transform: Any, regions: NDArray[np.float32] | No
         resized.as_subclass(torch.Tensor),
         boxes=torch.zeros(0, 4),
         labels=torch.zeros(0, dtype=torch.int64),
-        masks=None,
-        proposals=proposals,
         original_size=(height, width),
         id=picture.number,
+        proposals=proposals,
     )

@@ -21,13 +21,7 @@ class CascadeHead(nn.Module):
         ious: IoU from which a region is positive, for each stage.
         stds: what the four deltas are divided by, for each stage.
         weights: weight of the losses of each stage.
-        hidden: see `RoIHead`.
-        samples: see `RoIHead`.
-        score: see `RoIHead`.
-        nms_iou: see `RoIHead`.
-        detections: see `RoIHead`.
-        candidates: see `RoIHead`.
-        min_size: see `RoIHead`.
+        hidden, samples, score, nms_iou, detections, candidates, min_size: see `RoIHead`.
         sampling_ratio: see `RoIAlign`.
         beta: where smooth-L1 turns quadratic; 0: L1.
 

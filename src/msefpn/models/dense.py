@@ -1,12 +1,14 @@
-"""What heads that predict in every cell share: towers of convolutions, the best pairs of cell and class."""
+"""What heads that predict in every cell share: towers of convolutions, and the way to detections."""
 
-from __future__ import annotations
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from msefpn.models.boxes import PAD_SCORE, top_candidates
+from msefpn.models.boxes import PAD_SCORE, clip_boxes, full_precision, top_candidates
+from msefpn.models.select import Selection
 from msefpn.necks.layers import group_norm
+from msefpn.structures import Detections
 
 
 def tower(channels: int, depth: int, *, norm: bool, bias: bool) -> nn.Sequential:
@@ -38,3 +40,40 @@ def best_pairs(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     pairs = torch.where(peak[..., None] > PAD_SCORE, pairs, PAD_SCORE).flatten(1)  # (B, n * K)
     score, pair = top_candidates(pairs, count)
     return score, anchor.gather(1, pair // classes), pair % classes
+
+
+def detect(
+    levels: Iterable[tuple[Tensor, Tensor, Tensor]],
+    boxes_of: Callable[[Tensor, Tensor], Tensor],
+    sizes: Tensor,
+    selection: Selection,
+    *,
+    threshold: float | None = None,
+) -> Detections:
+    """The detections among the best pairs of anchor and class of each level.
+
+    Args:
+        levels: for each level scores (B, N, K), predictions (B, N, 4) and anchors (N, P). A head whose
+            levels share their `candidates` gives one for all.
+        boxes_of: boxes (B, n, 4), pixels, of predictions (B, n, 4) and their anchors (B, n, P).
+        sizes: (B, 2), height and width of each image, pixels.
+        selection: chooses the detections; its `candidates` are those of each of `levels`.
+        threshold: the scores are logits, and this is `selection.score` as one; None: they are 0..1.
+    """
+    boxes, scores, labels, cut = [], [], [], []
+    for every_score, predictions, anchors in levels:
+        score, anchor, label = best_pairs(full_precision(every_score), selection.candidates)
+        chosen = full_precision(predictions).gather(1, anchor[..., None].expand(-1, -1, 4))
+        boxes.append(clip_boxes(boxes_of(chosen, anchors[anchor]), sizes))
+        probability = score if threshold is None else score.sigmoid()
+        scores.append(torch.where(score > PAD_SCORE, probability, 0))
+        labels.append(label)
+        over = every_score > (selection.score if threshold is None else threshold)
+        cut.append((over.flatten(1).sum(dim=1) - selection.candidates).clamp(min=0))
+    return selection(
+        torch.cat(boxes, 1),
+        torch.cat(scores, 1),
+        torch.cat(labels, 1),
+        sets=len(scores),
+        cut=torch.stack(cut).sum(dim=0),
+    )

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss
 
 from msefpn.models.anchors import AnchorGenerator
-from msefpn.models.boxes import PAD_SCORE, clip_boxes, full_precision, larger_than
-from msefpn.models.dense import best_pairs, by_cell, tower
+from msefpn.models.boxes import full_precision
+from msefpn.models.dense import by_cell, detect, tower
 from msefpn.models.losses import focal_loss
 from msefpn.models.matching import PointMatcher
-from msefpn.models.select import select_detections
+from msefpn.models.select import Selection
 from msefpn.structures import Detections, Targets
 
 
@@ -31,11 +31,8 @@ class FCOSHead(nn.Module):
         depth: 3x3 convolutions of each branch before its prediction, each with group normalisation.
         radius: half the side of a box's central region, in strides.
         prior: initial score of every class.
-        score: least score of a detection.
-        nms_iou: suppression threshold within a class.
-        detections: detections kept an image.
+        score, nms_iou, detections, min_size: see `Selection`.
         candidates: best (cell, class) pairs of a level that go into suppression.
-        min_size: detections with a side not above this, pixels, are dropped.
         offset: where in a cell its point lies, in strides; see `AnchorGenerator`.
         integer_anchors: see `AnchorGenerator`.
     """
@@ -72,8 +69,7 @@ class FCOSHead(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]  # it has one
         self.matcher = PointMatcher(radius)
-        self.score, self.nms_iou = score, nms_iou
-        self.detections, self.candidates, self.min_size = detections, candidates, min_size
+        self.selection = Selection(score, nms_iou, detections, candidates, min_size)
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
         """Detect.
@@ -83,28 +79,13 @@ class FCOSHead(nn.Module):
             sizes: (B, 2), height and width of each image, pixels.
             image: height and width of the padded image, pixels.
         """
-        boxes, scores, labels, cut = [], [], [], []
-        levels = zip(*self._heads(pyramid), self.anchors(pyramid, image), strict=True)
-        for logits, distances, centreness, anchors in levels:
-            all_scores = (logits.sigmoid() * centreness.sigmoid()[..., None]).sqrt()  # (B, N, K)
-            score, cell, label = best_pairs(all_scores, self.candidates)
-            chosen = distances.gather(1, cell[..., None].expand(-1, -1, 4))
-            box = clip_boxes(_boxes(anchors[cell], chosen), sizes)
-            boxes.append(box)
-            scores.append(torch.where((score > PAD_SCORE) & larger_than(box, self.min_size), score, 0))
-            labels.append(label)
-            over = (all_scores > self.score).flatten(1).sum(dim=1)
-            cut.append((over - self.candidates).clamp(min=0))
-        return select_detections(
-            torch.cat(boxes, 1),
-            torch.cat(scores, 1),
-            torch.cat(labels, 1),
-            score=self.score,
-            nms_iou=self.nms_iou,
-            detections=self.detections,
-            candidates=len(scores) * self.candidates,
-            cut=torch.stack(cut).sum(dim=0),
-        )
+        logits, distances, centreness = self._heads(pyramid)
+        scores = [
+            (classes.sigmoid() * centre.sigmoid()[..., None]).sqrt()
+            for classes, centre in zip(logits, centreness, strict=True)
+        ]
+        levels = zip(scores, distances, self.anchors(pyramid, image), strict=True)
+        return detect(levels, _boxes, sizes, self.selection)
 
     def losses(
         self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int], targets: Targets
@@ -119,7 +100,7 @@ class FCOSHead(nn.Module):
         image_row, cell = match.positive.nonzero(as_tuple=True)
         anchors = torch.cat(levels)[cell]  # (P, 4)
         truth = targets.boxes[image_row, match.truth[match.positive]]
-        found = _boxes(anchors, distances[match.positive])
+        found = _boxes(distances[match.positive], anchors)
         aim = _centreness(anchors, truth)
         centre = F.binary_cross_entropy_with_logits(centreness[match.positive], aim, reduction="sum")
         return {
@@ -141,7 +122,7 @@ class FCOSHead(nn.Module):
         return logits, distances, centreness
 
 
-def _boxes(anchors: Tensor, distances: Tensor) -> Tensor:
+def _boxes(distances: Tensor, anchors: Tensor) -> Tensor:
     """Boxes (..., 4) at the distances (..., 4), in anchors' sides, from the centres of anchors (..., 4)."""
     centre, side = (anchors[..., :2] + anchors[..., 2:]) / 2, anchors[..., 2:] - anchors[..., :2]
     return torch.cat([centre - distances[..., :2] * side, centre + distances[..., 2:] * side], dim=-1)

@@ -107,8 +107,8 @@ class MaskHead(nn.Module):
 def paste(mask: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
     """Lay a mask (M, M), 0..1, over its box (4,) in an image of `size` (height, width): (H, W) bool.
 
-    Cells have their values at their centres, and pixels too; between the centres the mask is linear. A pixel
-    is on the object from 0.5.
+    Cells have their values at their centres, and pixels too; between the centres the mask is linear, and
+    outside its cells it is zero (mmdetection). A pixel is on the object from 0.5.
     """
     canvas = torch.zeros(size, dtype=torch.bool, device=mask.device)
     left, top = box[:2].floor().clamp(min=0).int().tolist()

@@ -3,6 +3,7 @@
 The defaults are mmdetection 2.x's.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -10,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from msefpn.models.anchors import AnchorGenerator
-from msefpn.models.boxes import PAD_SCORE, clip_boxes, decode, encode, full_precision, larger_than
-from msefpn.models.dense import best_pairs, by_cell, tower
+from msefpn.models.boxes import decode, encode, full_precision
+from msefpn.models.dense import by_cell, detect, tower
 from msefpn.models.losses import box_loss, check_beta, focal_loss
 from msefpn.models.matching import MaxIoUMatcher, matched_boxes
-from msefpn.models.select import select_detections
+from msefpn.models.select import Selection
 from msefpn.structures import Detections, Targets
 
 STDS = (1.0, 1.0, 1.0, 1.0)
@@ -40,11 +41,8 @@ class RetinaHead(nn.Module):
         beta: where smooth-L1 turns quadratic; 0: L1.
         balanced_loss: balanced L1 (Libra R-CNN; its RetinaNet has `beta` 0.11), see `losses.box_loss`.
         prior: initial score of every class.
-        score: least score of a detection.
-        nms_iou: suppression threshold within a class.
-        detections: detections kept an image.
+        score, nms_iou, detections, min_size: see `Selection`.
         candidates: best (anchor, class) pairs of a level that go into suppression.
-        min_size: detections with a side not above this, pixels, are dropped.
         clamp_both: see `boxes.decode`.
         integer_anchors: see `AnchorGenerator`.
 
@@ -94,10 +92,9 @@ class RetinaHead(nn.Module):
         nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]  # it has one
         self.matcher = MaxIoUMatcher(positive_iou, negative_iou, 0.0, reassign=reassign)
         self.ignore_padding, self.per_image = ignore_padding, per_image
-        self.beta, self.balanced_loss = beta, balanced_loss
-        self.score, self.nms_iou, self.clamp_both = score, nms_iou, clamp_both
+        self.beta, self.balanced_loss, self.clamp_both = beta, balanced_loss, clamp_both
         self.threshold = torch.tensor(score, dtype=torch.float64).logit().item()
-        self.detections, self.candidates, self.min_size = detections, candidates, min_size
+        self.selection = Selection(score, nms_iou, detections, candidates, min_size)
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
         """Detect.
@@ -107,29 +104,9 @@ class RetinaHead(nn.Module):
             sizes: (B, 2), height and width of each image, pixels.
             image: height and width of the padded image, pixels.
         """
-        boxes, scores, labels, cut = [], [], [], []
         levels = zip(*self._heads(pyramid), self.anchors(pyramid, image), strict=True)
-        for logits, deltas, anchors in levels:
-            score, anchor, label = best_pairs(full_precision(logits), self.candidates)
-            chosen = full_precision(deltas).gather(1, anchor[..., None].expand(-1, -1, 4))
-            box = clip_boxes(decode(chosen, anchors[anchor], STDS, clamp_both=self.clamp_both), sizes)
-            boxes.append(box)
-            real = (score > PAD_SCORE) & larger_than(box, self.min_size)
-            scores.append(torch.where(real, score.sigmoid(), 0))
-            labels.append(label)
-            over = (logits > self.threshold).flatten(1).sum(dim=1)
-            cut.append((over - self.candidates).clamp(min=0))
-        score = torch.cat(scores, 1)
-        return select_detections(
-            torch.cat(boxes, 1),
-            score,
-            torch.cat(labels, 1),
-            score=self.score,
-            nms_iou=self.nms_iou,
-            detections=self.detections,
-            candidates=len(scores) * self.candidates,
-            cut=torch.stack(cut).sum(dim=0),
-        )
+        boxes_of = functools.partial(decode, stds=STDS, clamp_both=self.clamp_both)
+        return detect(levels, boxes_of, sizes, self.selection, threshold=self.threshold)
 
     def losses(
         self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int], targets: Targets

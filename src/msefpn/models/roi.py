@@ -11,7 +11,7 @@ from msefpn.models.boxes import clip_boxes, decode, encode, full_precision, larg
 from msefpn.models.losses import box_loss, check_beta, class_loss
 from msefpn.models.matching import BalancedSampler, MaxIoUMatcher, RandomSampler, Sample, matched_boxes
 from msefpn.models.roi_align import RoIAlign
-from msefpn.models.select import select_detections
+from msefpn.models.select import Selection
 from msefpn.necks.aug_fpn import AdaptiveSpatialFusion
 from msefpn.structures import Detections, Proposals, Targets
 
@@ -81,11 +81,8 @@ class RoIHead(nn.Module):
         samples: regions an image that train the head, a quarter of them positive at the most.
         positive_iou: IoU from which a region is positive; below it is negative.
         class_agnostic: one box a region for all classes, not one for each.
-        score: least score of a detection.
-        nms_iou: suppression threshold within a class.
-        detections: detections kept an image.
+        score, nms_iou, detections, min_size: see `Selection`.
         candidates: best (region, class) pairs of an image that go into suppression.
-        min_size: detections with a side not above this, pixels, are dropped.
         sampling_ratio: see `RoIAlign`.
         aligned: see `RoIAlign`.
         pooling: `level`, from the level of the region's size; or `soft`, from all levels, weighed cell by
@@ -145,8 +142,7 @@ class RoIHead(nn.Module):
         self.matcher = MaxIoUMatcher(positive_iou, positive_iou)
         make = BalancedSampler if balanced_samples else RandomSampler
         self.sampler = sampler or make(samples, 0.25)
-        self.score, self.nms_iou = score, nms_iou
-        self.detections, self.candidates, self.min_size = detections, candidates, min_size
+        self.selection = Selection(score, nms_iou, detections, candidates, min_size)
         self.beta, self.balanced_loss, self.clamp_both = beta, balanced_loss, clamp_both
 
     def forward(self, pyramid: list[Tensor], proposals: Proposals, sizes: Tensor) -> Detections:
@@ -169,17 +165,8 @@ class RoIHead(nn.Module):
         """The detections among regions: logits (B, R, K + 1), boxes (B, R, K or 1, 4) and valid (B, R)."""
         scores = logits.softmax(dim=-1)[..., :-1] * valid[..., None]
         boxes = boxes.expand(-1, -1, self.num_classes, -1).flatten(1, 2)  # (B, R * K, 4)
-        scores = scores.flatten(1) * larger_than(boxes, self.min_size)
         labels = torch.arange(self.num_classes, device=scores.device).expand(*valid.shape, -1)
-        return select_detections(
-            boxes,
-            scores,
-            labels.flatten(1),
-            score=self.score,
-            nms_iou=self.nms_iou,
-            detections=self.detections,
-            candidates=self.candidates,
-        )
+        return self.selection(boxes, scores.flatten(1), labels.flatten(1))
 
     def losses(
         self,

@@ -1,46 +1,54 @@
 """From scored candidates to the detections of an image: the last step of every detector."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from msefpn.models.boxes import PAD_SCORE, nms, top_candidates
+from msefpn.models.boxes import PAD_SCORE, larger_than, nms, top_candidates
 from msefpn.structures import Detections
 
 
-def select_detections(
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    *,
-    score: float,
-    nms_iou: float,
-    detections: int,
-    candidates: int,
-    cut: Tensor | None = None,
-) -> Detections:
-    """Threshold, suppress within each class, keep the best; with fixed shapes.
+@dataclass(frozen=True)
+class Selection:
+    """Drop small boxes, threshold, suppress within each class, keep the best; with fixed shapes."""
 
-    Args:
-        boxes: (B, N, 4), clipped to the image.
-        scores: (B, N), 0..1.
-        labels: (B, N) int64.
-        score: candidates must exceed this.
-        nms_iou: suppression threshold within a class.
-        detections: D, kept an image.
-        candidates: best ones an image that go into suppression; the rest is counted as cut.
-        cut: (B,) int64, candidates of each image that were cut before.
-    """
-    cut_here = ((scores > score).sum(dim=1) - candidates).clamp(min=0)
-    best, index = top_candidates(scores, candidates)
-    box = boxes.gather(1, index[..., None].expand(-1, -1, 4))
-    label = labels.gather(1, index)
-    keep = nms(box, best, label, best > score, nms_iou)
-    best, index = top_candidates(best.masked_fill(~keep, PAD_SCORE), detections)
-    valid = best > PAD_SCORE
-    return Detections(
-        boxes=box.gather(1, index[..., None].expand(-1, -1, 4)) * valid[..., None],
-        scores=torch.where(valid, best, 0),
-        labels=torch.where(valid, label.gather(1, index), 0),
-        valid=valid,
-        cut=cut_here if cut is None else cut_here + cut,
-    )
+    score: float
+    """Candidates must exceed this, 0..1."""
+    nms_iou: float
+    """Suppression threshold within a class."""
+    detections: int
+    """D, kept an image."""
+    candidates: int
+    """Best ones of a set, a level's or an image's, that go into suppression; the rest is counted as cut."""
+    min_size: float
+    """Boxes with a side not above this, pixels, are dropped."""
+
+    def __call__(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, *, sets: int = 1, cut: Tensor | None = None
+    ) -> Detections:
+        """Select.
+
+        Args:
+            boxes: (B, N, 4), clipped to the image.
+            scores: (B, N), 0..1.
+            labels: (B, N) int64.
+            sets: how many sets an image's N candidates come from.
+            cut: (B,) int64, candidates of each image that were cut before.
+        """
+        scores = scores * larger_than(boxes, self.min_size)
+        candidates = sets * self.candidates
+        cut_here = ((scores > self.score).sum(dim=1) - candidates).clamp(min=0)
+        best, index = top_candidates(scores, candidates)
+        box = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+        label = labels.gather(1, index)
+        keep = nms(box, best, label, best > self.score, self.nms_iou)
+        best, index = top_candidates(best.masked_fill(~keep, PAD_SCORE), self.detections)
+        valid = best > PAD_SCORE
+        return Detections(
+            boxes=box.gather(1, index[..., None].expand(-1, -1, 4)) * valid[..., None],
+            scores=torch.where(valid, best, 0),
+            labels=torch.where(valid, label.gather(1, index), 0),
+            valid=valid,
+            cut=cut_here if cut is None else cut_here + cut,
+        )

@@ -1,5 +1,6 @@
 """SSD's head: Liu et al., "SSD: Single Shot MultiBox Detector", arXiv 1512.02325; as in torchvision."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -7,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msefpn.models.boxes import PAD_SCORE, clip_boxes, decode, encode, full_precision, larger_than
-from msefpn.models.dense import best_pairs, by_cell
+from msefpn.models.boxes import decode, encode, full_precision
+from msefpn.models.dense import by_cell, detect
 from msefpn.models.losses import box_loss
 from msefpn.models.matching import MaxIoUMatcher, matched_boxes
-from msefpn.models.select import select_detections
+from msefpn.models.select import Selection
 from msefpn.structures import Detections, Targets
 
 STDS = (0.1, 0.1, 0.2, 0.2)
@@ -76,11 +77,8 @@ class SSDHead(nn.Module):
         largest: see `DefaultBoxes`.
         positive_iou: IoU from which a default box is positive; so is each object's best one.
         negatives: hardest negatives of an image that are learned from, for each of its positives.
-        score: least score of a detection.
-        nms_iou: suppression threshold within a class.
-        detections: detections kept an image.
+        score, nms_iou, detections, min_size: see `Selection`.
         candidates: best (box, class) pairs of an image that go into suppression.
-        min_size: detections with a side not above this, pixels, are dropped.
     """
 
     def __init__(
@@ -111,8 +109,8 @@ class SSDHead(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
         self.matcher = MaxIoUMatcher(positive_iou, positive_iou, 0.0)
-        self.negatives, self.score, self.nms_iou = negatives, score, nms_iou
-        self.detections, self.candidates, self.min_size = detections, candidates, min_size
+        self.negatives = negatives
+        self.selection = Selection(score, nms_iou, detections, candidates, min_size)
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
         """Detect.
@@ -123,21 +121,8 @@ class SSDHead(nn.Module):
             image: height and width of the padded image, pixels.
         """
         logits, deltas = self._heads(pyramid)
-        scores = logits.softmax(dim=-1)[..., :-1]  # (B, N, K)
-        score, index, label = best_pairs(scores, self.candidates)
-        chosen = deltas.gather(1, index[..., None].expand(-1, -1, 4))
-        box = clip_boxes(decode(chosen, torch.cat(self.boxes(pyramid, image))[index], STDS), sizes)
-        over = (scores > self.score).flatten(1).sum(dim=1)
-        return select_detections(
-            box,
-            torch.where((score > PAD_SCORE) & larger_than(box, self.min_size), score, 0),
-            label,
-            score=self.score,
-            nms_iou=self.nms_iou,
-            detections=self.detections,
-            candidates=self.candidates,
-            cut=(over - self.candidates).clamp(min=0),
-        )
+        levels = [(logits.softmax(dim=-1)[..., :-1], deltas, torch.cat(self.boxes(pyramid, image)))]
+        return detect(levels, functools.partial(decode, stds=STDS), sizes, self.selection)
 
     def losses(
         self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int], targets: Targets

@@ -7,16 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msefpn.models.boxes import (
-    MAX_LOG_RATIO,
-    PAD_SCORE,
-    clip_boxes,
-    full_precision,
-    larger_than,
-    pairwise_iou,
-)
-from msefpn.models.dense import best_pairs, by_cell
-from msefpn.models.select import select_detections
+from msefpn.models.boxes import MAX_LOG_RATIO, full_precision, pairwise_iou
+from msefpn.models.dense import by_cell, detect
+from msefpn.models.select import Selection
 from msefpn.necks.layers import group_norm
 from msefpn.structures import Detections, Targets
 
@@ -47,7 +40,8 @@ class YOLOHead(nn.Module):
     overlaps it most, in the cell of its centre; of two objects with the same one, the later. Other anchors
     learn that they have no object, unless their predicted box overlaps one by more than `ignore_iou`. Losses:
     squared error of x, y (after the sigmoid), w and h, binary cross-entropy of objectness and classes. The
-    paper's convolutions have batch normalisation; here it is group normalisation, whatever the batch.
+    paper's convolutions have batch normalisation; here it is group normalisation, whatever the batch. A
+    detection's score is objectness times class score.
 
     Args:
         channels: channels of the pyramid.
@@ -55,11 +49,8 @@ class YOLOHead(nn.Module):
         num_classes: K; there is no background class.
         anchors: (width, height) of the anchors of each level, pixels.
         ignore_iou: see above.
-        score: least score of a detection, objectness times class score.
-        nms_iou: suppression threshold within a class.
-        detections: detections kept an image.
+        score, nms_iou, detections, min_size: see `Selection`.
         candidates: best (anchor, class) pairs of an image that go into suppression.
-        min_size: detections with a side not above this, pixels, are dropped.
 
     Raises:
         ValueError: there are not as many levels of anchors as strides.
@@ -96,8 +87,8 @@ class YOLOHead(nn.Module):
             )
             for count in self.counts
         )
-        self.ignore_iou, self.score, self.nms_iou = ignore_iou, score, nms_iou
-        self.detections, self.candidates, self.min_size = detections, candidates, min_size
+        self.ignore_iou = ignore_iou
+        self.selection = Selection(score, nms_iou, detections, candidates, min_size)
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
         """Detect.
@@ -109,31 +100,18 @@ class YOLOHead(nn.Module):
         """
         found = self._heads(pyramid)  # (B, N, 5 + K)
         scores = found[..., 4:5].sigmoid() * found[..., 5:].sigmoid()  # (B, N, K)
-        score, index, label = best_pairs(scores, self.candidates)
-        boxes = self._boxes(found[..., :4], *self._cells(pyramid))
-        box = clip_boxes(boxes.gather(1, index[..., None].expand(-1, -1, 4)), sizes)
-        over = (scores > self.score).flatten(1).sum(dim=1)
-        return select_detections(
-            box,
-            torch.where((score > PAD_SCORE) & larger_than(box, self.min_size), score, 0),
-            label,
-            score=self.score,
-            nms_iou=self.nms_iou,
-            detections=self.detections,
-            candidates=self.candidates,
-            cut=(over - self.candidates).clamp(min=0),
-        )
+        levels = [(scores, found[..., :4], self._cells(pyramid))]
+        return detect(levels, self._boxes, sizes, self.selection)
 
     def losses(
         self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int], targets: Targets
     ) -> dict[str, Tensor]:
         """The losses `yolo_box`, `yolo_object` and `yolo_class`, divided by the batch's objects."""
         found = self._heads(pyramid)
-        cells, stride, shape = self._cells(pyramid)
         assigned = self.assign([(x.shape[2], x.shape[3]) for x in pyramid], targets)
         positive, count = assigned.positive, assigned.positive.sum().clamp(min=1)
         with torch.no_grad():
-            free = self._far_from_all(self._boxes(found[..., :4], cells, stride, shape), targets)
+            free = self._far_from_all(self._boxes(found[..., :4], self._cells(pyramid)), targets)
         boxes = torch.cat([found[..., :2].sigmoid(), found[..., 2:4]], dim=-1)[positive]
         labels = targets.labels.gather(1, assigned.truth)[positive]
         classes = F.one_hot(labels, self.num_classes).to(found.dtype)
@@ -189,9 +167,9 @@ class YOLOHead(nn.Module):
         found = [by_cell(conv(x), 5 + self.num_classes) for x, conv in zip(pyramid, self.convs, strict=True)]
         return full_precision(torch.cat(found, dim=1))
 
-    def _cells(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Cell (N, 2: x, y), stride (N, 1) and anchor's shape (N, 2) of every anchor."""
-        cells, strides, shapes = [], [], []
+    def _cells(self, pyramid: list[Tensor]) -> Tensor:
+        """Column, line and stride of its cell and its own width and height, of every anchor: (N, 5)."""
+        levels = []
         for x, stride, shape in zip(pyramid, self.strides, self.shapes.split(self.counts), strict=True):
             y, x_ = torch.meshgrid(
                 torch.arange(x.shape[2], device=x.device),
@@ -199,13 +177,14 @@ class YOLOHead(nn.Module):
                 indexing="ij",
             )
             cell = torch.stack([x_, y], dim=-1)[:, :, None].expand(-1, -1, len(shape), -1)  # (H, W, A, 2)
-            cells.append(cell.flatten(0, 2).to(shape.dtype))
-            shapes.append(shape.expand(*cell.shape).flatten(0, 2))
-            strides.append(torch.full_like(cells[-1][:, :1], stride))
-        return torch.cat(cells), torch.cat(strides), torch.cat(shapes)
+            cell = cell.to(shape.dtype)
+            parts = [cell, torch.full_like(cell[..., :1], stride), shape.expand_as(cell)]
+            levels.append(torch.cat(parts, dim=-1).flatten(0, 2))
+        return torch.cat(levels)
 
-    def _boxes(self, t: Tensor, cells: Tensor, stride: Tensor, shape: Tensor) -> Tensor:
-        """Boxes (B, N, 4), pixels, of t (B, N, 4)."""
-        centre = (t[..., :2].sigmoid() + cells) * stride
+    def _boxes(self, t: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes (B, N, 4), pixels, of t (B, N, 4) and anchors (..., N, 5) as `_cells` gives them."""
+        cell, stride, shape = anchors.split([2, 1, 2], dim=-1)
+        centre = (t[..., :2].sigmoid() + cell) * stride
         half = 0.5 * t[..., 2:].clamp(max=MAX_LOG_RATIO).exp() * shape
         return torch.cat([centre - half, centre + half], dim=-1)
