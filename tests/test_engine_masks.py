@@ -11,7 +11,7 @@ from PIL import Image
 
 from msefpn.api import evaluate, predict, train
 from msefpn.cli import main
-from msefpn.data.masks import decode_masks, mask_area
+from msefpn.data.masks import decode_masks
 
 Capsys = pytest.CaptureFixture[str]
 TINY = yaml.safe_load(Path(__file__).with_name("tiny.yaml").read_text())
@@ -48,6 +48,7 @@ def test_training_tells_the_masks_numbers(masked: Path, capsys: pytest.CaptureFi
 def test_predictions_hold_masks_in_their_boxes(masked: Path, tiny_set: Path, tmp_path: Path) -> None:
     found = predict(masked, tiny_set / "val", score=0.0, out=tmp_path / "p")
     assert len(found) > 20
+    some = False
     for item in found[:50]:
         height, width = item["segmentation"]["size"]
         with Image.open(item["file_name"]) as image:
@@ -58,7 +59,8 @@ def test_predictions_hold_masks_in_their_boxes(masked: Path, tiny_set: Path, tmp
         if len(rows):
             assert (columns.min(), rows.min()) >= (np.floor(x) - 1, np.floor(y) - 1)
             assert (columns.max(), rows.max()) <= (np.ceil(x + w) + 1, np.ceil(y + h) + 1)
-    assert any(mask_area(item["segmentation"]) for item in found)
+        some |= bool(len(rows))
+    assert some
     assert json.loads((tmp_path / "p" / "predictions.json").read_text()) == found
 
 

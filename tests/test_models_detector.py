@@ -327,25 +327,6 @@ def test_norms_of_the_retina_head(channels: int) -> None:
     assert not torch.allclose(plain(100 * x), plain(x), atol=0.01)
 
 
-def test_what_a_detector_must_be_given() -> None:
-    with pytest.raises(ValueError, match="pass proposals"):
-        make("fast_rcnn")(IMAGES, SIZES)
-    unmasked = targets_of(HARD["one object"])._replace(masks=None)
-    with pytest.raises(ValueError, match="learns from masks"):
-        make("mask_rcnn").losses(IMAGES, SIZES, unmasked)
-
-
-def test_given_regions_decide_what_is_found() -> None:
-    """Fast R-CNN looks where it is told to, and at nothing that is not valid."""
-    model = make("fast_rcnn", detector_options={"roi": {"score": 0.0}}).eval()
-    box = torch.tensor([[40.0, 30, 80, 70], [5, 5, 30, 20]]).expand(2, -1, -1)
-    valid = torch.tensor([[True, False], [False, False]])
-    with torch.no_grad():
-        found = model(IMAGES, SIZES, Proposals(box, valid))
-    assert found.valid.sum(dim=1).tolist() == [3, 0]  # one of each class
-    assert (found.boxes[0, :3] - box[0, 0]).abs().max() < 5  # deltas begin near zero
-
-
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_save_and_load(detector: str, tmp_path: Path) -> None:
     model = make(detector).eval()

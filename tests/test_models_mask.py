@@ -77,6 +77,12 @@ def test_no_positive_region_trains_nothing() -> None:
     assert all(p.grad is not None and not p.grad.any() for p in part.parameters())
 
 
+def test_targets_must_have_masks() -> None:
+    regions = trained(torch.rand(2, 3, 4).double(), [[0] * 3] * 2, [[True] * 3] * 2)
+    with pytest.raises(ValueError, match="learns from masks"):
+        head().losses([], regions, half_covered()._replace(masks=None))
+
+
 def test_forward_gives_the_mask_of_the_label() -> None:
     part = head()
     pyramid = [torch.rand(2, 4, 16, 16).double(), torch.rand(2, 4, 8, 8).double()]

@@ -29,12 +29,13 @@ MAY_IMPORT = {
     "errors": set[str](),
     "structures": set[str](),
     "config": {"errors"},
+    "checkpoint": {"errors", "config"},
     "necks": set[str](),
     "data": LEAVES,
-    "models": LEAVES | {"necks"},
+    "models": LEAVES | {"necks", "checkpoint"},
     "metrics": LEAVES,
     "reports": {"errors"},
-    "engine": LEAVES | {"necks", "data", "models", "metrics", "reports", "memory"},
+    "engine": LEAVES | {"checkpoint", "necks", "data", "models", "metrics", "reports", "memory"},
     "api": LEAVES | {"necks", "data", "models", "metrics", "reports", "engine"},
     "compare": {"api", "engine"},
     "memory": set[str](),
@@ -43,7 +44,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 """Each part of the package and the parts that it may import. `msefpn` is the package's own front door."""
-NO_HEAVY_IMPORT = {"__init__", "__main__", "api", "cli", "compare", "config", "errors"}
+NO_HEAVY_IMPORT = {"__init__", "__main__", "api", "checkpoint", "cli", "compare", "config", "errors"}
 HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "supervision", "faster_coco_eval"}
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 

@@ -91,11 +91,6 @@ def run_lengths(counts: bytes, size: Iterable[int]) -> dict[str, Any]:
     return {"size": [int(side) for side in size], "counts": counts.decode()}
 
 
-def mask_area(value: dict[str, Any]) -> float:
-    """Pixels of a mask in COCO's form."""
-    return float(coco_mask.area(value))
-
-
 def _counts(value: dict[str, Any]) -> bytes:
     counts: bytes | str = value["counts"]
     return counts if isinstance(counts, bytes) else counts.encode()

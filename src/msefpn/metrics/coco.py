@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
-
-from msefpn.data.masks import mask_area
+from faster_coco_eval.core import mask as coco_mask
 
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """In COCO's order: IoU 0.50:0.95, 0.50, 0.75; area under 32^2, to 96^2, over; most detections per image."""
@@ -70,7 +69,7 @@ def _box_area(item: dict[str, Any]) -> float:
 
 
 def _mask_area(item: dict[str, Any]) -> float:
-    return mask_area(item["segmentation"])
+    return float(coco_mask.area(item["segmentation"]))
 
 
 def _per_class(evaluator: COCOeval_faster, categories: list[dict[str, Any]]) -> dict[str, float]:
