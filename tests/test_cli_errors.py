@@ -24,11 +24,16 @@ TINY = Path(__file__).with_name("tiny.yaml")
 INSIDE = {
     "unknown detector",
     "unknown backbone",
+    "unknown neck",
     "initial weights missing",
+    "initial weights broken",
     "nothing of the initial weights fits",
     "random weights frozen",
     "random weights with fixed statistics",
+    "out cannot be written",
     "no GPU",
+    "resume of other classes",
+    "evaluation on other classes",
     "resume of a finished run",
     "resume after the data has changed",
     "no image that can be read",
@@ -245,8 +250,7 @@ def _(p: Place) -> Arguments:
 def _(p: Place) -> Arguments:
     data = p.changed_data(lambda c: c["annotations"].pop())
     run = p.changed_run()
-    paths = (run / "data.yaml").read_text().replace(str(p.data), str(data))
-    (run / "data.yaml").write_text(paths)
+    (run / "data.yaml").write_text((run / "data.yaml").read_text().replace(str(p.data), str(data)))
     return ["train", "--resume", "--out", run, "--epochs", "3"]
 
 
@@ -254,11 +258,9 @@ def _(p: Place) -> Arguments:
 def _(p: Place) -> Arguments:
     data = p.changed_data(lambda c: c["categories"][0].update(name="ellipse"))
     (data / "val.json").unlink()
-    content = (p.data / "val.json").read_text().replace('"circle"', '"ellipse"')
-    (data / "val.json").write_text(content)
+    (data / "val.json").write_text((p.data / "val.json").read_text().replace('"circle"', '"ellipse"'))
     run = p.changed_run()
-    paths = (run / "data.yaml").read_text().replace(str(p.data), str(data))
-    (run / "data.yaml").write_text(paths)
+    (run / "data.yaml").write_text((run / "data.yaml").read_text().replace(str(p.data), str(data)))
     return ["train", "--resume", "--out", run, "--epochs", "3"]
 
 

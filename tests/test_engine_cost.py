@@ -7,19 +7,33 @@ from typing import Any
 import pytest
 
 import msefpn
-from msefpn.engine.cost import rows_of
+from msefpn.config import parse_size
+from msefpn.engine.cost import Request, counts, rows_of
 from msefpn.errors import UserError
 
 TINY = Path(__file__).with_name("tiny.yaml")
 
 
-def test_published_cost_of_faster_rcnn(tmp_path: Path) -> None:
-    out = tmp_path / "cost.json"
-    fpn, mse_fpn = msefpn.cost(["fpn", "mse_fpn"], size="1280x800", rounds=1, out=out)
+def counted(names: list[str], size: str) -> list[dict[str, Any]]:
+    """Count alone, without times and memory: one prediction of each row."""
+    request = Request(classes=80, batch=1, size=parse_size(size), device="cpu")
+    rows = rows_of(names, None, "faster_rcnn_r50_mse_fpn_1x")
+    return [counts(request.prepare(config)) for config in rows.values()]
+
+
+def test_published_cost_of_faster_rcnn() -> None:
+    fpn, mse_fpn = counted(["fpn", "mse_fpn"], "1280x800")
     assert fpn["macs"]["all"] / 1e9 == pytest.approx(206.3, abs=0.1)
     assert fpn["trainable"] / 1e6 == pytest.approx(41.53, abs=0.01)
     assert (mse_fpn["macs"]["neck"] - fpn["macs"]["neck"]) / 1e9 == pytest.approx(64.18 - 58.0, abs=0.01)
     assert mse_fpn["parameters"] - fpn["parameters"] == 28_885_088 - 3_344_384
+
+
+def test_a_table_holds_counts_times_and_peaks(tmp_path: Path) -> None:
+    out = tmp_path / "cost.json"
+    fpn, mse_fpn = msefpn.cost(["fpn", "mse_fpn"], size="160x96", rounds=1, out=out)
+    for row, own in zip((fpn, mse_fpn), counted(["fpn", "mse_fpn"], "160x96"), strict=True):
+        assert own == {key: row[key] for key in own}
     assert fpn["ratio"] == 1 < fpn["peak_bytes"] / 2**20
     assert fpn["peak_bytes"] + 4 * 20e6 < mse_fpn["peak_bytes"]  # its weights alone
     assert json.loads(out.read_text(encoding="utf-8")) == [fpn, mse_fpn]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-EPOCHS = 8
+EPOCHS, KILLED = 6, 2
+"""Of a whole run, and committed at least when it is killed."""
 RECIPE = f"""
 parent: {Path(__file__).with_name("tiny.yaml")}
 epochs: {EPOCHS}
@@ -74,11 +75,11 @@ def test_killed_and_stopped_and_resumed_equals_unbroken(tiny_set: Path, tmp_path
     recipe.write_text(RECIPE)
     unbroken = start("train", "--data", tiny_set, "--recipe", recipe, "--out", whole)
     killed = start("train", "--data", tiny_set, "--recipe", recipe, "--out", broken)
-    wait_for_epoch(killed, broken, EPOCHS // 2)
+    wait_for_epoch(killed, broken, KILLED)
     time.sleep(random.uniform(0, 0.6))
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    assert EPOCHS // 2 <= len(rows(broken)) < EPOCHS - 2, "killed too late to show anything"
+    assert KILLED <= len(rows(broken)) < EPOCHS - 2, "killed too late to show anything"
 
     stopped = start("train", "--resume", "--out", broken)
     wait_for_epoch(stopped, broken, len(rows(broken)) + 1)

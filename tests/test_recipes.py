@@ -138,7 +138,7 @@ def test_recipe(name: str, coco: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(engine, "check_initial_weights", lambda detector, _: trained.append(detector))
     for writes in ("_save", "commit"):
         monkeypatch.setattr(record.Recorder, writes, lambda *_: None)
-    options = {"init": "none", "size": "64", "batch": 2, "workers": 0, "device": "cpu"}
+    options = {"init": "none", "size": "64", "batch": 1, "workers": 0, "device": "cpu"}
     plan = plan_training(coco, {}, recipe=name, out=tmp_path / "run", resume=False, steps=1, options=options)
     engine.train(plan)
     (detector,) = trained

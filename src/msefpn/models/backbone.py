@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 from typing import Any
 
 import timm
@@ -85,6 +86,7 @@ def _extractor(name: str) -> tuple[Any, list[str]]:
     return body, body.feature_info.module_name()
 
 
+@functools.cache
 def _levels(name: str) -> tuple[int, ...]:
     """timm's indices of the four levels, proved by a forward without data at a size of no round number."""
     try:
