@@ -1,5 +1,6 @@
 """SSD's parts against torchvision's, on the same maps."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
+from msefpn.cli import main
 from msefpn.models.ssd import DefaultBoxes, SSDHead
 from msefpn.structures import Targets
 
@@ -123,3 +125,13 @@ def test_sizes_of_one_level() -> None:
     assert sides[0].tolist() == pytest.approx([30, 15])
     assert sides[1].tolist() == pytest.approx([200 * 0.15**0.5, 100 * 0.15**0.5])
     torch.testing.assert_close((boxes[:, :2] + boxes[:, 2:]) / 2, torch.full((len(boxes), 2), 8.0))
+
+
+def test_a_backbone_with_too_few_levels(
+    tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--data", str(tiny_set), "--detector", "ssd", "--backbone", "vit_tiny_patch16_224"]
+    assert main([*words, "--init", "none", "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "backbone 'vit_tiny_patch16_224' does not fit: its levels have strides [16]" in line
+    assert not (tmp_path / "run").exists()
