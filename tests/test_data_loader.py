@@ -25,6 +25,8 @@ def data(tiny_set: Path) -> CocoData:
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
+    if one is None:
+        return other is None
     return all(_same(left, right) for left, right in zip(one, other, strict=True))
 
 

@@ -61,7 +61,9 @@ def test_each_form_of_a_segmentation() -> None:
         ({"size": [40, 60], "counts": [2401, -1]}, "do not add up"),
         ({"size": [40, 60], "counts": "abc"}, "broken"),
         ({"size": [40, 60], "counts": "P99"}, "broken"),
-        ({"size": [40, 60], "counts": 5}, "broken"),
+        ({"size": [40, 60], "counts": 5}, "neither a list nor a text"),
+        ({"size": [40, 60], "counts": None}, "neither a list nor a text"),
+        ([[1, 2, 3, 4, 5, 9e5]], "far out of the image"),
     ],
     ids=str,
 )
@@ -108,6 +110,29 @@ def test_masks_must_be_there(tiny_set: Path) -> None:
         read_coco(spoilt, folder, masks=True)
     counts = scan_coco(spoilt, folder, masks=True)[1].counts
     assert (counts["no mask"], counts["broken mask"]) == (1, 1)
+
+
+def test_sizes_that_are_written_as_decimals() -> None:
+    whole = encode_mask(np.ones(SIZE, bool))
+    assert encode_segmentation({"size": [40.0, 60.0], "counts": [0, 2400]}, SIZE) == whole
+
+
+def test_masks_of_images_that_are_dropped_stop_nothing(tiny_set: Path, tmp_path: Path) -> None:
+    file, folder = find_split(tiny_set, "train")
+    content = json.loads(file.read_text())
+    broken = content["annotations"][0]["image_id"]
+    for item in content["images"]:
+        if item["id"] == broken:
+            item |= {"file_name": "broken.jpg", "width": 0}
+    (tmp_path / "train").mkdir()
+    for image in folder.iterdir():
+        (tmp_path / "train" / image.name).symlink_to(image)
+    (tmp_path / "train" / "broken.jpg").write_bytes(b"no image")
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    data, report = read_coco(tmp_path / "train.json", tmp_path / "train", masks=True)
+    assert report.counts["unreadable image"] == 1
+    assert data.left_out == {broken}
+    assert len(data.boxes) == len(data.masks or []) > 0
 
 
 @pytest.mark.parametrize("augment", ["none", "paper", "multiscale", "strong"])

@@ -1,6 +1,7 @@
 """Given proposals: read, refused where they do not fit, moved with their image, padded in a batch."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.loader import eval_loader, train_loader
 from msefpn.data.locate import find_split
-from msefpn.data.proposals import MOST, proposals_by_name, with_proposals
+from msefpn.data.proposals import MOST, proposals_of_files, with_proposals
 from msefpn.errors import UserError
 
 
@@ -62,11 +63,17 @@ def test_most_of_an_image(data: CocoData, tmp_path: Path) -> None:
     [
         (
             {"image_id": 777},
-            "is of image 777, which .*train.json has not: give the proposals of these",
+            "entry 0 is of image 777, which .*train.json has not: give those of its images",
         ),
         ({"bbox": [150, 0, 90, 9]}, r"entry 0 reaches out of 0\d+.jpg, which is \d+ x \d+ px"),
         ({"bbox": [1, 2, 3]}, "entry 0 has bbox"),
-        ({"bbox": [1, 2, 0, 3]}, "entry 0 has bbox"),
+        ({"bbox": [1, 2, -1, 3]}, "entry 0 has bbox"),
+        ({"bbox": [1, 2, 10**400, 3]}, "entry 0 has bbox"),
+        ({"bbox": ["1", 2, 3, 3]}, "entry 0 has bbox"),
+        ({"bbox": 5}, "entry 0 has bbox 5"),
+        ({"image_id": True}, "of image True"),
+        ({"image_id": "1"}, "of image '1'"),
+        ({"image_id": [1]}, r"of image \[1\]"),
         ({"bbox": [1, 2, float("nan"), 3]}, "entry 0 has bbox"),
         ({"score": "high"}, "entry 0 has bbox .* and score high"),
         ({"score": None}, "and score None"),
@@ -94,15 +101,58 @@ def test_wrong_files(content: Any, reason: str, data: CocoData, tmp_path: Path) 
         with_proposals(data, tmp_path / "proposals.json")
 
 
-def test_by_name(tmp_path: Path) -> None:
-    entry = {"image_id": 0, "bbox": [1, 2, 3, 4], "score": 0.5}
-    file = write(tmp_path, [entry | {"file_name": f"photos/{name}.jpg"} for name in "abc"])
-    (found,) = proposals_by_name(file, ["b.jpg"])
-    assert found.tolist() == [[1, 2, 4, 6]]
-    with pytest.raises(UserError, match=r"no proposal for d\.jpg"):
-        proposals_by_name(file, ["a.jpg", "d.jpg"])
+ENTRY = {"image_id": 0, "bbox": [1, 2, 3, 4], "score": 0.5}
+SIZES = ((20, 20), (20, 20))
+
+
+def named(folder: Path, *names: str) -> Path:
+    """A file with one proposal for each of these images, the first starting at 1, the second at 2, ..."""
+    return write(
+        folder, [ENTRY | {"file_name": name, "bbox": [i, 2, 3, 4]} for i, name in enumerate(names, 1)]
+    )
+
+
+def test_proposals_of_files(tmp_path: Path) -> None:
+    file = named(tmp_path, "photos/a.jpg", "photos/b.jpg", "photos/c.jpg")
+    (found,) = proposals_of_files(file, [Path("elsewhere/b.jpg")], SIZES[:1])
+    assert found.tolist() == [[2, 2, 5, 6]]
+    some, none = proposals_of_files(file, [Path("a.jpg"), Path("d.jpg")], SIZES)
+    assert (some.tolist(), none.tolist()) == ([[1, 2, 4, 6]], [])
+    with pytest.raises(UserError, match=r"no proposal for d\.jpg: give those of a predict --score 0"):
+        proposals_of_files(file, [Path("d.jpg")], SIZES[:1])
+    with pytest.raises(UserError, match=r"entry 2 reaches out of c\.jpg, which is 4 x 20 px"):
+        proposals_of_files(file, [Path("c.jpg")], [(20, 4)])
     with pytest.raises(UserError, match="entry 0 has no 'file_name'"):
-        proposals_by_name(write(tmp_path, [entry]), ["a.jpg"])
+        proposals_of_files(write(tmp_path, [ENTRY]), [Path("a.jpg")], SIZES[:1])
+
+
+def test_files_of_the_same_name(tmp_path: Path) -> None:
+    file = named(tmp_path, "a/1.jpg", "b/1.jpg")
+    first, second = proposals_of_files(file, [Path("a/1.jpg"), Path("b/1.jpg")], SIZES)
+    assert (first.tolist(), second.tolist()) == ([[1, 2, 4, 6]], [[2, 2, 5, 6]])
+    (alone,) = proposals_of_files(file, [Path("b/1.jpg")], SIZES[:1])
+    assert alone.tolist() == [[2, 2, 5, 6]]
+    for images in ([Path("c/1.jpg")], [Path("c/1.jpg"), Path("d/1.jpg")]):
+        with pytest.raises(UserError, match=r"which of the 2 images 1\.jpg is meant"):
+            proposals_of_files(file, images, SIZES[: len(images)])
+
+
+def test_what_is_passed_over(data: CocoData, tmp_path: Path) -> None:
+    """Regions rounded to nothing, and those of an image that was left out because it cannot be read."""
+    entries = [ENTRY | {"image_id": 99}, ENTRY | {"image_id": 1, "bbox": [1, 2, 0.0, 3]}]
+    given = with_proposals(replace(data, left_out=frozenset({99})), write(tmp_path, entries))
+    assert given.proposals is not None
+    assert len(given.proposals.boxes) == 0
+    assert given.subset([]).proposals is not None
+
+
+def test_proposals_choose_no_crop(data: CocoData, tmp_path: Path) -> None:
+    """The augmentation of a training with proposals is that of one without."""
+    given = with_proposals(data, write(tmp_path, results(data)))
+    setting: Any = {"size": (96, 96), "augment": "strong", "batch": 2, "workers": 0, "seed": 0, "epoch": 0}
+    for a, b in zip(train_loader(data, **setting), train_loader(given, **setting), strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.targets.boxes, b.targets.boxes)
 
 
 @pytest.mark.parametrize("augment", ["none", "paper", "multiscale", "strong"])

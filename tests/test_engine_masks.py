@@ -6,15 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
-from msefpn.api import evaluate, predict, train
+from msefpn.api import evaluate, load, predict, train
 from msefpn.cli import main
 from msefpn.data.masks import decode_masks
+from msefpn.engine.detect import Found, detect, merged
 
 Capsys = pytest.CaptureFixture[str]
-TINY = yaml.safe_load(Path(__file__).with_name("tiny.yaml").read_text())
+TINY_FILE = Path(__file__).with_name("tiny.yaml")
+TINY = yaml.safe_load(TINY_FILE.read_text())
 
 
 def recipe(folder: Path, detector: str, **options: Any) -> Path:
@@ -90,6 +93,17 @@ def test_masks_asked_for_and_no_polygons(
     assert main(["check", str(tmp_path)]) == 0
 
 
+def test_detections_of_a_process_without_images(masked: Path) -> None:
+    """They are none, and those of the others keep their masks."""
+    nothing = detect(load(masked), [], torch.device("cpu"))
+    box, one, label = np.zeros((1, 4), np.float32), np.ones(1, np.float32), np.zeros(1, np.int64)
+    some = Found(label, box, one, label, np.array([{"size": [1, 1], "counts": "01"}], dtype=object))
+    for parts in ([some, nothing], [nothing, some]):
+        assert merged(parts).masks is not None
+        assert len(merged(parts).boxes) == 1
+    assert merged([nothing, nothing]).masks is None
+
+
 @pytest.fixture(scope="module")
 def proposals(masked: Path) -> tuple[Path, Path]:
     """What the mask detector finds on both splits."""
@@ -111,7 +125,9 @@ def test_fast_rcnn_on_given_proposals(given: Path, tiny_set: Path, proposals: tu
     best = json.loads((given / "metrics.json").read_text())["best"]
     own, named = evaluate(given, workers=0), evaluate(given, tiny_set, proposals=proposals[1], workers=0)
     assert own["AP"] == named["AP"] == pytest.approx(best["AP"], abs=1e-6)
-    assert train(resume=True, out=given, epochs=2) == given
+    first, second = proposals
+    resumed = train(tiny_set, resume=True, out=given, epochs=2, train_proposals=first, val_proposals=second)
+    assert resumed == given
     assert len((given / "metrics.csv").read_text().splitlines()) == 3
 
 
@@ -146,4 +162,18 @@ def test_proposals_that_do_not_fit(
     image = tiny_set / "val" / "000001.jpg"
     assert "leave out --proposals" in fails(capsys, "predict", masked, image, "--proposals", proposals[1])
     assert "has no 'file_name'" in fails(capsys, "predict", given, image, "--proposals", proposals[1])
+    resume = ("train", "--resume", "--out", given, "--epochs", "9", "--train-proposals", proposals[1])
+    assert "not that of the run" in fails(capsys, *resume)
+    grid = ("ablate", TINY_FILE, "--data", tiny_set, "--out", out, "--train-proposals", proposals[0])
+    assert "no row looks at given regions" in fails(capsys, *grid, "--val-proposals", proposals[1])
     assert not out.exists()
+
+
+def test_proposals_that_have_changed(given: Path, proposals: tuple[Path, Path], capsys: Capsys) -> None:
+    content = proposals[0].read_text()
+    try:
+        proposals[0].write_text(json.dumps(json.loads(content)[:3]))
+        line = fails(capsys, "train", "--resume", "--out", given, "--epochs", "9")
+        assert "has changed since the run" in line
+    finally:
+        proposals[0].write_text(content)

@@ -25,7 +25,7 @@ SAMPLE = tuple(
     (detector, ROWS[place % len(ROWS)], BACKBONES[place % len(BACKBONES)])
     for place, detector in enumerate(DETECTORS)
 )
-UNSEEN = ((3, 96, 224, 90, 221), (1, 224, 128, 224, 101), (1, 128, 192, 128, 192))
+UNSEEN = ((3, 192, 224, 190, 221), (1, 224, 160, 224, 131), (1, 160, 224, 160, 224))
 """Batch, padded height and width, image height and width; none of them is traced, two are odd."""
 CLASSES = re.compile(r"(\w+\.(?:classes|objectness))(?:\.\d)?$")
 SPREAD = {"box.classes": 0.02, "rpn.objectness": 0.3, "head.classes": 0.3}
@@ -78,7 +78,7 @@ def batch(name: str, count: int, height: int, width: int, image_height: int, ima
 def dynamic(name: str) -> tuple[Any, ...]:
     """The dimensions of `batch` that may change."""
     count = torch.export.Dim("b", min=1, max=64)
-    height, width = (32 * torch.export.Dim(side, min=3, max=64) for side in "hw")
+    height, width = (32 * torch.export.Dim(side, min=5, max=64) for side in "hw")
     shapes = {0: count, 2: height, 3: width}, {0: count}
     regions = {0: count, 1: torch.export.Dim("r", min=2, max=4096)}
     return (*shapes, Proposals(regions, regions)) if name == "fast_rcnn" else shapes  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import safetensors
 
@@ -26,28 +26,32 @@ def find_weights(path: str | Path) -> Path:
     return path
 
 
-def read_about(file: Path) -> dict[str, Any] | None:
-    """Our metadata of a safetensors file: config, classes, category_ids; None where it is not one of ours.
+class About(NamedTuple):
+    """What a detector was built from."""
 
-    Raises UserError for a broken file.
+    config: Config
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+
+def read_about(path: str | Path) -> About:
+    """Read it from a run's folder or a file of weights.
+
+    Raises:
+        UserError: there are no weights, or they are broken, or not ours.
     """
+    file = find_weights(path)
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
             metadata = opened.metadata() or {}
-        about: dict[str, Any] | None = json.loads(metadata[KEY]) if KEY in metadata else None
+        about = json.loads(metadata[KEY]) if KEY in metadata else None
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{file} is broken or half-written ({reason}): take another copy of it") from None
-    return about
-
-
-def read_config(path: str | Path) -> Config:
-    """The configuration of a run's weights, or of a file of them. Raises UserError."""
-    file = find_weights(path)
-    about = read_about(file)
     if about is None:
         raise UserError(
             f"{file} holds tensors but no detector: it was not written by msefpn; "
             "use it as initial weights with --init"
         )
-    return from_dict(about["config"], source=str(file))
+    config = from_dict(about["config"], source=str(file))
+    return About(config, tuple(about["classes"]), tuple(about["category_ids"]))

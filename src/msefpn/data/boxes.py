@@ -27,6 +27,26 @@ class Annotations:
     """(A,) their `segmentation` as it is in the json; None where there is none."""
 
 
+@dataclass(frozen=True)
+class Regions:
+    """Boxes that may hold an object, of N images, best first. R: of all images together."""
+
+    offsets: NDArray[np.int64]
+    """(N + 1,) those of image i are offsets[i] to offsets[i + 1]."""
+    boxes: NDArray[np.float32]
+    """(R, 4) xyxy, pixels of the image as it is decoded."""
+
+    def of(self, index: int) -> NDArray[np.float32]:
+        """The regions (r, 4) of one image."""
+        return self.boxes[self.offsets[index] : self.offsets[index + 1]]
+
+    def take(self, indices: NDArray[np.int64]) -> "Regions":
+        """The regions of the images at `indices`, in that order."""
+        counts = np.diff(self.offsets)[indices]
+        parts = [self.of(index) for index in indices]
+        return Regions(np.concatenate([[0], np.cumsum(counts)]), np.concatenate([self.boxes[:0], *parts]))
+
+
 def mend_boxes(
     notes: Annotations, sizes: NDArray[np.int64], ids: list[int], names: list[str], report: Report
 ) -> NDArray[np.bool_]:

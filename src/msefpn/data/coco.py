@@ -14,30 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msefpn.data.boxes import Annotations, clip_boxes, mend_boxes
+from msefpn.data.boxes import Annotations, Regions, clip_boxes, mend_boxes
 from msefpn.data.faults import Report
 from msefpn.data.images import Header, ImageFault, read_header
 from msefpn.data.masks import Masks, decode_masks, encode_segmentation
-
-
-@dataclass(frozen=True)
-class Regions:
-    """Boxes that may hold an object, of N images, best first. R: of all images together."""
-
-    offsets: NDArray[np.int64]
-    """(N + 1,) those of image i are offsets[i] to offsets[i + 1]."""
-    boxes: NDArray[np.float32]
-    """(R, 4) xyxy, pixels of the image as it is decoded."""
-
-    def of(self, index: int) -> NDArray[np.float32]:
-        """The regions (r, 4) of one image."""
-        return self.boxes[self.offsets[index] : self.offsets[index + 1]]
-
-    def take(self, indices: NDArray[np.int64]) -> "Regions":
-        """The regions of the images at `indices`, in that order."""
-        parts = [self.of(index) for index in indices]
-        counts = [len(part) for part in parts]
-        return Regions(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]), np.concatenate(parts))
 
 
 @dataclass(frozen=True)
@@ -70,6 +50,8 @@ class CocoData:
     """M; None where they were not asked for."""
     proposals: Regions | None = None
     """Given ones of the N images; None where there are none."""
+    left_out: frozenset[int] = frozenset()
+    """Ids of the images of the json that cannot be read."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -164,7 +146,8 @@ def scan_coco(
         crowd=notes.crowd[order],
         classes=tuple(classes.values()),
         category_ids=tuple(classes),
-        masks=_read_masks(notes, order, sizes, names, report) if masks else None,
+        masks=_read_masks(notes, order, sizes, usable, names, report) if masks else None,
+        left_out=frozenset(id for id, kept in zip(ids, usable, strict=True) if not kept),
     ).subset(np.flatnonzero(usable))
     for index in np.flatnonzero(np.diff(data.offsets) == 0):
         report.add("image without boxes", data.names[index], f"image {data.ids[index]}")
@@ -303,16 +286,21 @@ def _read_annotations(
 
 
 def _read_masks(
-    notes: Annotations, rows: NDArray[np.int64], sizes: NDArray[np.int64], names: list[str], report: Report
+    notes: Annotations,
+    rows: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    usable: NDArray[np.bool_],
+    names: list[str],
+    report: Report,
 ) -> Masks:
-    """The masks of the sound annotations in `rows`; an empty one where there is none."""
+    """The masks of the sound annotations in `rows`; an empty one where there is none, or no usable image."""
     counts = []
     for row in rows:
         image, segments, text = notes.image[row], notes.segments[row], b""
         where = f"annotation {notes.ids[row]}"
-        if not segments:
+        if usable[image] and not segments:
             report.add("no mask", names[image], where, "has no segmentation")
-        else:
+        elif usable[image]:
             try:
                 text = encode_segmentation(segments, (int(sizes[image, 0]), int(sizes[image, 1])))
             except ValueError as error:

@@ -17,7 +17,7 @@ STOPS = {
     "duplicate image id": "give every image its own id",
     "duplicate category": "give every category its own id and name",
     "unknown category": "add the category to 'categories' or remove the annotation",
-    "no mask": "draw it as polygons or run lengths, or train a detector without masks",
+    "no mask": "draw it as polygons or run lengths, or use a detector without masks",
     "broken mask": "draw it anew as polygons or run lengths of the image's size",
     "missing folder": "give the folder of the images",
     "missing image": "restore the file or remove the image from the json",

@@ -17,14 +17,12 @@ from torchvision import tv_tensors
 
 from msefpn.data.coco import CocoData
 from msefpn.data.images import ImageFault, read_image
-from msefpn.data.transforms import eval_transform, fitted_size, train_transform
+from msefpn.data.transforms import PROPOSAL, eval_transform, fitted_size, train_transform
 from msefpn.errors import UserError
 from msefpn.structures import Batch, Proposals, Targets
 
 Key = tuple[int, int]
 """Epoch and index of an image."""
-_PROPOSAL = -1
-"""Label of a given region among the boxes that are transformed."""
 
 
 class Sample(NamedTuple):
@@ -70,7 +68,7 @@ class DetectionDataset(Dataset[Sample]):
             torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, index))
             image, target = self.transform(image, target)
         boxes, labels = target["boxes"].as_subclass(Tensor), target["labels"]
-        real = labels != _PROPOSAL
+        real = labels != PROPOSAL
         return Sample(
             image.as_subclass(Tensor),
             boxes[real],
@@ -91,7 +89,7 @@ class DetectionDataset(Dataset[Sample]):
         if self.data.proposals is not None:
             regions = self.data.proposals.of(index)
             boxes = np.concatenate([boxes, regions])
-            labels = np.concatenate([labels, np.full(len(regions), _PROPOSAL)])
+            labels = np.concatenate([labels, np.full(len(regions), PROPOSAL)])
         corners = torch.from_numpy(boxes)
         target["boxes"] = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=size)
         target["labels"] = torch.from_numpy(labels)
@@ -125,7 +123,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
             assert sample.masks is not None
             masks[row, : len(sample.masks), : sizes[row, 0], : sizes[row, 1]] = sample.masks
     if samples[0].proposals is not None:
-        proposals = Proposals(*_padded([sample.proposals for sample in samples]))
+        regions = [sample.proposals for sample in samples if sample.proposals is not None]
+        proposals = Proposals(*_padded(regions))
     return Batch(
         images,
         sizes,
@@ -136,13 +135,12 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def _padded(rows: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Tensors (n_i, ...) as one (B, n, ...), n at least 1, and which of its places are taken: (B, n) bool."""
-    given = [row for row in rows if row is not None]
-    most = max(1, *(len(row) for row in given), 1)
-    padded = given[0].new_zeros(len(given), most, *given[0].shape[1:])
-    valid = torch.zeros(len(given), most, dtype=torch.bool)
-    for place, row in enumerate(given):
+    most = max([1, *map(len, rows)])
+    padded = rows[0].new_zeros(len(rows), most, *rows[0].shape[1:])
+    valid = torch.zeros(len(rows), most, dtype=torch.bool)
+    for place, row in enumerate(rows):
         padded[place, : len(row)], valid[place, : len(row)] = row, True
     return padded, valid
 

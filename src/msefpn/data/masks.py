@@ -49,12 +49,13 @@ def encode_segmentation(value: Any, size: tuple[int, int]) -> bytes:
         ValueError: it is none of these, or of another size; the message says what is wrong.
     """
     height, width = size
+    far = 10 * max(size)  # memory goes with the length of an edge
     if isinstance(value, list):
         for polygon in value:
             if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
                 raise ValueError("a polygon is no list of x, y of three corners or more")
-            if not all(type(number) in (int, float) and abs(number) < 1e6 for number in polygon):
-                raise ValueError("a polygon holds something that is no number of pixels")
+            if not all(type(number) in (int, float) and abs(number) < far for number in polygon):
+                raise ValueError("a polygon holds something that is no number, or far out of the image")
         parts = coco_mask.frPyObjects([list(map(float, polygon)) for polygon in value], height, width)
         return _counts(coco_mask.merge(parts))
     if not isinstance(value, dict) or not {"size", "counts"} <= value.keys():
@@ -65,12 +66,14 @@ def encode_segmentation(value: Any, size: tuple[int, int]) -> bytes:
     if isinstance(counts, list):
         if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != height * width:
             raise ValueError("the run lengths do not add up to the image's pixels")
-        return _counts(coco_mask.frPyObjects(value, height, width))
+        return _counts(coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+    if not isinstance(counts, str):
+        raise ValueError("the run lengths are neither a list nor a text")
     try:
-        coco_mask.decode([value])
-    except (ValueError, RuntimeError, TypeError) as error:
+        coco_mask.decode([{"size": [height, width], "counts": counts}])
+    except (ValueError, RuntimeError) as error:
         raise ValueError(f"the compressed run lengths are broken ({error})") from None
-    return _counts(value)
+    return counts.encode()
 
 
 def decode_masks(counts: Sequence[bytes], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msefpn.data.coco import CocoData, Regions
+from msefpn.data.boxes import Regions
+from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
 
 MOST = 2000
 """The best regions of an image that are kept (mmdetection's number for training)."""
-_OUTSIDE = 1.0
-"""Regions that stick out of their image by more, in pixels, are those of another; files round."""
+_ROUNDING = 1.0
+"""Regions that stick out of their image by more, in pixels, are those of another image; files round."""
 
 
 def with_proposals(data: CocoData, file: Path) -> CocoData:
-    """Give the images of a split their proposals.
+    """Give the images of a split their proposals; an image may have none.
 
     Args:
         data: the images.
@@ -32,90 +34,128 @@ def with_proposals(data: CocoData, file: Path) -> CocoData:
         UserError: no such list, an image that the data has not, or a region that does not fit its image.
     """
     index_of = {int(id): index for index, id in enumerate(data.ids)}
-    images, boxes, scores = _columns(file, _read(file), index_of, f"{data.file} has not")
-    limit = data.sizes[images][:, ::-1]  # (R, 2) width, height
-    outside = (boxes[:, :2] < -_OUTSIDE).any(1) | (boxes[:, 2:] > limit + _OUTSIDE).any(1)
-    for row in np.flatnonzero(outside):
-        name, (width, height) = data.names[images[row]], limit[row]
-        raise UserError(
-            f"{file}: entry {row} reaches out of {name}, which is {width} x {height} px: are these the "
-            f"proposals of other images? Give those of {data.file}"
-        )
-    boxes = np.clip(boxes, 0, np.tile(limit, 2))
-    return replace(data, proposals=_grouped(images, boxes, scores, len(data)))
+
+    def find(entry: dict[str, Any]) -> int | None:
+        id = entry.get("image_id")
+        if type(id) is int and id in data.left_out:
+            return None
+        if type(id) is not int or id not in index_of:
+            raise UserError(f"is of image {id!r}, which {data.file} has not: give those of its images")
+        return index_of[id]
+
+    return replace(data, proposals=_read(file, find, data.names, data.sizes))
 
 
-def proposals_by_name(file: Path, names: Sequence[str]) -> list[NDArray[np.float32]]:
-    """The proposals (r, 4), xyxy, of each of the images that have these file names, folders aside.
+def proposals_of_files(
+    file: Path, images: Sequence[Path], sizes: Sequence[tuple[int, int]]
+) -> list[NDArray[np.float32]]:
+    """The proposals (r, 4), xyxy, of each of these image files; one may have none.
 
     Args:
         file: as in `with_proposals`, each object also with `file_name`, such as the predictions.json of a
-            prediction.
-        names: of the images.
+            prediction. Where none of these paths leads to the images, the bare names do.
+        images: the files.
+        sizes: their height and width, pixels.
 
     Raises:
-        UserError: no such list, or an image without any.
+        UserError: no such list, images of the same name that only their folders tell apart, or a region that
+            does not fit its image.
     """
-    entries = _read(file)
-    index_of = {name: index for index, name in enumerate(names)}
-    for row, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-            raise UserError(f"{file}: entry {row} has no 'file_name': give predictions of msefpn predict")
-    chosen = [entry | {"image_id": Path(entry["file_name"]).name} for entry in entries]
-    chosen = [entry for entry in chosen if entry["image_id"] in index_of]
-    columns = _columns(file, chosen, index_of, "is not asked for")
-    regions = _grouped(*columns, len(names))
-    for index, name in enumerate(names):
-        if not len(regions.of(index)):
-            raise UserError(f"{file} has no proposal for {name}: give the proposals of these images")
-    return [regions.of(index) for index in range(len(names))]
+    named = {entry["file_name"] for entry in _entries(file) if _has_name(entry)}
+    places = {path.resolve(): index for index, path in enumerate(images)}
+    by_path = any(Path(name).resolve() in places for name in named)
+    if not by_path:
+        for paths in (images, [Path(name) for name in named]):
+            name, count = Counter(path.name for path in paths).most_common(1)[0] if paths else ("", 0)
+            if count > 1:
+                raise UserError(f"{file}: which of the {count} images {name} is meant? Rename them")
+        places = {Path(path.name): index for index, path in enumerate(images)}
+
+    def find(entry: dict[str, Any]) -> int | None:
+        if not _has_name(entry):
+            raise UserError("has no 'file_name': give predictions of msefpn predict")
+        path = Path(entry["file_name"])
+        return places.get(path.resolve() if by_path else Path(path.name))
+
+    regions = _read(file, find, list(map(str, images)), np.array(sizes, dtype=np.int64).reshape(-1, 2))
+    if not len(regions.boxes):
+        raise UserError(f"{file} has no proposal for {images[0]}: give those of a predict --score 0")
+    return [regions.of(index) for index in range(len(images))]
 
 
-def _read(file: Path) -> list[Any]:
+def _has_name(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
+
+
+def _entries(file: Path) -> list[Any]:
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
         raise UserError(f"proposals {file}: {error.strerror or 'cannot be read'}: give a json file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"proposals {file} are no JSON ({error}): write the file again") from None
     if not isinstance(content, list) or not content:
         raise UserError(f"proposals {file} are no list of COCO results: give one, not empty")
     return content
 
 
-def _columns(
-    file: Path, entries: list[Any], index_of: dict[Any, int], unknown: str
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Index of the image (R,), xyxy (R, 4) and score (R,) of the entries."""
+def _read(
+    file: Path,
+    find: Callable[[dict[str, Any]], int | None],
+    names: Sequence[str],
+    sizes: NDArray[np.int64],
+) -> Regions:
+    """The regions of a file, by image.
+
+    Args:
+        file: the json.
+        find: index of the image that an entry is of, None where it is not wanted; its UserError is told with
+            the entry's number.
+        names: of the images.
+        sizes: (N, 2), their height and width, pixels.
+    """
     images, boxes, scores = [], [], []
-    for row, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not {"image_id", "bbox", "score"} <= entry.keys():
-            raise UserError(f"{file}: entry {row} has not all of 'image_id', 'bbox' and 'score': add them")
-        if entry["image_id"] not in index_of:
-            raise UserError(
-                f"{file}: entry {row} is of image {entry['image_id']}, which {unknown}: "
-                "give the proposals of these images"
-            )
-        numbers = entry["bbox"], entry["score"]
+    for row, entry in enumerate(_entries(file)):
         try:
-            box, score = np.array(numbers[0], dtype=np.float64), float(numbers[1])
-        except (TypeError, ValueError):
-            box, score = np.zeros(0), np.nan
-        if box.shape != (4,) or not np.isfinite([*box, score]).all() or (box[2:] <= 0).any():
-            raise UserError(f"{file}: entry {row} has bbox {numbers[0]} and score {numbers[1]}: mend them")
-        images.append(index_of[entry["image_id"]])
-        boxes.append([*box[:2], *(box[:2] + box[2:])])
+            box, score = _numbers(entry)
+            image = find(entry)
+            if image is None or (box[2:] == 0).any():  # so small that it was rounded away
+                continue
+            height, width = sizes[image].tolist()
+            corners = [*box[:2], *(box[:2] + box[2:])]
+            if min(corners) < -_ROUNDING or (corners > np.array([width, height] * 2) + _ROUNDING).any():
+                raise UserError(
+                    f"reaches out of {names[image]}, which is {width} x {height} px: are these the proposals "
+                    "of other images? Give those of these"
+                )
+        except UserError as error:
+            raise UserError(f"{file}: entry {row} {error}") from None
+        images.append(image)
+        boxes.append(np.clip(corners, 0, [width, height] * 2))
         scores.append(score)
-    return np.array(images, dtype=np.int64), np.array(boxes).reshape(-1, 4), np.array(scores)
+    return _by_image(np.array(images, dtype=np.int64), np.array(boxes), np.array(scores), len(names))
 
 
-def _grouped(
+def _numbers(entry: Any) -> tuple[NDArray[np.float64], float]:
+    """x, y, width, height and score. Raises UserError."""
+    if not isinstance(entry, dict) or not {"bbox", "score"} <= entry.keys():
+        raise UserError("has not all of 'bbox' and 'score': add them")
+    box, score = entry["bbox"], entry["score"]
+    if isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in [*box, score]):
+        numbers = [float(x) if abs(x) < 1e9 else np.inf for x in [*box, score]]  # NaN is not below either
+        if np.isfinite(numbers).all() and min(numbers[2:4]) >= 0:
+            return np.array(numbers[:4]), numbers[4]
+    raise UserError(f"has bbox {str(box)[:60]} and score {str(score)[:20]}: mend them")
+
+
+def _by_image(
     images: NDArray[np.int64], boxes: NDArray[np.float64], scores: NDArray[np.float64], count: int
 ) -> Regions:
-    """By image, best first, at most `MOST` of each."""
+    """Regions (R, 4) of images (R,), best first, at most `MOST` of each."""
     order = np.lexsort((-scores, images))
     images = images[order]
     first = np.searchsorted(images, np.arange(count))
     kept = np.arange(len(images)) - first[images] < MOST
     lengths = np.bincount(images[kept], minlength=count)
-    return Regions(np.concatenate([[0], np.cumsum(lengths)]), boxes[order][kept].astype(np.float32))
+    boxes = boxes.reshape(-1, 4)[order][kept]
+    return Regions(np.concatenate([[0], np.cumsum(lengths)]), boxes.astype(np.float32))

@@ -8,10 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from msefpn.errors import unknown_name
+
+PROPOSAL = -1
+"""Label of a box that is a given region and no object."""
 
 
 def fitted_size(height: int, width: int, long: int, short: int, scale: float = 1.0) -> tuple[int, int]:
@@ -41,6 +45,23 @@ class FitResize(v2.Transform):  # type: ignore[misc]  # torchvision has no types
         return self._call_kernel(functional.resize, inpt, params["size"], antialias=True)
 
 
+class ObjectCrop(v2.RandomIoUCrop):  # type: ignore[misc]  # likewise
+    """SSD's crop, chosen by the objects; given regions are cut with them and have no say."""
+
+    def forward(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Crop an image and what is on it."""
+        boxes = target["boxes"]
+        objects = tv_tensors.wrap(boxes[target["labels"] != PROPOSAL], like=boxes)
+        params: dict[str, Any] = self.make_params([image, objects])
+        if params:
+            centre = (boxes[:, :2] + boxes[:, 2:]) / 2 - torch.tensor([params["left"], params["top"]])
+            inside = (centre > 0) & (centre < torch.tensor([params["width"], params["height"]]))
+            params["is_within_crop_area"] = inside.all(dim=1)
+        placed = {key: value for key, value in target.items() if isinstance(value, tv_tensors.TVTensor)}
+        cropped = {key: self.transform(value, params) for key, value in placed.items()}
+        return self.transform(image, params), target | cropped
+
+
 def eval_transform(size: tuple[int, int]) -> v2.Transform:
     """Resize to fit into `size` (longest, shortest side; pixels)."""
     return FitResize(*size)
@@ -62,7 +83,7 @@ def train_transform(augment: str, size: tuple[int, int]) -> v2.Transform:
 
 def _strong(long: int, short: int) -> list[v2.Transform]:
     return [
-        v2.RandomApply([v2.RandomIoUCrop(min_scale=0.5)], p=0.5),
+        v2.RandomApply([ObjectCrop(min_scale=0.5)], p=0.5),
         FitResize(long, short, scales=(0.8, 1.0)),
         v2.RandomHorizontalFlip(0.5),
         v2.RandomVerticalFlip(0.5),

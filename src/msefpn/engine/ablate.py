@@ -29,7 +29,7 @@ from msefpn.engine.grid import (
     run_cells,
     short_name,
 )
-from msefpn.engine.plan import check_proposals, read_splits, sources_of
+from msefpn.engine.plan import check_proposals, names_data, read_splits, sources_of
 from msefpn.engine.run import Sources, default_recipe, write_text
 from msefpn.engine.screen import Bar, duration, say, show_table
 from msefpn.errors import UserError
@@ -59,7 +59,7 @@ def ablate(
     check_twice("epochs", epochs)
     check_grid_folder(out)
     given = {key: Path(path) for key, path in files.items() if path is not None}
-    default = default_recipe(builtin=data is None and not given)
+    default = default_recipe(builtin=data is None and not names_data(given))
     configs = rows_of(names, recipe, default, **options)
     known = {name: _published(name, config) for name, config in configs.items()}
     rows = rows_in(out, configs, known, epochs)
@@ -67,6 +67,8 @@ def ablate(
     sources = sources_of(None if data is None else Path(data), given, out.parent, rows[0].config)
     for row in rows:
         check_proposals(row.config, sources.read_by(row.config))
+    if sources != sources.read_by(rows[0].config) and not any(row.config.takes_proposals for row in rows):
+        raise UserError("no row looks at given regions: leave out the proposals, or add a row of fast_rcnn")
     (train, _), _ = read_splits(sources, masks=any(row.config.learns_masks for row in rows))
     check_cells(cells, sources)
     for row in rows:

@@ -21,7 +21,7 @@ from msefpn.engine.screen import Bar, say, show_costs
 from msefpn.errors import UserError, unknown_name
 from msefpn.memory import peak_memory
 from msefpn.metrics.cost import count_macs, count_parameters
-from msefpn.models import Detector, build, check_neck
+from msefpn.models import Detector, TwoStage, build, check_neck
 from msefpn.necks import NECKS
 from msefpn.structures import Proposals
 
@@ -47,6 +47,8 @@ class Request:
         torch.manual_seed(0)
         detector = build(config, [f"class {i}" for i in range(self.classes)]).eval().to(self.device)
         width, height = (-(-side // 32) * 32 for side in self.size)
+        if isinstance(detector, TwoStage) and detector.mask is not None:  # masks are drawn where it detects
+            detector.roi.selection = dataclasses.replace(detector.roi.selection, score=0.0)
         images = torch.randint(0, 256, (self.batch, 3, height, width), dtype=torch.uint8, device=self.device)
         sizes = torch.tensor([[height, width]] * self.batch, device=self.device)
         return detector, images, sizes, self._regions(height, width) if config.takes_proposals else None

@@ -76,8 +76,18 @@ def detect(
     batches: Iterable[Batch],
     device: torch.device,
     seen: Callable[[int], None] = lambda count: None,
+    *,
+    score: float = 0.0,
 ) -> Found:
-    """Run a detector, in float32, over batches on `device`; `seen` is told the images of each batch."""
+    """Run a detector, in float32, over batches.
+
+    Args:
+        detector: on `device`.
+        batches: the images.
+        device: where it runs.
+        seen: is told the number of images of each batch.
+        score: detections below are left out.
+    """
     training = detector.training
     detector.eval()
     parts = [_nothing()]
@@ -87,7 +97,7 @@ def detect(
             given = Proposals(given.boxes.to(device), given.valid.to(device))
         detections = detector(batch.images.to(device), batch.sizes.to(device), given)
         boxes = to_original(detections.boxes.float().cpu(), batch.sizes, batch.original_sizes)
-        valid = detections.valid.cpu()
+        valid = (detections.valid & (detections.scores >= score)).cpu()
         part = Found(
             batch.ids[:, None].expand_as(valid)[valid].numpy(),
             boxes[valid].numpy(),
@@ -104,12 +114,13 @@ def detect(
 
 def merged(parts: Sequence[Found]) -> Found:
     """Put the detections of several batches or processes together."""
+    masks = [part.masks for part in parts if part.masks is not None]  # one without any may have found nothing
     return Found(
         np.concatenate([part.image_ids for part in parts]),
         np.concatenate([part.boxes for part in parts]),
         np.concatenate([part.scores for part in parts]),
         np.concatenate([part.labels for part in parts]),
-        None if parts[-1].masks is None else np.concatenate([_masks_of(part) for part in parts]),
+        np.concatenate(masks) if masks else None,
         sum(part.cut for part in parts),
     )
 
@@ -147,10 +158,6 @@ def _masks(masks: Tensor | None, boxes: Tensor, valid: Tensor, sizes: Tensor) ->
         drawn = paste(masks[image, place], boxes[image, place], (height, width))
         found[row] = run_lengths(encode_mask(drawn.numpy()), (height, width))
     return found
-
-
-def _masks_of(part: Found) -> NDArray[np.object_]:
-    return np.empty(0, dtype=object) if part.masks is None else part.masks
 
 
 def _nothing() -> Found:

@@ -146,7 +146,8 @@ def grid_folder(out: Path, sources: Sources) -> Iterator[None]:
     Raises UserError.
     """
     out.mkdir(parents=True, exist_ok=True)
-    annotations = [zlib.crc32(file.read_bytes()) for file in (sources.train_json, sources.val_json)]
+    files = (sources.train_json, sources.val_json, sources.train_proposals, sources.val_proposals)
+    annotations = [zlib.crc32(file.read_bytes()) for file in files if file is not None]
     with (out / MARK).open("a+", encoding="utf-8") as mark:
         try:
             fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)

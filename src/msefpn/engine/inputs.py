@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from msefpn.checkpoint import read_config
+from msefpn.checkpoint import read_about
 from msefpn.config import Config, parse_size
-from msefpn.data.proposals import proposals_by_name
+from msefpn.data.images import ImageFault, read_header
+from msefpn.data.proposals import proposals_of_files
 from msefpn.engine.run import check_out, free_folder
 from msefpn.errors import UserError
 
@@ -52,12 +53,23 @@ def plan_prediction(
         raise UserError(f"score is {score}: it must be 0 to 1")
     sides = None if size is None else parse_size(size)
     files = find_images(images)
-    config = read_config(run)
+    config = read_about(run).config
     check_given(config, proposals, run)
-    regions = None if proposals is None else proposals_by_name(proposals, [file.name for file in files])
     out = out or free_folder(Path("predictions"))
     check_out(out)
+    regions = None if proposals is None else proposals_of_files(proposals, files, _sizes(files))
     return Prediction(run, files, regions, out, score, batch, sides)
+
+
+def _sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
+    """Height and width of image files, pixels; one that cannot be read may have any region."""
+    sizes = []
+    for file in files:
+        try:
+            sizes.append(read_header(file).size)
+        except (OSError, ImageFault):
+            sizes.append((1 << 30, 1 << 30))
+    return sizes
 
 
 def check_given(config: Config, proposals: Path | None, run: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msefpn.checkpoint import read_config
+from msefpn.checkpoint import read_about
 from msefpn.config import Config, load_recipe, parse_size
 from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.faults import Report
@@ -82,7 +82,7 @@ def plan_training(
         raise UserError(f"steps is {steps}: it must be at least 1")
     given = {key: Path(path) for key, path in files.items() if path is not None}
     place = None if data is None else Path(data)
-    builtin = place is None and not _names_data(given) and not resume
+    builtin = place is None and not names_data(given) and not resume
     if resume:
         config, sources, folder = _resumed(place, given, recipe, out, options)
     else:
@@ -162,7 +162,7 @@ def plan_evaluation(
     if not run.exists():
         raise UserError(f"run '{run}' does not exist: name the folder that 'msefpn train' wrote")
     sides = None if size is None else parse_size(size)
-    config = read_config(run)
+    config = read_about(run).config
     folder = run if run.is_dir() else run.parent
     refuse_unread(data, file)
     place = locate_split(data, split, file, images)
@@ -209,7 +209,7 @@ def _resumed(
                 f"{key} {new} contradicts the run's {key} {old}: a resumed run keeps its configuration; "
                 f"leave it out, or start a new run with --init {folder / LAST}"
             )
-    if (data is not None or files) and _find(data, files).resolved() != sources.resolved():
+    if not _is_same(data, files, sources):
         raise UserError(
             f"the data given is not that of the run '{folder}': a resumed run keeps its data; leave it out"
         )
@@ -247,11 +247,19 @@ def sources_of(data: Path | None, files: Mapping[str, Path], parent: Path, confi
 
     Raises UserError.
     """
-    builtin = data is None and not _names_data(files)
+    builtin = data is None and not names_data(files)
     return _find(_builtin_set(parent, config) if builtin else data, files)
 
 
-def _names_data(files: Mapping[str, Path]) -> bool:
+def _is_same(data: Path | None, files: Mapping[str, Path], sources: Sources) -> bool:
+    """Whether what is given, where anything is, is what a run reads; proposals need not be given again."""
+    given = {key: path.resolve() for key, path in files.items() if path is not None}
+    if data is not None or names_data(files):
+        given |= _find(data, files).resolved()
+    return given.items() <= sources.resolved().items()
+
+
+def names_data(files: Mapping[str, Path]) -> bool:
     """Whether these files, `Sources`' keys, are images or annotations."""
     return any(not key.endswith("_proposals") for key in files)
 

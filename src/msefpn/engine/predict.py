@@ -65,9 +65,8 @@ def predict(plan: Prediction, *, device: str) -> list[dict[str, Any]]:
                 inputs = collate(
                     [_sample(p, transform, None if regions is None else regions[p.number]) for p in chunk]
                 )
-                found = detect(detector, [inputs], where, bar.seen)
+                found = detect(detector, [inputs], where, bar.seen, score=plan.score)
                 cut += found.cut
-                found = found.where(found.scores >= plan.score)
                 results += [
                     {
                         "file_name": str(files[item["image_id"]]),

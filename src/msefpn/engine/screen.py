@@ -69,14 +69,19 @@ def show_costs(rows: Sequence[Mapping[str, Any]]) -> None:
         millions = [f"{row[key] / 1e6:.2f}" for key in ("parameters", "trainable")]
         memory = f"{row['peak_bytes'] / 2**20:.0f}" if row["peak_bytes"] else ""
         table.add_row(row["row"], *millions, *macs, f"{row['ratio']:.2f}", memory)
-    Console(markup=False, highlight=False).print(table)
+    _print_wide(table)
 
 
 def show_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table of texts; whole lines where the output is no terminal."""
+    """Print a table of texts."""
     table = Table(*heads, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(*row)
+    _print_wide(table)
+
+
+def _print_wide(table: Table) -> None:
+    """Print a table; whole lines where the output is no terminal."""
     width = None if Console().is_terminal else 200
     Console(markup=False, highlight=False, width=width).print(table)
 

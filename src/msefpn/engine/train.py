@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from msefpn.config import Config, to_yaml
 from msefpn.data.coco import CocoData
@@ -103,9 +104,12 @@ def _read_state(plan: Plan) -> dict[str, Any] | None:
 
 
 def _fingerprint(data: CocoData) -> int:
-    """Changes with the images and boxes."""
+    """Changes with the images, boxes, masks and proposals."""
     value = zlib.crc32("\n".join(data.names).encode())
-    for column in (data.ids, data.sizes, data.offsets, data.boxes, data.labels, data.crowd):
+    columns: list[NDArray[Any]] = [data.ids, data.sizes, data.offsets, data.boxes, data.labels, data.crowd]
+    columns += [] if data.masks is None else [data.masks.text]
+    columns += [] if data.proposals is None else [data.proposals.offsets, data.proposals.boxes]
+    for column in columns:
         value = zlib.crc32(column.tobytes(), value)
     return value
 

@@ -4,6 +4,7 @@ import abc
 from typing import Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msefpn.config import Config
@@ -115,10 +116,16 @@ class TwoStage(Detector, Generic[RegionHead]):
         if self.rpn is not None:
             proposals = self.rpn(pyramid, sizes, _side(images))
         pooled = pyramid[: self.roi.levels]
-        detections: Detections = self.roi(pooled, _some(proposals), sizes)
-        if self.mask is None:
-            return detections
-        return detections._replace(masks=self.mask(pooled, detections.boxes, detections.labels))
+        detections: Detections = self.roi(pooled, _required(proposals), sizes)
+        return detections if self.mask is None else self._with_masks(self.mask, pooled, detections)
+
+    def _with_masks(self, head: MaskHead, pooled: list[Tensor], found: Detections) -> Detections:
+        """Draw masks; in eager mode none for the places that hold nothing, which come last."""
+        count = most = found.valid.shape[1]
+        if not torch.compiler.is_compiling():
+            most = max(1, int(found.valid.sum(dim=1).max()))
+        masks = head(pooled, found.boxes[:, :most], found.labels[:, :most])
+        return found._replace(masks=F.pad(masks, (0, 0, 0, 0, 0, count - most)))
 
     def losses(
         self, images: Tensor, sizes: Tensor, targets: Targets, proposals: Proposals | None = None
@@ -130,14 +137,14 @@ class TwoStage(Detector, Generic[RegionHead]):
             proposals, losses = self.rpn.losses(pyramid, sizes, _side(images), targets)
         pooled = pyramid[: self.roi.levels]
         if isinstance(self.roi, CascadeHead):
-            return losses | self.roi.losses(pooled, _some(proposals), sizes, targets)
-        found, trained = self.roi.losses(pooled, _some(proposals), targets, aux.get("laterals"))
+            return losses | self.roi.losses(pooled, _required(proposals), sizes, targets)
+        found, trained = self.roi.losses(pooled, _required(proposals), targets, aux.get("laterals"))
         if self.mask is not None:
             found |= self.mask.losses(pooled, trained, targets)
         return losses | found
 
 
-def _some(proposals: Proposals | None) -> Proposals:
+def _required(proposals: Proposals | None) -> Proposals:
     if proposals is None:
         raise ValueError("Fast R-CNN looks at given regions: pass proposals")
     return proposals

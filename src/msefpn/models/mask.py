@@ -87,8 +87,9 @@ class MaskHead(nn.Module):
 
     def _aim(self, rois: Tensor, rows: Tensor, masks: Tensor) -> Tensor:
         """The masks at `rows` (P,) of all masks (B, G, H, W), cut out by rois (P, 4): (P, M, M)."""
-        maps = masks.flatten(0, 1)[:, None].to(rois.dtype)
-        places = torch.cat([rows[:, None].to(rois.dtype), rois], dim=1)
+        used, place = rows.unique(return_inverse=True)
+        maps = masks.flatten(0, 1)[used][:, None].to(rois.dtype)
+        places = torch.cat([place[:, None].to(rois.dtype), rois], dim=1)
         aim: Tensor = roi_align(maps, places, 2 * self.pool.size, aligned=self.pool.aligned).squeeze(1)
         return (aim >= 0.5).to(aim.dtype) if self.binary else aim
 

@@ -93,7 +93,8 @@ def from_torchvision(
 ) -> Detector:
     """Build a detector that detects what torchvision's detector of that kind with a pyramid detects.
 
-    The kinds: `fasterrcnn_*_fpn`, `maskrcnn_*_fpn`, `retinanet_*_fpn`, `fcos_*_fpn`.
+    Masks are equal as they are predicted, 28 x 28 cells over a box; here they are laid over the image as
+    mmdetection does it. The kinds: `fasterrcnn_*_fpn`, `maskrcnn_*_fpn`, `retinanet_*_fpn`, `fcos_*_fpn`.
 
     Args:
         state: the whole state dict.

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from msefpn.checkpoint import KEY, find_weights, read_about, read_config
+from msefpn.checkpoint import KEY, find_weights, read_about
 from msefpn.errors import UserError
 from msefpn.models.detector import Detector
 from msefpn.models.factory import build
@@ -59,10 +59,8 @@ def load(path: str | Path) -> Detector:
         UserError: no such file, a broken one, or one that `save` did not write.
     """
     file = find_weights(path)
-    config, about = read_config(file), read_about(file)
-    assert about is not None
-    state = _read_safetensors(file)
-    detector = build(config, about["classes"], about["category_ids"])
+    about, state = read_about(file), _read_safetensors(file)
+    detector = build(*about)
     detector.drop_training_parts()
     try:
         detector.load_state_dict(state)
