@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 import msefpn
 from msefpn.data.images import read_image
@@ -87,8 +86,8 @@ def test_device_memory_and_cut(
             run, tiny_set / "val", **options
         )
 
-    def detected(self: TwoStage[Any], images: Tensor, sizes: Tensor) -> Detections:
-        found = forward(self, images, sizes)
+    def detected(self: TwoStage[Any], *given: Any) -> Detections:
+        found = forward(self, *given)
         return found._replace(cut=torch.ones_like(found.cut))
 
     def full(*_: Any) -> None:
