@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
-from msefpn.data.transforms import eval_transform, fitted_size, train_transform
+from msefpn.data.transforms import ObjectCrop, eval_transform, fitted_size, train_transform
 from msefpn.errors import UserError
 
 PRESETS = ("none", "paper", "multiscale", "strong")
@@ -105,3 +106,17 @@ def test_fits(height: int, width: int, one: int, other: int) -> None:
 def test_unknown_name() -> None:
     with pytest.raises(UserError, match="unknown augment 'stong': did you mean 'strong'"):
         train_transform("stong", (100, 100))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_crops_are_torchvisions_where_no_region_is_given(seed: int) -> None:
+    image = tv_tensors.Image(torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8))
+    corners = torch.tensor([[5.0, 5, 40, 60], [60, 20, 110, 85]])
+    boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(90, 120))
+    found = []
+    for crop in (ObjectCrop(min_scale=0.5), v2.RandomIoUCrop(min_scale=0.5)):
+        torch.manual_seed(seed)
+        found.append(crop(image, {"boxes": boxes, "labels": torch.tensor([0, 1])}))
+    (ours, our_target), (theirs, their_target) = found
+    assert torch.equal(ours, theirs)
+    assert torch.equal(our_target["boxes"], their_target["boxes"])
