@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,20 +19,19 @@ TINY_FILE = Path(__file__).with_name("tiny.yaml")
 TINY = yaml.safe_load(TINY_FILE.read_text())
 
 
-def recipe(folder: Path, detector: str, **options: Any) -> Path:
-    """The tiny recipe with another detector."""
-    kept = {"roi": TINY["detector_options"]["roi"]} if detector == "fast_rcnn" else TINY["detector_options"]
-    values = TINY | {"detector": detector, "detector_options": kept | options, "neck": "fpn", "epochs": 1}
-    (folder / f"{detector}.yaml").write_text(yaml.safe_dump(values | {"workers": 0}))
-    return folder / f"{detector}.yaml"
+def fast_recipe(folder: Path) -> Path:
+    """The tiny recipe with Fast R-CNN."""
+    roi = {"roi": TINY["detector_options"]["roi"]}
+    changed = {"detector": "fast_rcnn", "detector_options": roi, "neck": "fpn", "epochs": 1, "workers": 0}
+    (folder / "fast.yaml").write_text(yaml.safe_dump(TINY | changed))
+    return folder / "fast.yaml"
 
 
 @pytest.fixture(scope="module")
 def masked(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of Mask R-CNN that has hardly learned anything."""
-    folder = tmp_path_factory.mktemp("masked")
-    made = recipe(folder, "mask_rcnn", mask={"hidden": 8, "depth": 1})
-    return train(tiny_set, recipe=made, out=folder / "run")
+    out = tmp_path_factory.mktemp("masked") / "run"
+    return train(tiny_set, recipe="quickstart_masks", size=96, epochs=1, workers=0, device="cpu", out=out)
 
 
 def test_training_tells_the_masks_numbers(masked: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +114,7 @@ def proposals(masked: Path) -> tuple[Path, Path]:
 def given(tiny_set: Path, proposals: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of Fast R-CNN."""
     folder = tmp_path_factory.mktemp("given")
-    made = recipe(folder, "fast_rcnn")
+    made = fast_recipe(folder)
     first, second = proposals
     return train(tiny_set, recipe=made, out=folder / "run", train_proposals=first, val_proposals=second)
 
@@ -149,7 +147,7 @@ def test_proposals_that_do_not_fit(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    made, out = recipe(tmp_path, "fast_rcnn"), tmp_path / "run"
+    made, out = fast_recipe(tmp_path), tmp_path / "run"
     start = ("train", "--data", tiny_set, "--recipe", made, "--out", out)
     swapped = ("--train-proposals", proposals[1], "--val-proposals", proposals[0])
     assert "which" in (line := fails(capsys, *start, *swapped))
