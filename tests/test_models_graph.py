@@ -29,7 +29,10 @@ UNSEEN = ((3, 192, 224, 190, 221), (1, 224, 160, 224, 131), (1, 160, 224, 160, 2
 """Batch, padded height and width, image height and width; none of them is traced, two are odd."""
 CLASSES = re.compile(r"(\w+\.(?:classes|objectness))(?:\.\d)?$")
 SPREAD = {"box.classes": 0.02, "rpn.objectness": 0.3, "head.classes": 0.3}
-"""Deviation of the random weights: wide enough to detect, too narrow for scores to saturate and tie."""
+"""Deviation of the random weights: wide enough to detect, too narrow for scores to saturate and tie.
+
+SSD's layers read the pyramid itself: 0.02.
+"""
 
 Given = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Proposals]
 
@@ -53,14 +56,24 @@ def make(name: str, neck: str = "mse_fpn", backbone: str = "test_resnet") -> Det
         neck_options={"out_channels": 64},
         detector_options=options,
     )
-    detector = build(config, ["a", "b", "c"]).eval()
+    detector = build(config, ["a", "b", "c"])
+    settle(detector)
     for part, layer in detector.named_modules():
         if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)) and (kind := CLASSES.search(part)):
-            torch.nn.init.normal_(layer.weight, std=SPREAD[kind[1]])
+            torch.nn.init.normal_(layer.weight, std=0.02 if name == "ssd" else SPREAD[kind[1]])
             torch.nn.init.constant_(layer.bias, -1.0)  # type: ignore[arg-type]  # it has one
         if part.endswith(".distances"):
             torch.nn.init.constant_(layer.bias, 2.0)
-    return detector
+    return detector.eval()
+
+
+@torch.no_grad()
+def settle(detector: Detector) -> None:
+    """Take a batch's statistics for the backbone's norms: else signals vanish in it, and all scores tie."""
+    body = detector.backbone.body.train()
+    for norm in detector.backbone.norms():
+        norm.momentum = 1.0
+    body(torch.randn(2, 3, 160, 192))
 
 
 def batch(name: str, count: int, height: int, width: int, image_height: int, image_width: int) -> Given:
