@@ -20,6 +20,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
     "ac_fpn-deformable": ("ac_fpn", {"deformable": True, "attention": False}),
     "fpn+bfp": ("fpn+bfp", {"extra_levels": "pool"}),
     "mse_fpn-split": ("mse_fpn", {"preset": "split"}),
+    "mse_fpn-lean": ("mse_fpn", {"preset": "lean"}),
     "mse_fpn-retina": ("mse_fpn", {"start_level": 1, "extra_levels": "conv_c5"}),
     "mse_fpn-pool": ("mse_fpn", {"extra_levels": "pool"}),
     "fpn-torchvision": ("fpn", {"start_level": 1, "extra_levels": "conv_p5_relu"}),

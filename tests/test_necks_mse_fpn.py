@@ -52,8 +52,9 @@ def test_fpn_equals_torchvision(height: int, width: int) -> None:
         ({"sem": "none"}, 3_870_720, 58.06),
         ({}, 28_885_088, 64.18),
         ({"preset": "split"}, 26_124_976, 63.40),
+        ({"preset": "lean"}, 5_407_568, 58.46),
     ],
-    ids=["fpn", "fpn+gcg", "shared", "split"],
+    ids=["fpn", "fpn+gcg", "shared", "split", "lean"],
 )
 def test_cost_at_1280_x_800(options: dict[str, Any] | None, parameters: int, gmac: float) -> None:
     with torch.device("meta"):
@@ -159,6 +160,23 @@ def test_wiring(gate_at: str) -> None:
         torch.testing.assert_close(x, conv(y))
 
 
+def test_lean_is_shared_on_a_reduced_map() -> None:
+    lean = neck(preset="lean", width=24)
+    assert lean.sem is not None
+    features = maps()
+    size = (-(-features[3].shape[2] // 2), -(-features[3].shape[3] // 2))
+    reduced = lean.sem.reduce(torch.cat([F.adaptive_avg_pool2d(x, size) for x in features[1:]], 1))
+    plain = SEM([24])
+    plain.load_state_dict({k: v for k, v in lean.sem.state_dict().items() if not k.startswith("reduce.")})
+    gathered = lean.sem(features[1:], features[3])
+    torch.testing.assert_close(gathered, plain([reduced], features[3]))
+    widths = {module.in_channels for sim in lean.laterals for module in (sim.gate[0], sim.embedding[0])}  # type: ignore[index,union-attr]
+    assert widths == {24}
+    default = neck(preset="lean")
+    assert default.sem is not None
+    assert default.sem.channels == 32
+
+
 def test_split_gives_each_level_its_own_slice() -> None:
     model = neck(preset="split", gate="none")
     features = maps()
@@ -243,6 +261,8 @@ def test_gate_sizes(gate: str, size: int) -> None:
     "options",
     [
         {"preset": "both"},
+        {"preset": "split", "width": 32},
+        {"sem": "none", "width": 32},
         {"sem": "all"},
         {"sim": "none"},
         {"gate": "se"},

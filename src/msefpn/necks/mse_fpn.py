@@ -30,8 +30,8 @@ class SEM(nn.Module):
     """Semantic enhancement module: one map of semantics from several levels.
 
     The levels are average-pooled to half the coarsest map's size, rounded up, and concatenated to M
-    (B, C, h, w), C the sum of their channels, N = h * w. A spatial branch a (B, 1, h, w) weighs V = Wv M, a
-    channel branch m (B, C, 1, 1) weighs M:
+    (B, C, h, w), C the sum of their channels, or, after a 1x1 convolution, `width`; N = h * w. A spatial
+    branch a (B, 1, h, w) weighs V = Wv M, a channel branch m (B, C, 1, 1) weighs M:
 
         R = (Wq M)^T (Wk M), normalised per sample over its N x N entries
         a = sigmoid(mean of R over queries)
@@ -44,6 +44,7 @@ class SEM(nn.Module):
             the ablation without SEM).
         combine: `add` (a * V + m * M), `cascade` (m * (a * V) + M) or `residual` (M + a * V + m * M).
         score_norm: normalise the scores R `before` or `after` the mean over queries.
+        width: channels that M is reduced to; None: it is not.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SEM(nn.Module):
         branches: str = "both",
         combine: str = "add",
         score_norm: str = "before",
+        width: int | None = None,
     ) -> None:
         super().__init__()
         _choose("branches", branches, ("both", "spatial", "channel", "conv"))
@@ -65,7 +67,9 @@ class SEM(nn.Module):
                 f"score_norm '{score_norm}' needs the spatial branch, but branches is '{branches}'"
             )
         self.branches, self.combine, self.score_norm = branches, combine, score_norm
-        self.channels = channels = sum(in_channels)
+        concatenated = sum(in_channels)
+        self.channels = channels = concatenated if width is None else width
+        self.reduce = nn.Identity() if width is None else nn.Conv2d(concatenated, width, 1)
         if branches in ("both", "spatial"):
             self.query = nn.Conv2d(channels, rounded_width(channels, 8), 1)
             self.key = nn.Conv2d(channels, rounded_width(channels, 8), 1)
@@ -93,7 +97,8 @@ class SEM(nn.Module):
         """
         height, width = coarsest.shape[-2:]
         size = ((height + 1) // 2, (width + 1) // 2)
-        m = torch.cat([F.adaptive_avg_pool2d(x, size) for x in features], dim=1)  # (B, C, h, w)
+        pooled = [F.adaptive_avg_pool2d(x, size) for x in features]
+        m: Tensor = self.reduce(torch.cat(pooled, dim=1))  # (B, C, h, w)
         if self.branches == "conv":
             mixed: Tensor = self.conv(m)
             return mixed
@@ -224,7 +229,10 @@ class MSEFPN(Neck):
         out_channels: channels of every output map.
         start_level: first input level that becomes an output (0 for two-stage heads, 1 for RetinaNet).
         extra_levels: coarser levels on top, as in `FPN`.
-        preset: `shared`, every SIM reads all of G; or `split`, SIM_i reads the slice of G that came from C_i.
+        preset: `shared`, every SIM reads all of G; `lean`, the same at a small `width`, which is not the
+            paper's; or `split`, SIM_i reads the slice of G that came from C_i.
+        width: channels that SEM works at; None: those of the maps that it reads together, but for `lean`
+            `out_channels`.
         sem: branches of SEM (`both`, `spatial`, `channel`), `conv` for a 1x1 convolution in its place, or
             `none` for FPN's plain laterals.
         sem_strides: strides of the maps that SEM reads; None: the three coarsest for `shared`, all that
@@ -249,6 +257,7 @@ class MSEFPN(Neck):
         start_level: int = 0,
         extra_levels: str = "none",
         preset: str = "shared",
+        width: int | None = None,
         sem: str = "both",
         sem_strides: Sequence[int] | None = None,
         combine: str = "add",
@@ -260,7 +269,7 @@ class MSEFPN(Neck):
         super().__init__(
             in_channels, in_strides, out_channels, start_level=start_level, extra_levels=extra_levels
         )
-        _choose("preset", preset, ("shared", "split"))
+        _choose("preset", preset, ("shared", "lean", "split"))
         _choose("sem", sem, ("both", "spatial", "channel", "conv", "none"))
         _choose("sim", sim, ("inject", "wide", "add"))
         _choose("gate", gate, tuple(GATES))
@@ -269,8 +278,17 @@ class MSEFPN(Neck):
             raise ValueError(f"gate '{gate}' joins two maps: it needs gate_at 'merged'")
         if sem == "none":
             _refuse_semantics(
-                preset=preset, sem_strides=sem_strides, combine=combine, score_norm=score_norm, sim=sim
+                preset=preset,
+                width=width,
+                sem_strides=sem_strides,
+                combine=combine,
+                score_norm=score_norm,
+                sim=sim,
             )
+        if preset == "split" and width is not None:
+            raise ValueError(f"width {width} leaves no slices of the levels: preset 'split' needs width None")
+        if preset == "lean" and width is None:
+            width = out_channels
         self.preset, self.gate_at = preset, gate_at
         injected = self.in_channels[start_level:]
         self.sem: SEM | None = None
@@ -279,7 +297,7 @@ class MSEFPN(Neck):
         else:
             self.sem_levels = self._sem_levels(sem_strides)
             read = [self.in_channels[level] for level in self.sem_levels]
-            self.sem = SEM(read, branches=sem, combine=combine, score_norm=score_norm)
+            self.sem = SEM(read, branches=sem, combine=combine, score_norm=score_norm, width=width)
             self.semantic_split = injected if preset == "split" else [self.sem.channels]
             widths = injected if preset == "split" else [self.sem.channels] * len(injected)
             self.laterals = nn.ModuleList(
@@ -304,7 +322,7 @@ class MSEFPN(Neck):
             return [lateral(x) for lateral, x in zip(self.laterals, inputs, strict=True)]
         gathered = self.sem([features[level] for level in self.sem_levels], features[-1])
         semantics = list(gathered.split(self.semantic_split, dim=1))
-        if self.preset == "shared":
+        if self.preset != "split":
             semantics = semantics * len(inputs)
         return [lateral(x, own) for lateral, x, own in zip(self.laterals, inputs, semantics, strict=True)]
 
