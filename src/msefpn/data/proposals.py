@@ -43,7 +43,7 @@ def with_proposals(data: CocoData, file: Path) -> CocoData:
             raise UserError(f"is of image {id!r}, which {data.file} has not: give those of its images")
         return index_of[id]
 
-    return replace(data, proposals=_read(file, find, data.names, data.sizes))
+    return replace(data, proposals=_regions(file, _entries(file), find, data.names, data.sizes))
 
 
 def proposals_of_files(
@@ -61,7 +61,8 @@ def proposals_of_files(
         UserError: no such list, images of the same name that only their folders tell apart, or a region that
             does not fit its image.
     """
-    named = {entry["file_name"] for entry in _entries(file) if _has_name(entry)}
+    entries = _entries(file)
+    named = {entry["file_name"] for entry in entries if _has_name(entry)}
     places = {path.resolve(): index for index, path in enumerate(images)}
     by_path = any(Path(name).resolve() in places for name in named)
     if not by_path:
@@ -77,7 +78,7 @@ def proposals_of_files(
         path = Path(entry["file_name"])
         return places.get(path.resolve() if by_path else Path(path.name))
 
-    regions = _read(file, find, list(map(str, images)), np.array(sizes, dtype=np.int64).reshape(-1, 2))
+    regions = _regions(file, entries, find, list(map(str, images)), np.array(sizes, dtype=np.int64))
     if not len(regions.boxes):
         raise UserError(f"{file} has no proposal for {images[0]}: give those of a predict --score 0")
     return [regions.of(index) for index in range(len(images))]
@@ -99,8 +100,9 @@ def _entries(file: Path) -> list[Any]:
     return content
 
 
-def _read(
+def _regions(
     file: Path,
+    entries: list[Any],
     find: Callable[[dict[str, Any]], int | None],
     names: Sequence[str],
     sizes: NDArray[np.int64],
@@ -108,14 +110,15 @@ def _read(
     """The regions of a file, by image.
 
     Args:
-        file: the json.
+        file: for messages.
+        entries: what it holds.
         find: index of the image that an entry is of, None where it is not wanted; its UserError is told with
             the entry's number.
         names: of the images.
         sizes: (N, 2), their height and width, pixels.
     """
     images, boxes, scores = [], [], []
-    for row, entry in enumerate(_entries(file)):
+    for row, entry in enumerate(entries):
         try:
             box, score = _numbers(entry)
             image = find(entry)

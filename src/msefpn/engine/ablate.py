@@ -65,9 +65,10 @@ def ablate(
     rows = rows_in(out, configs, known, epochs)
     cells = [Cell(row, seed) for row in rows for seed in range(seeds)]
     sources = sources_of(None if data is None else Path(data), given, out.parent, rows[0].config)
-    for row in rows:
-        check_proposals(row.config, sources.read_by(row.config))
-    if sources != sources.read_by(rows[0].config) and not any(row.config.takes_proposals for row in rows):
+    taking = [row.config for row in rows if row.config.takes_proposals]
+    for config in taking:
+        check_proposals(config, sources)
+    if not taking and (sources.train_proposals or sources.val_proposals):
         raise UserError("no row looks at given regions: leave out the proposals, or add a row of fast_rcnn")
     (train, _), _ = read_splits(sources, masks=any(row.config.learns_masks for row in rows))
     check_cells(cells, sources)
