@@ -16,6 +16,7 @@ from msefpn.config import CHOICES
 from msefpn.data.masks import encode_mask, run_lengths
 from msefpn.errors import UserError, unknown_name
 from msefpn.models import Detector
+from msefpn.models.fold import folded
 from msefpn.models.mask import paste
 from msefpn.structures import Batch, Proposals, to_original
 
@@ -91,25 +92,29 @@ def detect(
     training = detector.training
     detector.eval()
     parts = [_nothing()]
-    for batch in batches:
-        given = batch.proposals
-        if given is not None:
-            given = Proposals(given.boxes.to(device), given.valid.to(device))
-        detections = detector(batch.images.to(device), batch.sizes.to(device), given)
-        boxes = to_original(detections.boxes.float().cpu(), batch.sizes, batch.original_sizes)
-        valid = (detections.valid & (detections.scores >= score)).cpu()
-        part = Found(
-            batch.ids[:, None].expand_as(valid)[valid].numpy(),
-            boxes[valid].numpy(),
-            detections.scores.float().cpu()[valid].numpy(),
-            detections.labels.cpu()[valid].numpy(),
-            _masks(detections.masks, boxes, valid, batch.original_sizes),
-            int(detections.cut.sum()),
-        )
-        parts.append(part)
-        seen(len(batch.images))
+    with folded(detector):
+        for batch in batches:
+            parts.append(_found(detector, batch, device, score))
+            seen(len(batch.images))
     detector.train(training)
     return merged(parts)
+
+
+def _found(detector: Detector, batch: Batch, device: torch.device, score: float) -> Found:
+    given = batch.proposals
+    if given is not None:
+        given = Proposals(given.boxes.to(device), given.valid.to(device))
+    detections = detector(batch.images.to(device), batch.sizes.to(device), given)
+    boxes = to_original(detections.boxes.float().cpu(), batch.sizes, batch.original_sizes)
+    valid = (detections.valid & (detections.scores >= score)).cpu()
+    return Found(
+        batch.ids[:, None].expand_as(valid)[valid].numpy(),
+        boxes[valid].numpy(),
+        detections.scores.float().cpu()[valid].numpy(),
+        detections.labels.cpu()[valid].numpy(),
+        _masks(detections.masks, boxes, valid, batch.original_sizes),
+        int(detections.cut.sum()),
+    )
 
 
 def merged(parts: Sequence[Found]) -> Found:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from msefpn.errors import UserError
+from msefpn.models.fold import join
 
 STRIDES = [4, 8, 16, 32]
 SMALLEST_EPS = 1e-30
@@ -22,8 +23,8 @@ class Backbone(nn.Module):
     Args:
         name: timm's name of the model.
         frozen_stages: 0: the stem; 1: also the first stage (up to the map of stride 4), and so on; -1: none.
-        train_norm: let batch normalisation update its statistics; else they stay fixed, and scale and shift
-            are trained outside the frozen stages.
+        train_norm: let batch normalisation update its statistics; else they stay fixed, scale and shift are
+            trained outside the frozen stages, and the convolution before does all of the work, see `fold`.
         norm_eps: epsilon of batch normalisation; None: the model's own.
 
     Attributes:
@@ -56,6 +57,7 @@ class Backbone(nn.Module):
         for module in self.norms():
             module.eps = module.eps if norm_eps is None else max(norm_eps, SMALLEST_EPS)
         self.frozen = _freeze(self.body, modules, frozen_stages)
+        join(self.body)
         self.train()
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -1,0 +1,109 @@
+"""Batch normalisation with fixed statistics as a part of the convolution before it.
+
+With fixed statistics, (conv(x, w) - mean) * s + shift, s = scale / sqrt(variance + eps), is one convolution
+with weight s * w and bias shift - s * mean: a map less to write, to read and, in training, to keep for the
+backward pass. The gradients of weight, scale and shift are the same, up to rounding.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class FoldedConv(nn.Conv2d):
+    """A convolution that does its norm's work while the norm's statistics are fixed."""
+
+    norm: tuple[Any]
+    """In a tuple, so that the norm is not a child here as well and keeps its one name."""
+    ready: tuple[Tensor, Tensor] | None
+    """Weight and bias that were folded before, see `folded`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalised map, or, where the norm is in training mode, one that is to be normalised."""
+        weight, bias = (self.weight, self.bias) if self.norm[0].training else self.ready or self.fold()
+        mapped: Tensor = self._conv_forward(x, weight, bias)
+        return mapped
+
+    def fold(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of convolution and norm together."""
+        state = self.norm[0]
+        scale: Tensor = state.weight * (state.running_var + state.eps).rsqrt()
+        mean = state.running_mean if self.bias is None else state.running_mean - self.bias
+        return self.weight * scale[:, None, None, None], state.bias - mean * scale
+
+
+class FoldedNorm(nn.BatchNorm2d):
+    """A norm that is its convolution's work while its statistics are fixed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise in training mode only."""
+        y: Tensor = super().forward(x) if self.training else x
+        return y
+
+
+class FoldedNormAct(BatchNormAct2d):
+    """timm's norm with its activation, likewise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise in training mode only; activate."""
+        y: Tensor = super().forward(x) if self.training else self.act(self.drop(x))  # type: ignore[no-untyped-call]
+        return y
+
+
+_FOLDED: dict[type[nn.Module], type[nn.Module]] = {nn.BatchNorm2d: FoldedNorm, BatchNormAct2d: FoldedNormAct}
+
+
+def join(body: nn.Module) -> None:
+    """Join each convolution to the norm that alone reads it; the names of parameters and buffers stay.
+
+    What cannot be traced, or is a convolution of another kind (with padding of its own), stays as it is.
+    """
+    for conv, norm in _pairs(body):
+        conv.norm, conv.ready = (norm,), None
+        conv.__class__, norm.__class__ = FoldedConv, _FOLDED[type(norm)]
+
+
+def _pairs(body: nn.Module) -> list[tuple[Any, Any]]:
+    """Convolutions and the norms that alone read them, each called once."""
+    try:
+        graph = _Tracer().trace(body)
+    except Exception:  # each model that branches on a value refuses in its own way
+        return []
+    modules = dict(body.named_modules())
+    calls = {node: modules[str(node.target)] for node in graph.nodes if node.op == "call_module"}
+    times = Counter(calls.values())
+    pairs = []
+    for node, norm in calls.items():
+        source = node.args[0]
+        conv = calls.get(source) if isinstance(source, fx.Node) else None
+        if conv is None or type(conv) is not nn.Conv2d or type(norm) not in _FOLDED:
+            continue
+        alone = len(source.users) == times[conv] == times[norm] == 1
+        if alone and norm.affine and norm.track_running_stats:
+            pairs.append((conv, norm))
+    return pairs
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+
+
+@contextlib.contextmanager
+def folded(module: nn.Module) -> Iterator[None]:
+    """Fold once for as long as the body runs, in which neither weights nor modes may change."""
+    convolutions = [m for m in module.modules() if isinstance(m, FoldedConv)]
+    with torch.no_grad():
+        for conv in convolutions:
+            conv.ready = conv.fold()
+    try:
+        yield
+    finally:
+        for conv in convolutions:
+            conv.ready = None
