@@ -65,14 +65,19 @@ def test_hard_batches_train_every_parameter(detector: str, case: str) -> None:
             assert parameter.grad.isfinite().all(), name
 
 
-def test_normalise_masks_the_padding() -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_normalise_to_the_bit_with_padding_zero(layout: torch.memory_format, dtype: torch.dtype) -> None:
     model = make().eval()
-    images = torch.randint(0, 256, (1, 3, 96, 128), dtype=torch.uint8)
-    padded = torch.full((1, 3, 96, 128), 255, dtype=torch.uint8)
-    padded[..., :90, :100] = images[..., :90, :100]
-    images[..., 90:, :], images[..., 100:] = 0, 0
-    sizes = torch.tensor([[90, 100]])
-    assert torch.equal(model.normalise(images, sizes), model.normalise(padded, sizes))
+    images = IMAGES.to(dtype).contiguous(memory_format=layout)
+    given = images.clone()
+    found = model.normalise(images, SIZES)
+    expected = (IMAGES.float() - model.mean) * model.scale
+    for row, (height, width) in enumerate(SIZES.tolist()):
+        expected[row, :, height:], expected[row, :, :, width:] = 0, 0
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, given)
 
 
 SHARED = {"beta": 0.0, "clamp_both": True, "min_size": 0.0}
