@@ -111,7 +111,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples, padded with zeros to multiples of 32 pixels and to the same number of boxes."""
     sizes = torch.tensor([sample.image.shape[-2:] for sample in samples])
     height, width = ((sizes.amax(0) + 31) // 32 * 32).tolist()
-    images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+    # Pixel by pixel (channels_last), as files are decoded and as convolutions like it.
+    images = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     for row, sample in enumerate(samples):
         images[row, :, : sizes[row, 0], : sizes[row, 1]] = sample.image
     boxes, valid = _padded([sample.boxes for sample in samples])
