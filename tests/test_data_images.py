@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msefpn.data.images import ImageFault, read_header, read_image
+from msefpn.data.images import ImageFault, read_header, read_image, read_reduced
 
 
 def _corner_image() -> Image.Image:
@@ -80,3 +80,48 @@ def test_unusable_files(tmp_path: Path) -> None:
             read_image(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         read_header(tmp_path / "nowhere.jpg")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    ("least", "expected"),
+    [
+        (None, (101, 163)),
+        ((51, 50), (101, 163)),
+        ((50, 81), (51, 82)),
+        ((26, 20), (51, 82)),
+        ((25, 40), (26, 41)),
+        ((1, 1), (13, 21)),
+        ((300, 500), (101, 163)),
+    ],
+)
+def test_reduced_is_still_enough(
+    tmp_path: Path, mode: str, least: tuple[int, int] | None, expected: tuple[int, int]
+) -> None:
+    Image.new(mode, (163, 101)).save(tmp_path / "x.jpg")
+    pixels, size = read_reduced(tmp_path / "x.jpg", None, least)
+    assert pixels.shape == (*expected, 3)
+    assert size == (101, 163)
+
+
+@pytest.mark.parametrize("orientation", CORNERS)
+def test_reduced_is_upright(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = (60, 40) if orientation >= 5 else (40, 60)
+    _corner_image().resize((60, 40)).save(tmp_path / "x.jpg", exif=exif, quality=95)
+    pixels, size = read_reduced(tmp_path / "x.jpg", upright, (upright[0] // 2, upright[1] // 2))
+    assert size == upright
+    assert pixels.shape == (upright[0] // 2, upright[1] // 2, 3)
+    where = CORNERS[orientation]
+    assert pixels[2 if "t" in where else -3, 2 if "l" in where else -3, 0] > 200
+
+
+def test_only_jpeg_is_reduced_and_damage_is_still_found(tmp_path: Path) -> None:
+    _corner_image().save(tmp_path / "x.png")
+    assert read_reduced(tmp_path / "x.png", None, (5, 5))[0].shape == (20, 30, 3)
+    _corner_image().resize((600, 400)).save(tmp_path / "x.jpg")
+    content = (tmp_path / "x.jpg").read_bytes()
+    (tmp_path / "x.jpg").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageFault, match="truncated"):
+        read_reduced(tmp_path / "x.jpg", None, (50, 50))

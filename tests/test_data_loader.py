@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.cbook import get_sample_data
+from PIL import Image
 
+from msefpn.data.boxes import Regions
 from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.loader import DetectionDataset, Sample, collate, eval_loader, train_loader
 from msefpn.data.locate import find_split
-from msefpn.data.transforms import eval_transform
+from msefpn.data.masks import Masks, encode_mask
+from msefpn.data.transforms import decoded_fit, eval_transform, train_transform
 from msefpn.errors import UserError
 
 OPTIONS: dict[str, Any] = {"size": (128, 128), "augment": "strong", "batch": 2}
@@ -25,16 +29,18 @@ def data(tiny_set: Path) -> CocoData:
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
-    if one is None:
-        return other is None
+    if one is None or isinstance(one, int):
+        return bool(one == other)
     return all(_same(left, right) for left, right in zip(one, other, strict=True))
 
 
-def test_same_batches_with_and_without_workers(data: CocoData) -> None:
+@pytest.mark.parametrize("size", [(128, 128), (32, 24)], ids=["whole", "decoded reduced"])
+def test_same_batches_with_and_without_workers(data: CocoData, size: tuple[int, int]) -> None:
+    options = OPTIONS | {"size": size}
     torch.manual_seed(1)
-    alone = list(train_loader(data, **OPTIONS, workers=0, seed=5, epoch=2))
+    alone = list(train_loader(data, **options, workers=0, seed=5, epoch=2))
     torch.manual_seed(2)
-    helped = list(train_loader(data, **OPTIONS, workers=2, seed=5, epoch=2))
+    helped = list(train_loader(data, **options, workers=2, seed=5, epoch=2))
     assert _same(alone, helped)
 
 
@@ -166,3 +172,86 @@ def test_boxes_surround_the_same_pixels_after_loading(tiny_set: Path, data: Coco
         scale = batch.sizes[row].flip(0).repeat(2) / torch.tensor([width, height, width, height])
         found = batch.targets.boxes[row][batch.targets.valid[row]]
         assert torch.allclose(found, torch.from_numpy(boxes) * scale, atol=1e-3)
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> CocoData:
+    """A photograph of 512 x 600 pixels, with two boxes and two given regions."""
+    with Image.open(str(get_sample_data("grace_hopper.jpg", asfileobj=False))) as image:
+        image.crop((0, 0, 512, 600)).save(tmp_path / "0.jpg", quality=90)
+    corners = np.array([[100, 60, 400, 500], [0, 0, 512, 600]], np.float32)
+    return CocoData(
+        file=tmp_path / "x.json",
+        folder=tmp_path,
+        names=["0.jpg"],
+        ids=np.array([1]),
+        sizes=np.array([[600, 512]]),
+        offsets=np.array([0, 2]),
+        boxes=corners,
+        areas=np.array([132000.0, 307200.0]),
+        labels=np.array([0, 0]),
+        crowd=np.zeros(2, np.bool_),
+        classes=("thing",),
+        category_ids=(1,),
+        masks=Masks.pack([encode_mask(np.tri(600, 512, dtype=np.bool_)), encode_mask(np.eye(600, 512) > 2)]),
+        proposals=Regions(np.array([0, 2]), corners[::-1].copy()),
+    )
+
+
+@pytest.mark.parametrize(("augment", "times"), [("none", 3), ("paper", 3), ("paper", 6), ("multiscale", 4)])
+def test_decoding_reduced_is_nearly_the_same(photograph: CocoData, augment: str, times: int) -> None:
+    size = (600 // times, 512 // times)
+    transform = train_transform(augment, size)
+    for seed in range(4):
+        whole, reduced = (
+            DetectionDataset(photograph, transform, seed=seed, fit=fit)[0, 0]
+            for fit in (None, decoded_fit(augment, size))
+        )
+        assert whole.masks is not None
+        assert reduced.masks is not None
+        assert whole.proposals is not None
+        assert reduced.proposals is not None
+        assert reduced.original_size == whole.original_size == (600, 512)
+        assert torch.allclose(reduced.boxes, whole.boxes, atol=1e-3)
+        assert torch.allclose(reduced.proposals, whole.proposals, atol=1e-3)
+        difference = reduced.image.float() - whole.image.float()
+        assert 0.1 < difference.abs().mean() < 2  # of 255; not decoded reduced, it would be zero
+        assert difference.mean().abs() < 0.5
+        assert reduced.masks.shape == whole.masks.shape
+        assert (reduced.masks != whole.masks).float().mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("augment", "times"), [("none", 2.9), ("paper", 1), ("multiscale", 2.9), ("strong", 5.9)]
+)
+def test_decoding_is_whole_where_the_target_is_near(photograph: CocoData, augment: str, times: float) -> None:
+    size = (int(600 / times), int(512 / times))
+    whole, found = (
+        DetectionDataset(photograph, train_transform(augment, size), seed=3, fit=fit)[0, 0]
+        for fit in (None, decoded_fit(augment, size))
+    )
+    assert _same(whole, found)
+
+
+def test_crops_of_reduced_images_are_not_enlarged(photograph: CocoData) -> None:
+    size = (100, 85)
+    seen: set[tuple[int, ...]] = set()
+
+    def look(image: Any, target: Any) -> Any:
+        seen.add(tuple(image.shape[-2:]))
+        return image, target
+
+    DetectionDataset(photograph, look, seed=0, fit=decoded_fit("strong", size))[0, 0]
+    assert seen == {(300, 256)}  # half of each side, a crop's least, fills the size
+
+
+def test_file_that_changed_its_size_is_refused(photograph: CocoData) -> None:
+    Image.new("RGB", (256, 300)).save(photograph.path_of(0))
+    with pytest.raises(UserError, match="changed its size"):
+        DetectionDataset(photograph, eval_transform((100, 85)), seed=0, fit=(150, 128))[0, 0]
+
+
+def test_batch_lies_pixel_by_pixel(data: CocoData) -> None:
+    for workers in (0, 1):
+        batch = next(iter(train_loader(data, **OPTIONS, workers=workers, seed=0, epoch=0)))
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)

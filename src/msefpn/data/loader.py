@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
 
 from msefpn.data.coco import CocoData
-from msefpn.data.images import ImageFault, read_image
-from msefpn.data.transforms import PROPOSAL, eval_transform, fitted_size, train_transform
+from msefpn.data.images import ImageFault, read_reduced
+from msefpn.data.transforms import PROPOSAL, decoded_fit, eval_transform, fitted_size, train_transform
 from msefpn.errors import UserError
 from msefpn.structures import Batch, Proposals, Targets
 
@@ -35,7 +36,7 @@ class Sample(NamedTuple):
     labels: Tensor
     """(G,) int64."""
     original_size: tuple[int, int]
-    """Height and width as decoded, pixels."""
+    """Height and width of the upright file, pixels."""
     id: int
     masks: Tensor | None = None
     """(G, H, W) uint8, 1 on the object; None where they were not read."""
@@ -46,13 +47,26 @@ class Sample(NamedTuple):
 class DetectionDataset(Dataset[Sample]):
     """Decodes, augments and resizes images; crowd regions are left out of the targets.
 
-    `transform` takes and returns (image, {"boxes", "labels"}), as `msefpn.data.transforms` builds it.
+    Args:
+        data: what to load.
+        transform: takes and returns (image, {"boxes", "labels"}), as `msefpn.data.transforms` builds it.
+        seed: of the augmentation.
+        fit: longest and shortest side, pixels; an image is decoded reduced where it still fills them so
+            (`decoded_fit`). None: at full size.
     """
 
-    def __init__(self, data: CocoData, transform: Callable[..., Any], *, seed: int) -> None:
+    def __init__(
+        self,
+        data: CocoData,
+        transform: Callable[..., Any],
+        *,
+        seed: int,
+        fit: tuple[int, int] | None = None,
+    ) -> None:
         self.data = data
         self.transform = transform
         self.seed = seed
+        self.fit = fit
 
     def __len__(self) -> int:
         return len(self.data)
@@ -63,6 +77,9 @@ class DetectionDataset(Dataset[Sample]):
         height, width = (int(side) for side in self.data.sizes[index])
         image = tv_tensors.Image(torch.from_numpy(self._decode(index, (height, width))).permute(2, 0, 1))
         target = self._target(index, (height, width))
+        if image.shape[-2:] != (height, width):
+            for name in target.keys() - {"labels"}:
+                target[name] = functional.resize(target[name], list(image.shape[-2:]))
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it would reseed the GPU as well.
             torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, index))
@@ -97,12 +114,13 @@ class DetectionDataset(Dataset[Sample]):
 
     def _decode(self, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         path, id = self.data.path_of(index), self.data.ids[index]
+        least = None if self.fit is None else fitted_size(*size, *self.fit)
         try:
-            pixels = read_image(path, size)
+            pixels, whole = read_reduced(path, size, least)
         except (OSError, ImageFault) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"image {path} (id {id}) cannot be read: {reason}: run 'msefpn check'") from None
-        if pixels.shape[:2] != size:
+        if whole != size:
             raise UserError(f"image {path} (id {id}) changed its size since the run began: start again")
         return pixels
 
@@ -186,7 +204,8 @@ def train_loader(
         if not len(chosen):
             raise UserError(f"{data.file} has no box to learn from, only crowd regions: set keep_empty: true")
     batches = _grouped(data.sizes, chosen, batch, mixed_seed(seed, epoch, 0, 1), world)[rank::world]
-    dataset = DetectionDataset(data, train_transform(augment, size), seed=seed)
+    transform, fit = train_transform(augment, size), decoded_fit(augment, size)
+    dataset = DetectionDataset(data, transform, seed=seed, fit=fit)
     return _loader(dataset, BatchKeys(epoch, batches), workers)
 
 
@@ -198,7 +217,8 @@ def eval_loader(
     order = np.lexsort((fitted[:, 1], fitted[:, 0]))[rank::world].tolist()
     batches = [order[start : start + batch] for start in range(0, len(order), batch)]
     maskless = replace(data, masks=None)  # what is not learned from need not be decoded
-    return _loader(DetectionDataset(maskless, eval_transform(size), seed=0), BatchKeys(0, batches), workers)
+    dataset = DetectionDataset(maskless, eval_transform(size), seed=0, fit=decoded_fit("none", size))
+    return _loader(dataset, BatchKeys(0, batches), workers)
 
 
 def _grouped(

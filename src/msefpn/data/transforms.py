@@ -17,6 +17,11 @@ from msefpn.errors import unknown_name
 PROPOSAL = -1
 """Label of a box that is a given region and no object."""
 
+_CROP = 0.5
+"""The least part of each side that a crop keeps."""
+_MARGIN = 1.5
+"""An image decoded reduced is at least so many times its final size: resizing must still smooth it."""
+
 
 def fitted_size(height: int, width: int, long: int, short: int, scale: float = 1.0) -> tuple[int, int]:
     """Height and width that fit into long x short, ratio kept, rounded as mmcv's `rescale_size` does."""
@@ -81,9 +86,15 @@ def train_transform(augment: str, size: tuple[int, int]) -> v2.Transform:
     return v2.Compose(_PRESETS[augment](*size))
 
 
+def decoded_fit(augment: str, size: tuple[int, int]) -> tuple[int, int]:
+    """Longest and shortest side that an image, decoded reduced, must still fill: `DetectionDataset`'s fit."""
+    factor = _MARGIN / (_CROP if augment == "strong" else 1)
+    return round(size[0] * factor), round(size[1] * factor)
+
+
 def _strong(long: int, short: int) -> list[v2.Transform]:
     return [
-        v2.RandomApply([ObjectCrop(min_scale=0.5)], p=0.5),
+        v2.RandomApply([ObjectCrop(min_scale=_CROP)], p=0.5),
         FitResize(long, short, scales=(0.8, 1.0)),
         v2.RandomHorizontalFlip(0.5),
         v2.RandomVerticalFlip(0.5),
