@@ -4,6 +4,8 @@ import contextlib
 import copy
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,17 @@ from msefpn.engine.truth import truth_of
 from msefpn.metrics.coco import MASK, NUMBERS, evaluate_coco, scores_of
 
 CATEGORY_IDS = (3, 7, 8, 90)
+MODULE = "msefpn.metrics.coco"
+
+
+@pytest.fixture(params=["hotcoco", "faster_coco_eval"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the evaluators, with the other out of reach."""
+    if request.param == "hotcoco":
+        pytest.importorskip("hotcoco")
+        monkeypatch.setattr(f"{MODULE}.COCOeval_faster", None)
+    else:
+        monkeypatch.setattr(f"{MODULE}.hotcoco", None)
 
 
 def random_truth(rng: np.random.Generator, images: int = 24) -> dict[str, Any]:
@@ -91,8 +104,61 @@ def judge(
     return list(evaluator.stats), per_class
 
 
+def corner_case(rng: np.random.Generator, *, masks: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Few boxes, corners on a grid: equal scores, IoUs at the thresholds, areas at the limits; any ids."""
+    height, width = 160, 200
+    images = rng.choice(1000, rng.integers(1, 7), replace=False).tolist()
+    categories = rng.choice(100, rng.integers(1, 5), replace=False).tolist()
+    if rng.random() < 0.3:
+        images[0] = categories[-1] = 0
+    step, digits, many = int(rng.choice([1, 4, 16])), int(rng.integers(0, 4)), rng.random() < 0.1
+    annotations: list[dict[str, Any]] = []
+    predictions: list[dict[str, Any]] = []
+
+    def item(image: int, category: int, box: Any) -> dict[str, Any]:
+        shared = {"image_id": image, "category_id": category, "bbox": [float(side) for side in box]}
+        if not masks:
+            return shared
+        mask = np.zeros((height, width), dtype=bool)
+        x, y, w, h = (int(side) for side in box)
+        mask[y : y + h : 1 + (rng.random() < 0.3), x : x + w] = True
+        return shared | {"segmentation": run_lengths(encode_mask(mask), mask.shape)}
+
+    def anywhere() -> Any:
+        sides = np.exp(rng.uniform(np.log(4), np.log(150), 2))
+        box = np.concatenate([rng.uniform(0, 1, 2) * (np.array([width, height]) - sides), sides])
+        return np.maximum((box / step).round() * step, [0, 0, step, step])
+
+    for image in images:
+        own: list[dict[str, Any]] = []
+        for _ in range(rng.integers(0, 8) if rng.random() < 0.8 else 0):
+            truth = item(image, int(rng.choice(categories[: max(1, len(categories) - 1)])), anywhere())
+            area = truth["bbox"][2] * truth["bbox"][3]
+            truth["area"] = float(rng.choice([area, area * rng.uniform(0.5, 1), 32**2, 96**2]))
+            own.append(truth | {"id": len(annotations) + len(own) + 1, "iscrowd": int(rng.random() < 0.2)})
+        annotations += own
+        for _ in range(rng.integers(110, 200) if many else rng.integers(0, 16)):
+            box, category = anywhere(), int(rng.choice(categories))
+            if own and rng.random() < 0.7:
+                near = own[rng.integers(len(own))]
+                moved = np.array(near["bbox"]) + rng.integers(-1, 2, 4) * step
+                box, category = np.maximum(moved, [0, 0, 1, 1]), near["category_id"]
+            score = round(float(rng.random()), digits)
+            predictions.append(item(image, category, box) | {"score": score})
+    for shuffled in (images, annotations, predictions):
+        if rng.random() < 0.3:
+            rng.shuffle(shuffled)
+    truth = {
+        "images": [{"id": id, "width": width, "height": height} for id in images],
+        "categories": [{"id": id, "name": f"class {id}"} for id in categories],
+        "annotations": annotations,
+    }
+    return truth, predictions if rng.random() < 0.95 else []
+
+
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("seed", range(6))
-def test_numbers_equal_pycocotools(seed: int) -> None:
+def test_numbers_equal_pycocotools(seed: int, capfd: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(seed)
     truth = random_truth(rng)
     predictions = random_predictions(rng, truth)
@@ -101,13 +167,34 @@ def test_numbers_equal_pycocotools(seed: int) -> None:
     before = copy.deepcopy((truth, predictions))
     result = evaluate_coco(truth, predictions)
 
-    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-6)
-    assert result["per_class"] == pytest.approx(per_class, abs=1e-6)
+    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
+    assert result["per_class"] == pytest.approx(per_class, abs=1e-9)
     assert 0.05 < result["AP"] < 0.95
     assert result["per_class"]["class 90"] == -1, "a class without truth has no AP"
     assert (truth, predictions) == before, "the arguments are left as they were"
+    assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("masks", [False, True])
+def test_corner_cases_equal_pycocotools(masks: bool) -> None:
+    found = 0
+    for seed in range(40):
+        truth, predictions = corner_case(np.random.default_rng(seed), masks=masks)
+        result = evaluate_coco(truth, predictions, masks=masks)
+        sides = {"": ("bbox", predictions)}
+        if masks:
+            bare = [{key: value for key, value in item.items() if key != "bbox"} for item in predictions]
+            sides[MASK] = ("segm", bare)
+        for prefix, (kind, given) in sides.items():
+            expected, per_class = judge(truth, given, kind)
+            assert [result[prefix + name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9), seed
+            assert result[f"{prefix}per_class"] == pytest.approx(per_class, abs=1e-9), seed
+        found += result["AP"] > 0.05
+    assert found > 10, "many cases have something to compare"
+
+
+@pytest.mark.usefixtures("either")
 def test_more_than_a_hundred_detections_in_an_image() -> None:
     rng = np.random.default_rng(7)
     truth = random_truth(rng, images=2)
@@ -116,19 +203,62 @@ def test_more_than_a_hundred_detections_in_an_image() -> None:
     assert len(predictions) > 100
     expected, _ = judge(truth, predictions)
     result = evaluate_coco(truth, predictions)
-    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-6)
+    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.usefixtures("either")
 def test_no_predictions(tmp_path: Path) -> None:
     truth = random_truth(np.random.default_rng(0))
     expected, _ = judge(truth, [])
     file = tmp_path / "truth.json"
     file.write_text(json.dumps(truth))
     result = evaluate_coco(file, [])
-    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-6)
+    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
     assert result["AP"] == 0
 
 
+@pytest.mark.usefixtures("either")
+def test_what_belongs_to_no_category_or_image_counts_for_nothing() -> None:
+    rng = np.random.default_rng(2)
+    truth = random_truth(rng)
+    predictions = random_predictions(rng, truth)
+    expected = evaluate_coco(truth, predictions)
+    strays = [predictions[0] | {"category_id": 5}, predictions[0] | {"image_id": 5}]
+    unknown = [truth["annotations"][0] | {"category_id": 5}, truth["annotations"][0] | {"image_id": 5}]
+    twice = {"annotations": truth["annotations"] + unknown, "images": truth["images"] + truth["images"][:3]}
+    assert evaluate_coco(truth | twice, predictions + strays) == expected
+
+
+@pytest.mark.parametrize("kind", ["image", "category"])
+def test_ids_below_0_are_judged_too(kind: str) -> None:
+    """hotcoco refuses them."""
+    rng = np.random.default_rng(3)
+    truth = random_truth(rng)
+    predictions = random_predictions(rng, truth)
+    for item in [*truth["annotations"], *predictions]:
+        item[f"{kind}_id"] -= 20
+    for item in truth["images" if kind == "image" else "categories"]:
+        item["id"] -= 20
+    expected, _ = judge(truth, predictions)
+    result = evaluate_coco(truth, predictions)
+    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
+    assert result["AP"] > 0.05
+
+
+def test_works_without_hotcoco(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    truth = random_truth(rng)
+    predictions = random_predictions(rng, truth)
+    (tmp_path / "both.json").write_text(json.dumps([truth, predictions]))
+    code = f"import sys, json; sys.modules['hotcoco'] = None; from {MODULE} import evaluate_coco; "
+    code += f"print(json.dumps(evaluate_coco(*json.load(open({str(tmp_path / 'both.json')!r})))))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    without, result = json.loads(done.stdout), evaluate_coco(truth, predictions)
+    assert without.pop("per_class") == pytest.approx(result.pop("per_class"), abs=1e-9)
+    assert without == pytest.approx(result, abs=1e-9)
+
+
+@pytest.mark.usefixtures("either")
 def test_missing_areas_are_those_of_the_boxes() -> None:
     rng = np.random.default_rng(1)
     truth = random_truth(rng)
@@ -142,6 +272,7 @@ def test_missing_areas_are_those_of_the_boxes() -> None:
     assert complete["APs"] > 0
 
 
+@pytest.mark.usefixtures("either")
 def test_the_data_as_read_is_judged_as_its_json(tmp_path: Path) -> None:
     """The areas in the json are those of masks: the sizes of objects must follow them, not the boxes."""
     synthetic.draw(tmp_path / "set", train=12, val=1, seed=0)
@@ -160,7 +291,7 @@ def test_the_data_as_read_is_judged_as_its_json(tmp_path: Path) -> None:
     ]
     expected, _ = judge(content, predictions)
     result = evaluate_coco(ours, predictions)
-    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-6)
+    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
     assert min(result[name] for name in ("APs", "APm", "APl")) > 0
     for item in ours["annotations"]:
         item["area"] = item["bbox"][2] * item["bbox"][3]
@@ -169,6 +300,7 @@ def test_the_data_as_read_is_judged_as_its_json(tmp_path: Path) -> None:
     assert all(by_boxes[name] != result[name] for name in ("APs", "APm", "APl"))
 
 
+@pytest.mark.usefixtures("either")
 def test_masks_are_judged_as_by_pycocotools(tmp_path: Path) -> None:
     synthetic.draw(tmp_path / "set", train=12, val=1, seed=0)
     file, folder = find_split(tmp_path / "set", "train")

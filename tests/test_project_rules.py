@@ -45,7 +45,7 @@ MAY_IMPORT = {
 }
 """Each part of the package and the parts that it may import. `msefpn` is the package's own front door."""
 NO_HEAVY_IMPORT = {"__init__", "__main__", "api", "checkpoint", "cli", "compare", "config", "errors"}
-HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "supervision", "faster_coco_eval"}
+HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "supervision", "faster_coco_eval", "hotcoco"}
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 
 

@@ -1,13 +1,25 @@
-"""The 12 numbers of COCO's protocol and AP per class, by faster-coco-eval."""
+"""The 12 numbers of COCO's protocol and AP per class, by hotcoco or, where it cannot, by faster-coco-eval."""
 
 import json
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coco_mask
+from numpy.typing import NDArray
+
+try:
+    import hotcoco
+except ImportError:  # not every machine has a wheel of it
+    hotcoco = None  # type: ignore[assignment]
+
+Curves = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Precision (T, R, K, A, L) and recall (T, K, A, L), -1 where there is nothing to find: T thresholds of IoU
+(0.50:0.95), R of recall; K categories in the order of their ids; A areas (all, small, medium, large);
+L limits of an image's detections of a category (1, 10, 100)."""
 
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """In COCO's order: IoU 0.50:0.95, 0.50, 0.75; area under 32^2, to 96^2, over; most detections per image."""
@@ -44,14 +56,71 @@ def scores_of(numbers: dict[str, Any]) -> dict[str, float]:
 
 
 def _compared(content: dict[str, Any], predictions: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    curves = _curves_by_hotcoco if _hotcoco_can(content) else _curves_by_faster_coco_eval
+    precision, recall = curves(content, predictions, kind)
+    most = precision[..., -1]  # (T, R, K, A), as AP is defined
+    values = [most[..., 0], most[0, ..., 0], most[5, ..., 0]]
+    values += [most[..., area] for area in (1, 2, 3)]
+    values += [recall[:, :, 0, limit] for limit in (0, 1, 2)]
+    values += [recall[:, :, area, -1] for area in (1, 2, 3)]
+    numbers: dict[str, Any] = dict(zip(NUMBERS, map(_mean, values), strict=True))
+    names = {item["id"]: item["name"] for item in content["categories"]}
+    per_class = {names[id]: _mean(most[:, :, index, 0]) for index, id in enumerate(sorted(names))}
+    return numbers | {"per_class": per_class}
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """That of the values that are there; -1 without any."""
+    there = values[values > -1]
+    return float(there.mean()) if there.size else -1.0
+
+
+def _hotcoco_can(content: dict[str, Any]) -> bool:
+    """It is installed, and takes the ids: none below 0."""
+    return hotcoco is not None and all(
+        item["id"] >= 0 for kind in ("images", "categories") for item in content[kind]
+    )
+
+
+def _curves_by_hotcoco(content: dict[str, Any], predictions: list[dict[str, Any]], kind: str) -> Curves:
+    """Image by image: all at once it holds three times the memory."""
+    known = {item["id"] for item in content["categories"]}
+    expected = _by_image(_with_areas(content["annotations"], _box_area), known)
+    found = _by_image(predictions, known)
+    evaluator = hotcoco.StreamingEval(content["categories"], kind)
+    for image in content["images"]:
+        here = found.get(image["id"], [])
+        if kind == "segm":  # it would take the area of a box, if there is one, for that of the mask
+            here = [{key: value for key, value in item.items() if key != "bbox"} for item in here]
+        evaluator.update([image], expected.get(image["id"], []), here)
+    whole = evaluator.finalize()
+    whole.accumulate()
+    curves = whole.eval or {}  # a copy; None before the line above
+    return curves["precision"], curves["recall"]
+
+
+def _curves_by_faster_coco_eval(
+    content: dict[str, Any], predictions: list[dict[str, Any]], kind: str
+) -> Curves:
     shared = {"images": content["images"], "categories": content["categories"]}
     expected = COCO(shared | {"annotations": _with_areas(content["annotations"], _box_area)})
     area = _box_area if kind == "bbox" else _mask_area
     found = COCO(shared | {"annotations": _with_areas(predictions, area)})
     evaluator = COCOeval_faster(expected, found, iouType=kind)
-    evaluator.run()
-    numbers = dict(zip(NUMBERS, map(float, evaluator.stats[: len(NUMBERS)]), strict=True))
-    return numbers | {"per_class": _per_class(evaluator, content["categories"])}
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return np.asarray(evaluator.eval["precision"]), np.asarray(evaluator.eval["recall"])
+
+
+def _by_image(
+    items: Iterable[dict[str, Any]], categories: Collection[int]
+) -> dict[int, list[dict[str, Any]]]:
+    """Those of the categories: hotcoco refuses others, which count for nothing in the protocol."""
+    groups = defaultdict(list)
+    for item in items:
+        if item["category_id"] in categories:
+            groups[item["image_id"]].append(item)
+    return groups
 
 
 def _with_areas(
@@ -70,14 +139,3 @@ def _box_area(item: dict[str, Any]) -> float:
 
 def _mask_area(item: dict[str, Any]) -> float:
     return float(coco_mask.area(item["segmentation"]))
-
-
-def _per_class(evaluator: COCOeval_faster, categories: list[dict[str, Any]]) -> dict[str, float]:
-    names = {item["id"]: item["name"] for item in categories}
-    precision = np.asarray(evaluator.eval["precision"])[:, :, :, 0, -1]  # (IoU, recall, class)
-    per_class = {}
-    for index, category in enumerate(evaluator.params.catIds):
-        values = precision[:, :, index]
-        values = values[values > -1]
-        per_class[names[int(category)]] = float(values.mean()) if values.size else -1.0
-    return per_class
