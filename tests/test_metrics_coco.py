@@ -21,6 +21,7 @@ from msefpn.data.masks import decode_masks, encode_mask, run_lengths
 from msefpn.engine.truth import truth_of
 from msefpn.metrics.coco import MASK, NUMBERS, evaluate_coco, scores_of
 
+ROOT = Path(__file__).resolve().parents[1]
 CATEGORY_IDS = (3, 7, 8, 90)
 MODULE = "msefpn.metrics.coco"
 
@@ -323,3 +324,12 @@ def test_masks_are_judged_as_by_pycocotools(tmp_path: Path) -> None:
     boxes = evaluate_coco(truth, predictions)
     assert {name: result[name] for name in boxes} == boxes
     assert set(scores_of(result)) == {*NUMBERS, *(MASK + name for name in NUMBERS)}
+
+
+def test_benchmark_compares_evaluators() -> None:
+    words = ["--images", "20", "--boxes", "150", "--detections", "1500", "--classes", "6", "--rounds", "1"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "coco.py"), *words]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[-3:]]
+    assert [row[0] for row in rows] == ["ours", "faster-coco-eval", "pycocotools"]
+    assert all(float(row[-1]) <= 1e-9 for row in rows)
