@@ -21,7 +21,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -235,7 +235,7 @@ def measure(case: Case, *, source: Path | None = None, batch: int = 2, rounds: i
     return Row(case, size, *speeds)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, help="photographs (.jpg); else they are made up")
@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument(
         "--keep-memory", action="store_true", help="as the command msefpn does, for both sides"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.keep_memory:
         keep_freed_memory()
     print(

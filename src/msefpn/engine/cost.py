@@ -20,8 +20,9 @@ from msefpn.engine.run import write_text
 from msefpn.engine.screen import Bar, say, show_costs
 from msefpn.errors import UserError, unknown_name
 from msefpn.memory import peak_memory
-from msefpn.metrics.cost import count_macs, count_parameters
+from msefpn.metrics.cost import count_parameters, count_work
 from msefpn.models import Detector, TwoStage, build, check_neck
+from msefpn.models.fold import folded
 from msefpn.necks import NECKS
 from msefpn.structures import Proposals
 
@@ -147,7 +148,7 @@ def counts(inputs: Inputs) -> dict[str, Any]:
     """Parameters and multiply-accumulates of a detector, for its images."""
     detector, *given = inputs
     parameters, trained = count_parameters(detector)
-    macs = count_macs(detector, lambda: detector(*given))
+    macs = {name: work.macs for name, work in count_work(detector, lambda: detector(*given)).items()}
     return {
         "parameters": parameters,
         "trainable": trained,
@@ -156,12 +157,12 @@ def counts(inputs: Inputs) -> dict[str, Any]:
 
 
 def _timed(detector: Detector, *given: Any) -> float:
-    start = time.perf_counter()
-    with torch.no_grad():
+    with torch.no_grad(), folded(detector):
+        start = time.perf_counter()
         detector(*given)
-    if given[0].is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+        if given[0].is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
 
 
 def _peak(config: Config, request: Request) -> int:

@@ -10,6 +10,9 @@ from torch import Tensor
 MAX_LOG_RATIO = math.log(1000 / 16)
 """Bound of a decoded width's or height's log ratio to its anchor (mmdetection's wh_ratio_clip)."""
 
+COLUMNS = 32
+"""Of the grid on which groups are laid apart for suppression: near its corner, offsets are small."""
+
 PAD_SCORE = -1e4
 """Score of a place that holds no candidate. A finite value: exported graphs compare with it."""
 
@@ -91,8 +94,8 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float
     """Greedy non-maximum suppression within each group of each image.
 
     The cost is quadratic: eager mode runs one suppression per group on the CPU, and on a GPU one per image,
-    its groups shifted apart; a traced graph makes one call. The shift is in float64: offsets near a million
-    pixels eat float32's fraction and change what is kept.
+    its groups shifted apart; a traced graph makes one call. The shift is in float64, as large offsets eat
+    float32's fraction; in ONNX, whose suppression knows float32 only, it is exact to about 0.01 pixels.
 
     Args:
         boxes: (B, N, 4), clipped to the image.
@@ -118,9 +121,11 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float
 def _nms_at_once(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:
     images = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
     group = torch.where(valid, groups + images * (groups.max() + 1), -1).flatten()  # (B * N,)
-    corners = boxes.flatten(0, 1).double()
-    shifted = corners + (group * (corners.max() + 1)).unsqueeze(1)
-    keep = torch.ops.torchvision.nms(shifted, scores.flatten().double(), iou)
+    precise = torch.float32 if torch.onnx.is_in_onnx_export() else torch.float64
+    corners = boxes.flatten(0, 1).to(precise)
+    place = torch.stack([group % COLUMNS, group // COLUMNS], dim=1).repeat(1, 2)  # (B * N, 4) as x, y, x, y
+    shifted = corners + place * (corners.max() + 1)
+    keep = torch.ops.torchvision.nms(shifted, scores.flatten().to(precise), iou)
     kept = torch.zeros_like(group, dtype=torch.bool).scatter(0, keep, torch.ones_like(keep, dtype=torch.bool))
     return kept.view_as(valid) & valid
 

@@ -1,0 +1,1 @@
+"""Speed of our detectors beside their peers: python -m benchmarks."""

@@ -1,0 +1,102 @@
+"""Sides in processes of their own, called in turn: a drift of the machine's speed falls on all alike."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.sides import Case, Found, prepare
+from msefpn.memory import peak_memory
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a case."""
+
+    seconds: float
+    """Median of the counted calls."""
+    peak: float
+    """MB: of the process, resident; on a GPU what torch has allocated there."""
+    found: Found
+    """Detections of the first call; none of a training step."""
+
+
+def interleaved(cases: Sequence[Case], rounds: int) -> dict[Case, Outcome | str]:
+    """Time every case `rounds` times, after a call that does not count; why, where one cannot be run."""
+    with contextlib.ExitStack() as stack:
+        running: dict[Case, Any] = {}
+        first: dict[Case, dict[str, Any]] = {}
+        failed: dict[Case, str] = {}
+        for case in cases:
+            process = stack.enter_context(_process(case))
+            if line := process.stdout.readline():
+                running[case], first[case] = process, json.loads(line)
+            else:
+                failed[case] = process.stderr.read().strip().splitlines()[-1]
+        seconds: dict[Case, list[float]] = {case: [] for case in running}
+        for _ in range(rounds):
+            for case, process in running.items():
+                seconds[case].append(_ask(process, "run")["seconds"])
+        outcomes: dict[Case, Outcome | str] = {}
+        for case in cases:
+            if case in failed:
+                outcomes[case] = failed[case]
+                continue
+            peak = _ask(running[case], "end")["peak"]
+            found = [{key: torch.tensor(x) for key, x in image.items()} for image in first[case]["found"]]
+            outcomes[case] = Outcome(statistics.median(seconds[case]), peak / 2**20, found)
+        return outcomes
+
+
+@contextlib.contextmanager
+def _process(case: Case) -> Iterator[Any]:
+    """A process that runs a case each time it is asked to."""
+    command = [sys.executable, "-m", "benchmarks.interleave", json.dumps(dataclasses.asdict(case))]
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _ask(process: Any, word: str) -> dict[str, Any]:
+    print(word, file=process.stdin, flush=True)
+    answer: dict[str, Any] = json.loads(process.stdout.readline())
+    return answer
+
+
+def _serve(case: Case) -> None:
+    """Run a case once, then each time that standard input says so."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libraries print what they like
+    call, read = prepare(case)
+    result = call()
+    found = [] if case.train else read(result)
+    lists = [{key: x.cpu().tolist() for key, x in image.items()} for image in found]
+    print(json.dumps({"found": lists}), file=out, flush=True)
+    for line in sys.stdin:
+        if line.strip() == "end":
+            break
+        start = time.perf_counter()
+        call()
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+        print(json.dumps({"seconds": time.perf_counter() - start}), file=out, flush=True)
+    peak = torch.cuda.max_memory_allocated() if case.device == "cuda" else peak_memory()
+    print(json.dumps({"peak": peak}), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    _serve(Case(**json.loads(sys.argv[1])))
