@@ -27,7 +27,7 @@ class Outcome:
     seconds: float
     """Median of the counted calls."""
     peak: float
-    """MB: of the process, resident; on a GPU what torch has allocated there."""
+    """MB beyond the imported libraries, the model included: resident; on a GPU what torch has allocated."""
     found: Found
     """Detections of the first call; none of a training step."""
 
@@ -81,6 +81,7 @@ def _serve(case: Case) -> None:
     """Run a case once, then each time that standard input says so."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libraries print what they like
+    imported = peak_memory()
     call, read = prepare(case)
     result = call()
     found = [] if case.train else read(result)
@@ -94,7 +95,7 @@ def _serve(case: Case) -> None:
         if case.device == "cuda":
             torch.cuda.synchronize()
         print(json.dumps({"seconds": time.perf_counter() - start}), file=out, flush=True)
-    peak = torch.cuda.max_memory_allocated() if case.device == "cuda" else peak_memory()
+    peak = torch.cuda.max_memory_allocated() if case.device == "cuda" else peak_memory() - imported
     print(json.dumps({"peak": peak}), file=out, flush=True)
 
 

@@ -4,7 +4,10 @@ Weights are random, but wide enough for the heads to detect; an image is a smoot
 """
 
 import contextlib
+import ctypes
 import dataclasses
+import gc
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -147,7 +150,7 @@ def _their_call(case: Case, images: Tensor, targets: Targets) -> Callable[[], An
         for boxes, labels in zip(targets.boxes, targets.labels, strict=True)
     ]
     inputs = [image.float() / 255 for image in images]
-    return _run(case, lambda: model(inputs, truth) if case.train else model(inputs))
+    return _run(case, model, lambda: model(inputs, truth) if case.train else model(inputs))
 
 
 def _our_call(case: Case, images: Tensor, targets: Targets) -> Callable[[], Any]:
@@ -160,14 +163,17 @@ def _our_call(case: Case, images: Tensor, targets: Targets) -> Callable[[], Any]
     if "compiled" in case.changes:
         model.compile(fullgraph=not case.train)
     if case.train:
-        return _run(case, lambda: model.losses(images, sizes, targets))
+        return _run(case, model, lambda: model.losses(images, sizes, targets))
     fold = contextlib.ExitStack()
     fold.enter_context(folded(model))  # for as long as the call is held, as in a loop over many images
-    return _run(case, lambda: (fold, model(images, sizes))[1])
+    return _run(case, model, lambda: (fold, model(images, sizes))[1])
 
 
-def _run(case: Case, call: Callable[[], Any]) -> Callable[[], Any]:
-    """A call in the case's precision; in training with the backward pass."""
+def _run(case: Case, model: nn.Module, call: Callable[[], Any]) -> Callable[[], Any]:
+    """A call of a model in the case's precision; in training with the backward pass."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # what building the model has left is not the call's
     autocast = torch.autocast(case.device, dtype=torch.bfloat16, enabled="bf16" in case.changes)
 
     def predict() -> Any:
@@ -175,6 +181,7 @@ def _run(case: Case, call: Callable[[], Any]) -> Callable[[], Any]:
             return call()
 
     def step() -> Any:
+        model.zero_grad()
         with autocast:
             losses: dict[str, Tensor] = call()
         torch.stack(list(losses.values())).sum().backward()

@@ -26,9 +26,22 @@ class FoldedConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalised map, or, where the norm is in training mode, one that is to be normalised."""
-        weight, bias = (self.weight, self.bias) if self.norm[0].training else self.ready or self.fold()
-        mapped: Tensor = self._conv_forward(x, weight, bias)
-        return mapped
+        if self.norm[0].training:
+            return self._conv(x, self.weight, self.bias)
+        weight, bias = self.ready or self.fold()
+        if torch.compiler.is_compiling() or not weight.requires_grad:
+            return self._conv(x, weight, bias)
+        # The backward pass folds again: all folded weights together would be much of what training holds.
+        own = weight.data_ptr()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda kept: None if kept.data_ptr() == own else kept,
+            lambda kept: self.fold()[0].detach() if kept is None else kept,
+        ):
+            return self._conv(x, weight, bias)
+
+    def _conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y: Tensor = self._conv_forward(x, weight, bias)
+        return y
 
     def fold(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of convolution and norm together."""

@@ -42,7 +42,17 @@ class RoIAlign(nn.Module):
         level = level.clamp(0, len(self.strides) - 1).long()
         if torch.compiler.is_compiling():
             return self._masked(pyramid, rois, level)
-        return self._bags(pyramid, rois, level) if rois.is_cpu else self._by_level(pyramid, rois, level)
+        order = level.argsort()
+        counts = torch.bincount(level, minlength=len(self.strides)).tolist()
+        pooled, places = [], []
+        for x, here, stride in zip(pyramid, order.split(counts), self.strides, strict=True):
+            if x.is_cpu and len(here):
+                values, here = self._bags(x, rois, here, stride)
+            else:
+                values = self._align(x, rois[here], stride)
+            pooled.append(values)
+            places.append(here)
+        return torch.cat(pooled).index_select(0, torch.cat(places).argsort())
 
     def every_level(self, pyramid: list[Tensor], boxes: Tensor) -> list[Tensor]:
         """Pool each box from every level, whatever its size: for each level as in `forward`.
@@ -69,62 +79,53 @@ class RoIAlign(nn.Module):
             pooled.append(values * here[:, None, None, None].to(values.dtype))
         return torch.stack(pooled).sum(dim=0)
 
-    def _by_level(self, pyramid: list[Tensor], rois: Tensor, level: Tensor) -> Tensor:
-        order = level.argsort()
-        counts = torch.bincount(level, minlength=len(self.strides)).tolist()
-        parts = zip(pyramid, rois[order].split(counts), self.strides, strict=True)
-        pooled = torch.cat([self._align(x, part, stride) for x, part, stride in parts])
-        return pooled[order.argsort()]
-
     def _align(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:
         pooled: Tensor = roi_align(x, rois, self.size, 1 / stride, self.sampling_ratio, self.aligned)
         return pooled
 
-    def _bags(self, pyramid: list[Tensor], rois: Tensor, level: Tensor) -> Tensor:
-        """Regions with the same numbers of samples share one table of indices and weights."""
-        cells = torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in pyramid])  # (sum of B H_i W_i, C)
-        heights = torch.tensor([x.shape[2] for x in pyramid])[level]
-        widths = torch.tensor([x.shape[3] for x in pyramid])[level]
-        areas = torch.tensor([0] + [x.shape[2] * x.shape[3] * x.shape[0] for x in pyramid[:-1]])
-        first = areas.cumsum(0)[level] + rois[:, 0].long() * heights * widths  # (R,), its map's first cell
-        corners = rois[:, 1:] / torch.tensor(self.strides)[level, None] - (0.5 if self.aligned else 0)
+    def _bags(self, x: Tensor, rois: Tensor, here: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+        """Pool those at the places `here` (n,); give the values (n, C, size, size) and their places.
+
+        Regions with the same numbers of samples share one table of indices and weights.
+        """
+        height, width = x.shape[2:]
+        image, corners = rois[here, :1].int(), rois[here, 1:] / stride - (0.5 if self.aligned else 0)
         sides = (corners[:, 2:] - corners[:, :2]).clamp(min=0 if self.aligned else 1)
         counts = (sides / self.size).ceil().long()  # (R, 2), samples of a cell in x and y
         if self.sampling_ratio:
             counts = torch.full_like(counts, self.sampling_ratio)
         groups, member = counts.unique(dim=0, return_inverse=True)
-        tables, order = [], []
+        indices, weights, order = [], [], []
         for i, (count_x, count_y) in enumerate(groups.tolist()):
             chosen = (member == i).nonzero().squeeze(1)
-            x, weight_x = self._taps(corners[chosen, 0], sides[chosen, 0], count_x, widths[chosen])
-            y, weight_y = self._taps(corners[chosen, 1], sides[chosen, 1], count_y, heights[chosen])
-            row = first[chosen, None, None] + y * widths[chosen, None, None]  # (n, size, taps)
-            index = row[:, :, None, :, None] + x[:, None, :, None, :]  # (n, size, size, taps, taps)
-            weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
-            tables.append((index.flatten(0, 2).flatten(1), weight.flatten(0, 2).flatten(1)))
+            column, weight_x = self._taps(corners[chosen, 0], sides[chosen, 0], count_x, width)
+            row, weight_y = self._taps(corners[chosen, 1], sides[chosen, 1], count_y, height)
+            row = row + image[chosen, :, None] * height  # (n, size, taps)
+            index = row[:, :, None, :, None] * width + column[:, None, :, None, :]
+            indices.append(index.flatten(0, 2).flatten(1))  # (n * size * size, taps * taps)
+            weights.append((weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]).flatten())
             order.append(chosen)
-        lengths = torch.cat([torch.full((len(index),), index.shape[1]) for index, _ in tables])
+        lengths = torch.cat([index.new_full((len(index),), index.shape[1]) for index in indices])
         pooled = F.embedding_bag(
-            torch.cat([index.flatten() for index, _ in tables]),
-            cells,
-            lengths.cumsum(0) - lengths,
-            per_sample_weights=torch.cat([weight.flatten() for _, weight in tables]),
+            torch.cat([index.flatten() for index in indices]),
+            x.permute(0, 2, 3, 1).flatten(0, 2),  # (B * H * W, C), for a channels_last map no copy
+            (lengths.cumsum(0) - lengths).int(),
+            per_sample_weights=torch.cat(weights),
             mode="sum",
         )
-        pooled = pooled.view(len(rois), self.size, self.size, -1)[torch.cat(order).argsort()]
-        return pooled.permute(0, 3, 1, 2)  # (B * R, C, size, size)
+        pooled = pooled.view(len(here), self.size, self.size, -1).permute(0, 3, 1, 2)  # (n, C, size, size)
+        return pooled, here[torch.cat(order)]
 
-    def _taps(self, start: Tensor, length: Tensor, count: int, limit: Tensor) -> tuple[Tensor, Tensor]:
+    def _taps(self, start: Tensor, length: Tensor, count: int, limit: int) -> tuple[Tensor, Tensor]:
         """Along one axis: neighbours and weights of the samples of each cell, both (n, size, 2 * count)."""
         step = (length / self.size)[:, None, None]
         cell = torch.arange(self.size)[:, None]
         sample = torch.arange(count) + 0.5
         position = start[:, None, None] + cell * step + sample * step / max(count, 1)  # (n, size, count)
-        limit = limit[:, None, None]
         inside = (position >= -1) & (position <= limit)
-        position = position.clamp(min=0).minimum(limit - 1)
+        position = position.clamp(min=0, max=limit - 1)
         low = position.floor()
         fraction = position - low
-        neighbours = torch.stack([low, (low + 1).minimum(limit - 1)], dim=-1).long()
+        neighbours = torch.stack([low, (low + 1).clamp(max=limit - 1)], dim=-1).int()
         weights = torch.stack([1 - fraction, fraction], dim=-1) * inside[..., None] / max(count, 1)
         return neighbours.flatten(2), weights.flatten(2)

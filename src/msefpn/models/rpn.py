@@ -114,11 +114,14 @@ class RPN(nn.Module):
 
     def _heads(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """For each level logits (B, N_i) and deltas (B, N_i, 4)."""
+        both = self.objectness, self.deltas  # one convolution of them reads the hidden map once
+        weight, bias = (torch.cat([getattr(layer, name) for layer in both]) for name in ("weight", "bias"))
         logits, deltas = [], []
         for x in pyramid:
             hidden = F.relu(self.conv(x), inplace=True)
-            logits.append(by_cell(self.objectness(hidden), 1).squeeze(2))
-            deltas.append(by_cell(self.deltas(hidden), 4))
+            found = F.conv2d(hidden, weight, bias)
+            logits.append(by_cell(found[:, : self.anchors.per_cell], 1).squeeze(2))
+            deltas.append(by_cell(found[:, self.anchors.per_cell :], 4))
         return logits, deltas
 
     def _select(
