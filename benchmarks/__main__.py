@@ -81,7 +81,7 @@ def necks(args: Any) -> None:
     """Print what each neck costs in FPN's place, of the whole prediction, eager and compiled."""
     names = ["fpn", *(f"fpn+{name}" if neck.on_top else name for name, neck in NECKS.items()), "mse_fpn lean"]
     names = list(dict.fromkeys(names)) if args.necks is None else ["fpn", *args.necks]
-    sides = ("ours", "ours+compiled")
+    sides = args.sides or ("ours", "ours+compiled")
     columns, titles = [], []
     for side in sides:
         for height, width in args.sizes:
