@@ -161,9 +161,10 @@ def _our_call(case: Case, images: Tensor, targets: Targets) -> Callable[[], Any]
     if "openvino" in case.changes:
         return openvino_call(model, images, sizes, "bf16" if "bf16" in case.changes else "f32")
     if "compiled" in case.changes:
-        model.compile(fullgraph=not case.train)
+        model.compile(fullgraph=True)
     if case.train:
-        return _run(case, model, lambda: model.losses(images, sizes, targets))
+        losses = torch.compile(model.losses) if "compiled" in case.changes else model.losses
+        return _run(case, model, lambda: losses(images, sizes, targets))
     fold = contextlib.ExitStack()
     fold.enter_context(folded(model))  # for as long as the call is held, as in a loop over many images
     return _run(case, model, lambda: (fold, model(images, sizes))[1])

@@ -1,6 +1,9 @@
 """The benchmarks run, and compare what they say they compare."""
 
 import importlib
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +12,71 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+SIDES = ("torchvision", "ours", "ours+library")
 
 
 @pytest.fixture
-def loader(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("loader")
+def module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A module of the benchmarks, by its name."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.fixture
+def loader(module: Callable[[str], Any]) -> Any:
+    return module("loader")
+
+
+def run(*words: str) -> str:
+    """What the command prints, at a tiny size."""
+    tiny = ["--rounds", "1", "--sizes", "64x96", "--train-sizes", "64x96", "--matrix", "64"]
+    command = [sys.executable, "-m", "benchmarks", *words, *tiny]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows_of(printed: str) -> dict[str, list[str]]:
+    """The cells of the tables' rows after the first, by the first up to a colon."""
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in printed.splitlines()
+        if line.startswith("|")
+    ]
+    return {row[0].partition(":")[0]: row[1:] for row in rows}
+
+
+def test_sides_are_compared_and_agree_in_what_they_detect() -> None:
+    rows = rows_of(run("predict", "--detectors", "faster_rcnn", "--batches", "2", "--sides", *SIDES))
+    assert rows["torchvision"][0].endswith(" s")
+    assert rows["torchvision"][1].endswith(" MB")
+    assert [row[-1] for name, row in rows.items() if name in SIDES] == ["100 %"] * len(SIDES)
+    assert all(float(cell) > 0 for cell in rows["ours"][:2])
+
+
+def test_training_steps_and_parts_are_measured() -> None:
+    printed = run(
+        *("train", "roofline", "--detectors", "retinanet", "--batches", "1"),
+        *("--sides", "torchvision", "ours", "--train-batches", "1"),
+    )
+    rows = rows_of(printed)
+    assert float(rows["ours"][0]) > 0
+    assert {"backbone", "neck", "rpn", "roi"} <= set(rows)
+    assert all(float(rows[part][-2].removesuffix(" %")) > 0 for part in ("backbone", "neck"))
+
+
+def test_a_side_that_cannot_run_is_named(module: Callable[[str], Any]) -> None:
+    case = module("sides").Case("ours", "retinanet", 64, 96, 1, neck="none")
+    assert "unknown neck 'none'" in module("interleave").interleaved([case], 1)[case]
+
+
+def test_agreement_counts_what_is_found_again(module: Callable[[str], Any]) -> None:
+    agreement = module("sides").agreement
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
+    one = [{"boxes": boxes, "scores": torch.ones(2), "labels": torch.tensor([1, 2])}]
+    moved = [one[0] | {"boxes": boxes + torch.tensor([[0.0], [3.0]])}]
+    renamed = [one[0] | {"labels": torch.tensor([2, 2])}]
+    assert [agreement(one, other) for other in (one, moved, renamed)] == [1, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["made up", "given"])

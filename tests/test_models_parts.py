@@ -58,6 +58,18 @@ def test_nms_equals_torchvision_by_image_and_group() -> None:
         assert set(kept.tolist()) == set(found[i].nonzero().squeeze(1).tolist())
 
 
+def test_nms_in_onnx_keeps_the_same_of_many_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    boxes = random_boxes(8, 300) * 13  # as on images of 1,300 pixels
+    scores, groups = torch.rand(8, 300), torch.randint(0, 80, (8, 300))
+    given = boxes, scores, groups, torch.ones(8, 300, dtype=torch.bool), 0.5
+    expected = nms(*given)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(nms(*given), expected)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert torch.equal(nms(*given), expected)
+
+
 def test_anchors_of_mmdetection() -> None:
     generator = AnchorGenerator([4, 8], [8.0])
     fine, coarse = generator([torch.zeros(1, 1, 3, 5), torch.zeros(1, 1, 2, 3)], (12, 20))
