@@ -64,7 +64,7 @@ def test_nms_in_onnx_keeps_the_same_of_many_groups(monkeypatch: pytest.MonkeyPat
     scores, groups = torch.rand(8, 300), torch.randint(0, 80, (8, 300))
     given = boxes, scores, groups, torch.ones(8, 300, dtype=torch.bool), 0.5
     expected = nms(*given)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     assert torch.equal(nms(*given), expected)
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
     assert torch.equal(nms(*given), expected)

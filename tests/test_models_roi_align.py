@@ -69,3 +69,13 @@ def test_channels_last_and_float32() -> None:
 def test_boxes_that_are_not_finite_pool_something() -> None:
     boxes = torch.tensor([[[float("nan")] * 4, [float("inf")] * 4, [0.0, 0, 50, 60]]])
     assert RoIAlign([4])([torch.ones(1, 2, 32, 32)], boxes).shape == (3, 2, 7, 7)
+
+
+@torch.no_grad()
+def test_compiled_without_gradients_is_one_graph_and_equal() -> None:
+    pool = RoIAlign(STRIDES)
+    maps, boxes = [x.half() for x in pyramid()], regions().float()
+    compiled = torch.compile(pool, fullgraph=True, backend="aot_eager")
+    found = compiled(maps, boxes)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, pool(maps, boxes))

@@ -93,8 +93,8 @@ def top_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:
     """Greedy non-maximum suppression within each group of each image.
 
-    The cost is quadratic: eager mode runs one suppression per group on the CPU, and on a GPU one per image,
-    its groups shifted apart; a traced graph makes one call. The shift is in float64, as large offsets eat
+    The cost is quadratic: there is one suppression per group on the CPU, and on a GPU one per image, its
+    groups shifted apart; an exported graph makes one call. The shift is in float64, as large offsets eat
     float32's fraction; in ONNX, whose suppression knows float32 only, it is exact to about 0.01 pixels.
 
     Args:
@@ -107,8 +107,15 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float
     Returns:
         (B, N) bool, the boxes that stay.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_exporting():
         return _nms_at_once(boxes, scores, groups, valid, iou)
+    kept: Tensor = _nms_apart(boxes, scores, groups, valid, iou)
+    return kept
+
+
+@torch.library.custom_op("msefpn::nms", mutates_args=())
+def _nms_apart(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:
+    """As one operator, so that a compiled graph need not look into its loops."""
     if boxes.is_cpu:
         images = torch.arange(boxes.shape[0])[:, None]
         group = groups + images * (groups.max() + 1)
@@ -116,6 +123,11 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float
         return kept.view_as(valid)
     rows = [slice(i, i + 1) for i in range(len(boxes))]
     return torch.cat([_nms_at_once(boxes[i], scores[i], groups[i], valid[i], iou) for i in rows])
+
+
+@_nms_apart.register_fake
+def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:
+    return torch.empty_like(valid)
 
 
 def _nms_at_once(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:

@@ -15,9 +15,9 @@ class RoIAlign(nn.Module):
 
     level = floor(log2(sqrt(w h) / 56)), clipped to the levels given.
 
-    torchvision's operator does the work on a GPU and in a traced graph. On the CPU its backward runs on one
-    core, channel by channel; there every output cell is a weighted sum of cells of the map, all channels at
-    once, which is what an embedding bag computes.
+    torchvision's operator does the work on a GPU and in an exported graph. On the CPU its backward runs on
+    one core, channel by channel; there every output cell is a weighted sum of cells of the map, all channels
+    at once, which is what an embedding bag computes.
 
     Args:
         strides: strides of the levels.
@@ -35,6 +35,11 @@ class RoIAlign(nn.Module):
 
     def forward(self, pyramid: list[Tensor], boxes: Tensor) -> Tensor:
         """Pool boxes (B, R, 4), pixels, from maps (B, C, H_i, W_i): (B * R, C, size, size), in float32."""
+        if torch.compiler.is_compiling() and not (torch.compiler.is_exporting() or torch.is_grad_enabled()):
+            pooled: Tensor = _apart(
+                pyramid, boxes, self.strides, self.size, self.sampling_ratio, self.aligned
+            )
+            return pooled
         pyramid = [full_precision(x) for x in pyramid]
         rois = self._rois(boxes)
         sides = (rois[:, 3:] - rois[:, 1:3]).clamp(min=0)
@@ -42,6 +47,10 @@ class RoIAlign(nn.Module):
         level = level.clamp(0, len(self.strides) - 1).long()
         if torch.compiler.is_compiling():
             return self._masked(pyramid, rois, level)
+        return self._by_level(pyramid, rois, level)
+
+    def _by_level(self, pyramid: list[Tensor], rois: Tensor, level: Tensor) -> Tensor:
+        """Every level pools its own regions."""
         order = level.argsort()
         counts = torch.bincount(level, minlength=len(self.strides)).tolist()
         pooled, places = [], []
@@ -129,3 +138,21 @@ class RoIAlign(nn.Module):
         neighbours = torch.stack([low, (low + 1).clamp(max=limit - 1)], dim=-1).int()
         weights = torch.stack([1 - fraction, fraction], dim=-1) * inside[..., None] / max(count, 1)
         return neighbours.flatten(2), weights.flatten(2)
+
+
+@torch.library.custom_op("msefpn::roi_align", mutates_args=())
+def _apart(
+    pyramid: list[Tensor], boxes: Tensor, strides: list[int], size: int, sampling_ratio: int, aligned: bool
+) -> Tensor:
+    """As one operator without a gradient, so that a compiled graph need not look into its loops."""
+    pooled: Tensor = RoIAlign(strides, size, sampling_ratio=sampling_ratio, aligned=aligned)(pyramid, boxes)
+    return pooled
+
+
+@_apart.register_fake
+def _(
+    pyramid: list[Tensor], boxes: Tensor, strides: list[int], size: int, sampling_ratio: int, aligned: bool
+) -> Tensor:
+    kind = full_precision(pyramid[0][:0]).dtype
+    shape = boxes.shape[0] * boxes.shape[1], pyramid[0].shape[1], size, size
+    return pyramid[0].new_empty(shape, dtype=kind)
