@@ -46,8 +46,11 @@ def interleaved(cases: Sequence[Case], rounds: int) -> dict[Case, Outcome | str]
                 failed[case] = process.stderr.read().strip().splitlines()[-1]
         seconds: dict[Case, list[float]] = {case: [] for case in running}
         for _ in range(rounds):
-            for case, process in running.items():
-                seconds[case].append(_ask(process, "run")["seconds"])
+            for case in [case for case in running if case not in failed]:
+                if answer := _ask(running[case], "run"):
+                    seconds[case].append(answer["seconds"])
+                else:
+                    failed[case] = "its process was ended: all sides together need too much memory"
         outcomes: dict[Case, Outcome | str] = {}
         for case in cases:
             if case in failed:
@@ -72,8 +75,10 @@ def _process(case: Case) -> Iterator[Any]:
 
 
 def _ask(process: Any, word: str) -> dict[str, Any]:
-    print(word, file=process.stdin, flush=True)
-    answer: dict[str, Any] = json.loads(process.stdout.readline())
+    """What the process answers; nothing, if it is no more."""
+    with contextlib.suppress(BrokenPipeError):
+        print(word, file=process.stdin, flush=True)
+    answer: dict[str, Any] = json.loads(process.stdout.readline() or "{}")
     return answer
 
 
