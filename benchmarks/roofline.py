@@ -26,7 +26,7 @@ class Machine:
     """What was measured."""
 
     flops: float
-    """Operations a second of a large matrix product."""
+    """Operations a second of a large matrix product, or of a large convolution where that is faster."""
     bytes: float
     """Bytes a second, read and written, of a large copy."""
 
@@ -42,14 +42,22 @@ class Part:
 
 
 def machine(device: str, precise: bool, rounds: int, side: int) -> Machine:
-    """Measure a product of two matrices of that side, and a copy of 64 of them; `precise`: float32."""
+    """Measure a product of two matrices of that side, a convolution, and a copy of 64 of them.
+
+    `precise`: float32.
+    """
     kind = torch.float32 if precise else torch.bfloat16
     a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
     source = torch.zeros(64 * side * side, device=device)
     target = torch.ones_like(source)
-    product = _median(lambda: a @ b, device, rounds)
+    layer = nn.Conv2d(256, 256, 3, padding=1, device=device, dtype=kind)
+    x = torch.randn(1, 256, side // 16, side // 16, device=device, dtype=kind)
+    x = x.contiguous(memory_format=torch.channels_last)
+    product = 2 * side**3 / _median(lambda: a @ b, device, rounds)
+    with torch.no_grad():
+        convolution = 2 * 9 * 256 * x.numel() / _median(lambda: layer(x), device, rounds)
     copy = _median(lambda: target.copy_(source), device, rounds)
-    return Machine(2 * side**3 / product, 2 * 4 * source.numel() / copy)
+    return Machine(max(product, convolution), 2 * 4 * source.numel() / copy)
 
 
 def measure(case: Case, rounds: int, side: int) -> tuple[Machine, dict[str, Part]]:
