@@ -194,7 +194,7 @@ def test_detections_equal(pair: tuple[Any, Detector], batches: list[tuple[Tensor
     theirs, ours = pair
     names = {label: index for index, label in enumerate(LABELS)}
     seen: set[int] = set()
-    for images, sizes in batches:
+    for images, sizes in batches[: 2 if isinstance(theirs, MaskRCNN) else None]:  # masks take long
         x = ours.normalise(images, sizes)
         expected = their_detections(theirs, x, sizes)
         found = ours(images, sizes)
