@@ -22,8 +22,8 @@ from msefpn.config import parse_size
 from msefpn.necks import NECKS
 
 SECTIONS = ("predict", "train", "necks", "roofline", "startup", "coco", "loader")
-ALONE = ("torchvision", "torchvision+kept", "ours", "ours+library")
-"""The sides that training has on the CPU."""
+TRAINED = ("torchvision", "torchvision+kept", "ours", "ours+library")
+"""The sides of a training step, where none are named."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -34,7 +34,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def compare(detector: str, args: Any, *, train: bool) -> None:
     """Print times and memory of all sides as ratios to the first one, a column for each size and batch."""
-    sides = args.sides or [side for side in SIDES if not train or side in ALONE]
+    sides = args.sides or [side for side in SIDES if not train or side in TRAINED]
     columns = []
     for batch in args.train_batches if train else args.batches:
         for height, width in args.train_sizes if train else args.sizes:
@@ -108,10 +108,10 @@ def show_roofline(args: Any) -> None:
     """Print what the machine can do and how near each part comes."""
     for side in ("ours", "ours+bf16"):
         for height, width in args.sizes:
-            case = Case(side, "faster_rcnn", height, width, args.batches[-1], False, args.device, args.neck)
+            case = Case(side, "faster_rcnn", height, width, args.batches[-1], False, args.device)
             found, parts = roofline.measure(case, args.rounds, args.matrix)
             print(
-                f"\n### {case}, {args.neck}, {side}: measured peak {found.flops / 1e9:.0f} GFLOP/s, "
+                f"\n### {case}, {side}: measured peak {found.flops / 1e9:.0f} GFLOP/s, "
                 f"{found.bytes / 1e9:.1f} GB/s\n"
             )
             rows = []
@@ -157,7 +157,6 @@ def main() -> None:
     parser.add_argument("--train-batches", nargs="+", type=int, default=[2])
     parser.add_argument("--sides", nargs="+", choices=SIDES, help="the first is what the others are held to")
     parser.add_argument("--necks", nargs="+", help="beside fpn; none: all")
-    parser.add_argument("--neck", default="fpn", help="of the roofline (fpn)")
     parser.add_argument("--matrix", type=int, default=4096, help="side of the matrices of the peak (4096)")
     parser.add_argument("--images", help="photographs for the loader (.jpg); else they are made up")
     args = parser.parse_args()

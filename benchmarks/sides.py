@@ -94,7 +94,8 @@ def inputs(case: Case) -> tuple[Tensor, Targets]:
     images = F.interpolate(255 * coarse, size=(case.height, case.width), mode="bicubic").clamp(0, 255)
     limit = torch.tensor([case.width, case.height])
     start = torch.rand(case.batch, 8, 2, generator=generator) * limit * 0.6
-    boxes = torch.cat([start, start + limit * (0.05 + 0.3 * torch.rand(case.batch, 8, 2))], dim=-1)
+    sides = limit * (0.05 + 0.3 * torch.rand(case.batch, 8, 2, generator=generator))
+    boxes = torch.cat([start, start + sides], dim=-1)
     labels = torch.randint(0, 90, (case.batch, 8), generator=generator)
     targets = Targets(boxes, labels, torch.ones_like(labels, dtype=torch.bool))
     device = torch.device(case.device)

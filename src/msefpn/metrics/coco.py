@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 try:
     import hotcoco
 except ImportError:  # not every machine has a wheel of it
-    hotcoco = None  # type: ignore[assignment]
+    hotcoco = None  # type: ignore[assignment]  # stands where the module would
 
 Curves = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Precision (T, R, K, A, L) and recall (T, K, A, L), -1 where there is nothing to find: T thresholds of IoU
