@@ -19,8 +19,8 @@ test: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 lock: .venv/.installed
-	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
-		--upgrade --quiet --custom-compile-command "make lock" --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.11 \
+		--generate-hashes --upgrade --quiet --custom-compile-command "make lock" --output-file requirements.lock
 
 # The stamp is written last: an environment without it is half-made and is made anew. An older complete one is
 # brought up to date in place. pip installs uv, by the lock's hashes, because uv installs the rest 4x faster.

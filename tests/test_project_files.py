@@ -20,13 +20,14 @@ from msefpn.necks import Neck
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = [item for extra in PROJECT["project"]["optional-dependencies"].values() for item in extra]
 PINS = re.findall(
     r"^([a-z0-9-]+)==(\S+)((?:.*\\\n)(?: +--hash=sha256:[0-9a-f]{64}.*\n)+)", LOCK, flags=re.MULTILINE
 )
 
 
 def test_lock_pins_every_dependency_with_hashes() -> None:
-    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"]["dev"]]
+    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"]["dev"], *EXTRAS]
     names = {re.split(r"[^\w-]", item.lower())[0] for item in wanted}
     assert names <= {name for name, _, _ in PINS}
     assert len(PINS) == len(re.findall(r"^[^\s#]", LOCK, flags=re.MULTILINE)), (
@@ -48,7 +49,8 @@ def test_dependencies_are_those_that_the_source_imports() -> None:
     packages = importlib.metadata.packages_distributions()
     imported = {packages[top][0].lower().replace("_", "-") for top in tops}
     declared = {re.split(r"[^\w-]", item.lower())[0] for item in PROJECT["project"]["dependencies"]}
-    assert imported <= declared
+    extra = {re.split(r"[^\w-]", item.lower())[0] for item in EXTRAS}
+    assert imported <= declared | extra
     assert declared - imported == {"tensorboard"}  # Lightning's logger imports it
 
 
