@@ -98,7 +98,7 @@ def test_sem_combinations(combine: str) -> None:
     both = SEM(CHANNELS[1:], combine=combine)
     features = maps()[1:]
     m = torch.cat([F.adaptive_avg_pool2d(x, (2, 2)) for x in features], 1)
-    a, v, w = both._spatial_weight(m), both.value(m), both._channel_weight(m)
+    a, v, w = both.spatial_weight(m), both.value(m), both.channel_weight(m)
     expected = {"add": a * v + w * m, "cascade": w * (a * v) + m, "residual": m + a * v + w * m}[combine]
     torch.testing.assert_close(both(features, features[-1]), expected)
 
@@ -109,7 +109,7 @@ def test_score_norm_after_pooling() -> None:
     m = torch.randn(2, sem.channels, 3, 4)
     pooled = (sem.query(m).flatten(2).transpose(1, 2) @ sem.key(m).flatten(2)).mean(1)
     expected = F.layer_norm(pooled, pooled.shape[1:]).sigmoid().view(2, 1, 3, 4)
-    torch.testing.assert_close(sem._spatial_weight(m), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(sem.spatial_weight(m), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_sim_follows_its_equation() -> None:

@@ -103,22 +103,26 @@ class SEM(nn.Module):
             mixed: Tensor = self.conv(m)
             return mixed
         if self.branches == "channel":
-            return self._channel_weight(m) * m
-        enhanced: Tensor = self._spatial_weight(m) * self.value(m)
+            return self.channel_weight(m) * m
+        enhanced: Tensor = self.spatial_weight(m) * self.value(m)
         if self.branches == "spatial":
             return enhanced
-        weight = self._channel_weight(m)
+        weight = self.channel_weight(m)
         if self.combine == "cascade":
             return weight * enhanced + m
         gathered = enhanced + weight * m
         return gathered + m if self.combine == "residual" else gathered
 
-    def _channel_weight(self, m: Tensor) -> Tensor:
+    def channel_weight(self, m: Tensor) -> Tensor:
+        """The channel branch's weights (B, C, 1, 1) of M (B, C, h, w)."""
         weight: Tensor = self.channel_gate(m.mean(dim=(2, 3), keepdim=True))  # (B, C, 1, 1)
         return weight
 
-    def _spatial_weight(self, m: Tensor) -> Tensor:
-        """a (B, 1, h, w); the scores and their statistics in float32, also under autocast."""
+    def spatial_weight(self, m: Tensor) -> Tensor:
+        """The spatial branch's attention a (B, 1, h, w) of M (B, C, h, w).
+
+        The scores and their statistics are float32, also under autocast.
+        """
         query: Tensor = self.query(m).flatten(2)  # (B, C', N)
         key: Tensor = self.key(m).flatten(2)  # (B, C', N)
         precise = torch.promote_types(m.dtype, torch.float32)
