@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from msefpn.config import CHOICES
+from msefpn.config import CHOICES, Config
 from msefpn.data.masks import encode_mask, run_lengths
 from msefpn.errors import UserError, unknown_name
-from msefpn.models import Detector
 from msefpn.models.fold import folded
 from msefpn.models.mask import paste
-from msefpn.structures import Batch, Proposals, to_original
+from msefpn.structures import Batch, Detections, Proposals, to_original
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,20 @@ def telling_memory(batch: int, size: tuple[int, int]) -> Iterator[None]:
         ) from None
 
 
+class Detects(Protocol):
+    """What detects: a detector, or an exported file of one."""
+
+    config: Config
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def __call__(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
+        """Detect, see `msefpn.models.Detector.forward`."""
+
+
 @torch.no_grad()
 def detect(
-    detector: Detector,
+    detector: Detects,
     batches: Iterable[Batch],
     device: torch.device,
     seen: Callable[[int], None] = lambda count: None,
@@ -89,32 +99,48 @@ def detect(
         seen: is told the number of images of each batch.
         score: detections below are left out.
     """
-    training = detector.training
-    detector.eval()
     parts = [_nothing()]
-    with folded(detector):
+    with _ready(detector):
         for batch in batches:
-            parts.append(_found(detector, batch, device, score))
+            parts += found_in(detector, batch, device, score)
             seen(len(batch.images))
-    detector.train(training)
     return merged(parts)
 
 
-def _found(detector: Detector, batch: Batch, device: torch.device, score: float) -> Found:
+@contextlib.contextmanager
+def _ready(detector: Detects) -> Iterator[None]:
+    """In evaluation mode and folded, where it is a module; afterwards in its mode again."""
+    if not isinstance(detector, nn.Module):
+        yield
+        return
+    training = detector.training
+    detector.eval()
+    with folded(detector):
+        yield
+    detector.train(training)
+
+
+def found_in(detector: Detects, batch: Batch, device: torch.device, score: float) -> list[Found]:
+    """What a detector finds on each image of a batch; arguments as in `detect`, without gradients."""
     given = batch.proposals
     if given is not None:
         given = Proposals(given.boxes.to(device), given.valid.to(device))
-    detections = detector(batch.images.to(device), batch.sizes.to(device), given)
-    boxes = to_original(detections.boxes.float().cpu(), batch.sizes, batch.original_sizes)
-    valid = (detections.valid & (detections.scores >= score)).cpu()
-    return Found(
-        batch.ids[:, None].expand_as(valid)[valid].numpy(),
-        boxes[valid].numpy(),
-        detections.scores.float().cpu()[valid].numpy(),
-        detections.labels.cpu()[valid].numpy(),
-        _masks(detections.masks, boxes, valid, batch.original_sizes),
-        int(detections.cut.sum()),
-    )
+    found = detector(batch.images.to(device), batch.sizes.to(device), given)
+    boxes = to_original(found.boxes.float().cpu(), batch.sizes, batch.original_sizes)
+    scores, labels, cut = found.scores.float().cpu(), found.labels.cpu(), found.cut.tolist()
+    valid = found.valid.cpu() & (scores >= score)
+    masks = None if found.masks is None else found.masks.float().cpu()
+    return [
+        Found(
+            np.full(int(kept.sum()), int(id)),
+            boxes[row, kept].numpy(),
+            scores[row, kept].numpy(),
+            labels[row, kept].numpy(),
+            None if masks is None else _masks(masks[row, kept], boxes[row, kept], size.tolist()),
+            cut[row],
+        )
+        for row, (id, kept, size) in enumerate(zip(batch.ids, valid, batch.original_sizes, strict=True))
+    ]
 
 
 def merged(parts: Sequence[Found]) -> Found:
@@ -151,17 +177,11 @@ def as_results(found: Found, category_ids: Sequence[int]) -> list[dict[str, Any]
     return results
 
 
-def _masks(masks: Tensor | None, boxes: Tensor, valid: Tensor, sizes: Tensor) -> NDArray[np.object_] | None:
-    """Run lengths of masks (B, D, M, M) where valid (B, D): in boxes (B, D, 4), images of `sizes` (B, 2)."""
-    if masks is None:
-        return None
-    found = np.empty(int(valid.sum()), dtype=object)
-    places = valid.nonzero().tolist()
-    masks = masks.float().cpu()
-    for row, (image, place) in enumerate(places):
-        height, width = sizes[image].tolist()
-        drawn = paste(masks[image, place], boxes[image, place], (height, width))
-        found[row] = run_lengths(encode_mask(drawn.numpy()), (height, width))
+def _masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> NDArray[np.object_]:
+    """Run lengths of masks (D, M, M), each in its box (D, 4), of an image of `size`: height and width."""
+    found = np.empty(len(masks), dtype=object)
+    for row, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
+        found[row] = run_lengths(encode_mask(paste(mask, box, size).numpy()), size)
     return found
 
 

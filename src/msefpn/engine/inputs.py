@@ -32,8 +32,8 @@ class Prediction:
     out: Path
     score: float
     batch: int
-    size: tuple[int, int] | None
-    """Longest and shortest side, pixels; None: the run's."""
+    size: str | None
+    """Longest and shortest side, pixels, as in a recipe; None: the run's."""
 
 
 def plan_prediction(
@@ -51,14 +51,15 @@ def plan_prediction(
         raise UserError(f"batch is {batch}: it must be at least 1")
     if not 0 <= score <= 1:
         raise UserError(f"score is {score}: it must be 0 to 1")
-    sides = None if size is None else parse_size(size)
+    if size is not None:
+        parse_size(size)
     files = find_images(images)
     config = read_about(run).config
     check_given(config, proposals, run)
     out = out or free_folder(Path("predictions"))
     check_out(out)
     regions = None if proposals is None else proposals_of_files(proposals, files, _sizes(files))
-    return Prediction(run, files, regions, out, score, batch, sides)
+    return Prediction(run, files, regions, out, score, batch, size)
 
 
 def _sizes(files: Sequence[Path]) -> list[tuple[int, int]]:

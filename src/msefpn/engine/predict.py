@@ -11,22 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision import tv_tensors
 
-from msefpn.config import parse_size
 from msefpn.data.images import ImageFault, read_image
-from msefpn.data.loader import Sample, collate
 from msefpn.data.masks import decode_masks
-from msefpn.data.transforms import eval_transform
-from msefpn.engine.detect import Found, as_results, detect, pick_device, telling_memory
+from msefpn.engine.detect import Found, as_results
 from msefpn.engine.inputs import Prediction, picture_names
+from msefpn.engine.predictor import Predictor
 from msefpn.engine.run import PREDICTIONS, new_folder, write_text
 from msefpn.engine.screen import Bar, say, show_cut
 from msefpn.errors import UserError
-from msefpn.models import load
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # about OpenCV, which it does without
@@ -49,36 +44,31 @@ class _Picture(NamedTuple):
 
 def predict(plan: Prediction, *, device: str) -> list[dict[str, Any]]:
     """Detect on images as planned; see `msefpn.api.predict`."""
-    where = pick_device(device)
-    detector = load(plan.run).to(where)
-    size = plan.size or parse_size(detector.config.size)
-    transform = eval_transform(size)
+    predictor = Predictor.open(plan.run, size=plan.size, device=device)
     files, names = plan.files, picture_names(plan.files)
-    class_of = dict(zip(detector.category_ids, detector.classes, strict=True))
+    class_of = dict(zip(predictor.category_ids, predictor.classes, strict=True))
     results: list[dict[str, Any]] = []
     unreadable: list[str] = []
     cut = 0
     with new_folder(plan.out):
-        with Bar("predict", len(files)) as bar, telling_memory(plan.batch, size):
+        with Bar("predict", len(files)) as bar:
             for chunk in _chunks(files, plan.batch, unreadable):
-                regions = plan.proposals
-                inputs = collate(
-                    [_sample(p, transform, None if regions is None else regions[p.number]) for p in chunk]
-                )
-                found = detect(detector, [inputs], where, bar.seen, score=plan.score)
-                cut += found.cut
-                results += [
-                    {
-                        "file_name": str(files[item["image_id"]]),
-                        "category": class_of[item["category_id"]],
-                        **item,
-                    }
-                    for item in as_results(found, detector.category_ids)
-                ]
-                for picture in chunk:
-                    mine = found.where(found.image_ids == picture.number)
-                    drawn = draw(picture.pixels, mine, detector.classes)
+                regions = plan.proposals and [plan.proposals[p.number] for p in chunk]
+                found = predictor([p.pixels for p in chunk], score=plan.score, proposals=regions)
+                for picture, mine in zip(chunk, found, strict=True):
+                    cut += mine.cut
+                    placed = replace(mine, image_ids=np.full_like(mine.image_ids, picture.number))
+                    results += [
+                        {
+                            "file_name": str(files[picture.number]),
+                            "category": class_of[item["category_id"]],
+                            **item,
+                        }
+                        for item in as_results(placed, predictor.category_ids)
+                    ]
+                    drawn = draw(picture.pixels, mine, predictor.classes)
                     Image.fromarray(drawn).save(plan.out / names[picture.number], quality=92)
+                bar.seen(len(chunk))
         if len(unreadable) == len(files):
             raise UserError(f"none of the {len(files)} images can be read: {unreadable[0]}: give other files")
         write_text(plan.out / PREDICTIONS, json.dumps(results, indent=1))
@@ -143,20 +133,3 @@ def _read(file: Path) -> NDArray[np.uint8] | str:
         return read_image(file)
     except (OSError, ImageFault) as error:
         return f"{file}: {' '.join(str(error).split())}"
-
-
-def _sample(picture: _Picture, transform: Any, regions: NDArray[np.float32] | None) -> Sample:
-    height, width = picture.pixels.shape[:2]
-    image = tv_tensors.Image(torch.from_numpy(picture.pixels).permute(2, 0, 1))
-    corners = torch.from_numpy(np.zeros((0, 4), np.float32) if regions is None else regions)
-    boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width))
-    resized, target = transform(image, {"boxes": boxes})
-    proposals = None if regions is None else target["boxes"].as_subclass(torch.Tensor)
-    return Sample(
-        resized.as_subclass(torch.Tensor),
-        boxes=torch.zeros(0, 4),
-        labels=torch.zeros(0, dtype=torch.int64),
-        original_size=(height, width),
-        id=picture.number,
-        proposals=proposals,
-    )

@@ -111,12 +111,18 @@ class _Tracer(fx.Tracer):
 @contextlib.contextmanager
 def folded(module: nn.Module) -> Iterator[None]:
     """Fold once for as long as the body runs, in which neither weights nor modes may change."""
-    convolutions = [m for m in module.modules() if isinstance(m, FoldedConv)]
-    with torch.no_grad():
-        for conv in convolutions:
-            conv.ready = conv.fold()
+    convolutions = fold_for_good(module)
     try:
         yield
     finally:
         for conv in convolutions:
             conv.ready = None
+
+
+@torch.no_grad()
+def fold_for_good(module: nn.Module) -> list[FoldedConv]:
+    """Fold once for all: from here on neither weights nor modes may change. Return what was folded."""
+    convolutions = [m for m in module.modules() if isinstance(m, FoldedConv)]
+    for conv in convolutions:
+        conv.ready = conv.fold()
+    return convolutions

@@ -1,0 +1,109 @@
+"""A trained detector, ready for pictures: arrays in, what was found out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision import tv_tensors
+
+from msefpn.config import parse_size
+from msefpn.data.loader import Sample, collate
+from msefpn.data.transforms import eval_transform
+from msefpn.engine.detect import Detects, Found, found_in, pick_device, telling_memory
+from msefpn.models import load
+from msefpn.models.fold import fold_for_good
+
+
+class Predictor:
+    """Detects on images as they are in memory; several threads may share one.
+
+    Attributes:
+        detector: what detects; not to be trained any more.
+        classes: names of its K classes.
+        category_ids: their ids in the annotation file, same order.
+        size: longest and shortest side that images are resized to fit into, pixels.
+        device: where it runs.
+
+    Args:
+        detector: in evaluation mode, on `device`.
+        size: see above.
+        device: see above.
+    """
+
+    def __init__(self, detector: Detects, size: tuple[int, int], device: torch.device) -> None:
+        self.detector = detector
+        self.classes = detector.classes
+        self.category_ids = detector.category_ids
+        self.size = size
+        self.device = device
+        self._transform = eval_transform(size)
+
+    @classmethod
+    def open(cls, run: Path, *, size: str | None = None, device: str = "auto") -> Predictor:
+        """Read a run's weights.
+
+        Args:
+            run: run folder (its best weights) or a .safetensors file of one.
+            size: as in training, 320 or 1333x800; None: the run's own.
+            device: auto, cpu or gpu.
+
+        Raises:
+            UserError: there are no weights, they are damaged, or there is no such device.
+        """
+        where = pick_device(device)
+        detector = _read(run, where)
+        return cls(detector, parse_size(size or detector.config.size), where)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        *,
+        score: float = 0.0,
+        proposals: Sequence[NDArray[np.float32]] | None = None,
+    ) -> list[Found]:
+        """Detect on images, together as one batch.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each.
+            score: detections below are left out.
+            proposals: for Fast R-CNN, the regions (r, 4) float32 of each image, xyxy, pixels, best first.
+
+        Returns:
+            What was found on each image, best first, boxes in its pixels; `image_ids` is its place here.
+
+        Raises:
+            UserError: the GPU has not the memory.
+        """
+        if not images:
+            return []
+        regions = [None] * len(images) if proposals is None else proposals
+        samples = [self._sample(*item) for item in zip(range(len(images)), images, regions, strict=True)]
+        with telling_memory(len(images), self.size):
+            return found_in(self.detector, collate(samples), self.device, score)
+
+    def _sample(self, number: int, pixels: NDArray[np.uint8], regions: NDArray[np.float32] | None) -> Sample:
+        height, width = pixels.shape[:2]
+        image = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1))
+        corners = torch.from_numpy(np.zeros((0, 4), np.float32) if regions is None else regions)
+        boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width))
+        resized, target = self._transform(image, {"boxes": boxes})
+        return Sample(
+            resized.as_subclass(torch.Tensor),
+            boxes=torch.zeros(0, 4),
+            labels=torch.zeros(0, dtype=torch.int64),
+            original_size=(height, width),
+            id=number,
+            proposals=None if regions is None else target["boxes"].as_subclass(torch.Tensor),
+        )
+
+
+def _read(run: Path, device: torch.device) -> Detects:
+    """What a path leads to; by the suffix, where it is no run's."""
+    detector = load(run).to(device)
+    fold_for_good(detector)
+    return detector
