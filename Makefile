@@ -1,12 +1,13 @@
 # make quickstart   set up, train on the built-in data, draw detections on images it did not train on
 # make test         set up, check style and types, run the tests
+# make docs         set up, build the site into build/docs, executing its notebooks
 # make lock         move every pinned version to today's
 
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: quickstart test lock
+.PHONY: quickstart test docs lock
 
 quickstart: .venv/.installed
 	$(BIN)/msefpn train --recipe quickstart --out $(RUN)
@@ -17,6 +18,9 @@ test: .venv/.installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+docs: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q docs build/docs
 
 lock: .venv/.installed
 	$(BIN)/uv pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.11 \

@@ -116,9 +116,9 @@ def test_neck_of_the_readme_runs() -> None:
     ]
 
 
-def test_neck_of_contributing_keeps_the_contract() -> None:
+def test_neck_of_the_guide_keeps_the_contract() -> None:
     names: dict[str, Any] = {"__name__": "example"}
-    exec(python_blocks("CONTRIBUTING.md")[0], names)
+    exec(python_blocks("docs/guides/neck.md")[0], names)
     (example,) = (
         value
         for value in names.values()
