@@ -1,0 +1,248 @@
+"""Every command and every piece of Python in the README and in the pages, run as they stand, but shorter.
+
+All run in one folder that holds what the texts speak of, page by page from top to bottom; a command that a
+page before has run is not run again.
+"""
+
+import functools
+import inspect
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import timm
+from safetensors.torch import save_file
+
+import msefpn
+from msefpn.cli import COMMANDS, command_parser, main
+from msefpn.config import Config, load_recipe
+from msefpn.data import synthetic
+from msefpn.engine import cell, cost, grid
+from msefpn.models import DETECTORS, check_neck
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    page.relative_to(ROOT).as_posix()
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+]
+
+SHORT: dict[str, dict[str, Any]] = {
+    "train": {"epochs": 1, "size": 64, "batch": 4, "workers": 0, "device": "cpu"},
+    "ablate": {"seeds": 1, "epochs": 1, "size": 64, "batch": 2, "workers": 0, "rounds": 1},
+    "cost": {"size": 64, "rounds": 1},
+    "evaluate": {"workers": 0},
+}
+"""Options that are put in the place of a command's own, so that it takes a second or two."""
+BACKBONE = {"init": "test_resnet.safetensors", "backbone": "test_resnet"}
+SMALL: dict[str, dict[str, Any]] = {
+    "train": BACKBONE,
+    "ablate": BACKBONE,
+    "cost": {"backbone": "test_resnet"},
+}
+"""Options that are given where the command does not name them."""
+PARSED_ONLY = {
+    r"--devices [2-9]": "wants several GPUs",
+}
+"""Commands that cannot run here, and why; their options and names are looked at all the same."""
+NOT_RUN = {
+    r"make (quickstart|test|docs)": "installs; .ci/run runs make test and make docs",
+    r"(\. |python3 -m venv |pip install )": "installs",
+    r"\.venv/bin/pytest tests/": "is a test itself",
+}
+"""Commands other than msefpn, and why they are not run."""
+LONG = "docs/results/"
+"""Pages of measurements that took hours: their commands are looked at, not run."""
+ROWS = {
+    "bifpn_norm_momentum.yaml": "neck: bifpn\nneck_options: {norm_momentum: 0.1}\n",
+    "mse_fpn_lean.yaml": "neck: mse_fpn\nneck_options: {preset: lean}\n",
+}
+"""Files that the pages of measurements describe in a comment."""
+
+
+class Block(NamedTuple):
+    """A fenced piece of a page."""
+
+    language: str
+    text: str
+
+
+def blocks(page: str) -> list[Block]:
+    """The fenced pieces of a page, in order."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
+
+
+def commands(block: Block) -> Iterator[str]:
+    """The commands of a piece of shell, each on one line, without comments; a loop's once for each value."""
+    lines = re.sub(r"\\\n\s*", "", block.text)
+    for loop in re.finditer(r"^for (\w+) in (.*); do\n((?:.*\n)*?)done$", lines, re.MULTILINE):
+        bodies = [loop[3].replace(f"${loop[1]}", value) for value in loop[2].split()]
+        lines = lines.replace(loop[0], "".join(bodies))
+    for line in lines.splitlines():
+        words = shlex.split(line.strip().removeprefix("$ "), comments=True)
+        if words:
+            yield shlex.join(word for word in words if word != "...")
+
+
+@dataclass
+class Sandbox:
+    """The folder where the commands run, and those that have run there."""
+
+    folder: Path
+    done: set[str] = field(default_factory=set)
+
+    def clear(self, name: str, given: dict[str, Any]) -> None:
+        """Remove what another page's command has written there, if this one does not go on with it."""
+        if name == "ablate" or given.get("resume") or "out" not in given:
+            return
+        out = self.folder / given["out"]
+        if out.is_dir():
+            shutil.rmtree(out)
+        out.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    """Prepare what the texts speak of: the user's data and photos, and a run."""
+    folder = tmp_path_factory.mktemp("docs")
+    synthetic.draw(folder / "my_data", train=4, val=2, seed=0, size=96)
+    shutil.copytree(folder / "my_data" / "val", folder / "photos")
+    shutil.copytree(folder / "my_data", folder / "runs" / "builtin-data")
+    for name, text in ROWS.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+    weights = timm.create_model("test_resnet").state_dict()
+    save_file(weights, folder / BACKBONE["init"])  # as if from timm's hub
+    given = SHORT["train"] | BACKBONE | {"init": folder / BACKBONE["init"]}
+    msefpn.train(folder / "my_data", recipe="small_data", out=folder / "runs/mine", **given)
+    return Sandbox(folder)
+
+
+class Here:
+    """One training of a grid, in this process: one of its own takes seconds to start."""
+
+    def __init__(self, words: list[str], **_: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", words[2:])
+            self.returncode = cell.main()
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+@pytest.fixture(autouse=True)
+def light(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in the sandbox, in one process; the peak of memory would take one for each row."""
+    monkeypatch.chdir(sandbox.folder)
+    monkeypatch.setattr(cost, "_peak", lambda *_: 0)
+    monkeypatch.setattr(cell, "_end_with", lambda _: None)
+    monkeypatch.setattr(grid, "subprocess", SimpleNamespace(Popen=Here, DEVNULL=None))
+
+
+def shortened(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The options to add to those given."""
+    if given.get("resume"):  # it may change these alone
+        return {"device": "cpu", "workers": 0, "epochs": 2}
+    small = {key: value for key, value in SMALL.get(name, {}).items() if key not in given}
+    return SHORT.get(name, {}) | small
+
+
+def check_names(name: str, given: dict[str, Any]) -> None:
+    """Resolve the recipes, necks and detectors that a command names."""
+    options = {key: given[key] for key in vars(Config()) if key in given and name != "ablate"}
+    if name in ("cost", "ablate"):
+        configs = cost.rows_of(given["rows"], given.get("recipe"), "faster_rcnn_r50_mse_fpn_1x")
+    elif name == "train":
+        recipe = given.get("recipe") or "faster_rcnn_r50_mse_fpn_1x"
+        configs = {"": load_recipe(str(recipe), **options)}
+    else:
+        return
+    for config in configs.values():
+        check_neck(config.neck)
+        assert config.detector in DETECTORS
+
+
+def run_command(command: str, sandbox: Sandbox, *, only_parse: bool) -> None:
+    """Run a command of msefpn, or look at its options and names where it cannot run."""
+    _, name, *words = shlex.split(command)
+    given = vars(command_parser(name, {}).parse_args(words))
+    check_names(name, given)
+    if only_parse or command in sandbox.done:
+        return
+    sandbox.done.add(command)
+    sandbox.clear(name, given)
+    for key, value in shortened(name, given).items():
+        words += [f"--{key.replace('_', '-')}", str(value)]
+    assert main([name, *words]) == 0, command
+
+
+def run_shell(block: Block, page: str, sandbox: Sandbox) -> None:
+    for command in commands(block):
+        if command.startswith("msefpn "):
+            rare = any(re.search(pattern, command) for pattern in PARSED_ONLY)
+            run_command(command, sandbox, only_parse=rare or page.startswith(LONG))
+        else:
+            assert any(re.match(pattern, command) for pattern in NOT_RUN), f"{page}: nobody runs '{command}'"
+
+
+def shorter(function: Callable[..., Any], sandbox: Sandbox) -> Callable[..., Any]:
+    """A public function that takes the options by which its command is made shorter."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
+        sandbox.clear(function.__name__, given)
+        return function(**given | shortened(function.__name__, given))
+
+    return call
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_page(page: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    for function in COMMANDS.values():
+        monkeypatch.setattr(sys.modules[function.__module__], function.__name__, shorter(function, sandbox))
+    names: dict[str, Any] = {"__name__": page}
+    for block in blocks(page):
+        if block.language in ("sh", "console"):
+            run_shell(block, page, sandbox)
+        elif block.language == "python":
+            exec(compile(block.text, page, "exec"), names)
+        elif block.language == "yaml":
+            named = re.match(r"# (\S+\.yaml)\n", block.text)
+            assert named, f"{page}: a recipe begins with its name, as in '# mine.yaml'"
+            (sandbox.folder / named[1]).write_text(block.text, encoding="utf-8")
+            load_recipe(named[1])
+
+
+def test_reasons_still_hold() -> None:
+    found = [
+        command
+        for page in PAGES
+        for block in blocks(page)
+        if block.language in ("sh", "console")
+        for command in commands(block)
+    ]
+    for pattern in PARSED_ONLY | NOT_RUN:
+        assert any(re.search(pattern, command) for command in found), f"nothing of '{pattern}' in the pages"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("msefpn train --neck fpm", "unknown neck 'fpm'"),
+        ("msefpn train --recipe small_date", "unknown recipe"),
+        ("msefpn ablate fpn ablation_gcq", "unknown neck or recipe"),
+        ("msefpn predict runs/mine photos --scores 0.5", "unrecognized arguments"),
+        ("msefpn trian", "trian"),
+    ],
+)
+def test_a_wrong_command_is_found(command: str, said: str, sandbox: Sandbox) -> None:
+    with pytest.raises((msefpn.UserError, KeyError), match=said):
+        run_command(command, sandbox, only_parse=True)
