@@ -38,13 +38,14 @@ MAY_IMPORT = {
     "engine": LEAVES | {"checkpoint", "necks", "data", "models", "metrics", "reports", "memory"},
     "api": LEAVES | {"necks", "data", "models", "metrics", "reports", "engine"},
     "compare": {"api", "engine"},
+    "look": {"api", "engine"},
     "memory": set[str](),
-    "cli": LEAVES | {"engine", "api", "compare", "memory", "msefpn"},
-    "__init__": {"api", "compare", "errors", "necks"},
+    "cli": LEAVES | {"engine", "api", "compare", "look", "memory", "msefpn"},
+    "__init__": {"api", "compare", "errors", "look", "necks"},
     "__main__": {"cli"},
 }
 """Each part of the package and the parts that it may import. `msefpn` is the package's own front door."""
-NO_HEAVY_IMPORT = {"__init__", "__main__", "api", "checkpoint", "cli", "compare", "config", "errors"}
+NO_HEAVY_IMPORT = {"__init__", "__main__", "api", "checkpoint", "cli", "compare", "config", "errors", "look"}
 HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "supervision", "faster_coco_eval", "hotcoco"}
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 

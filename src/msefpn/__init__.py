@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from msefpn.api import build, check, evaluate, load, predict, train
     from msefpn.compare import ablate, cost
     from msefpn.errors import UserError
+    from msefpn.look import explain
     from msefpn.necks import FPN, GCG, MSEFPN, SEM, SIM
 
 __version__ = "0.1.0"
@@ -27,11 +28,12 @@ __all__ = [
     "check",
     "cost",
     "evaluate",
+    "explain",
     "load",
     "predict",
     "train",
 ]
-_HOMES = {"UserError": "errors", "ablate": "compare", "cost": "compare"} | dict.fromkeys(
+_HOMES = {"UserError": "errors", "ablate": "compare", "cost": "compare", "explain": "look"} | dict.fromkeys(
     ("FPN", "GCG", "MSEFPN", "SEM", "SIM"), "necks"
 )
 """Where a name comes from, if not from `msefpn.api`."""

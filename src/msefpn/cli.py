@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from msefpn import api, compare
+from msefpn import api, compare, look
 from msefpn.config import load_recipe
 from msefpn.engine.run import default_recipe, tells_mistakes
 from msefpn.errors import UserError, unknown_name
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "check": api.check,
     "cost": compare.cost,
     "ablate": compare.ablate,
+    "explain": look.explain,
 }
 _POSITIONAL = {("check", "data"): "?"}
 """Arguments with a default that are given without a name all the same."""

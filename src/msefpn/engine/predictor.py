@@ -16,6 +16,7 @@ from msefpn.data.transforms import eval_transform
 from msefpn.engine.detect import Detects, Found, found_in, pick_device, telling_memory
 from msefpn.models import load
 from msefpn.models.fold import fold_for_good
+from msefpn.structures import Batch
 
 
 class Predictor:
@@ -81,10 +82,16 @@ class Predictor:
         """
         if not images:
             return []
-        regions = [None] * len(images) if proposals is None else proposals
-        samples = [self._sample(*item) for item in zip(range(len(images)), images, regions, strict=True)]
         with telling_memory(len(images), self.size):
-            return found_in(self.detector, collate(samples), self.device, score)
+            return found_in(self.detector, self.batch(images, proposals), self.device, score)
+
+    def batch(
+        self, images: Sequence[NDArray[np.uint8]], proposals: Sequence[NDArray[np.float32]] | None = None
+    ) -> Batch:
+        """Resize images and put them together, as the detector takes them; arguments as in a call."""
+        regions = [None] * len(images) if proposals is None else proposals
+        numbered = zip(range(len(images)), images, regions, strict=True)
+        return collate([self._sample(*item) for item in numbered])
 
     def _sample(self, number: int, pixels: NDArray[np.uint8], regions: NDArray[np.float32] | None) -> Sample:
         height, width = pixels.shape[:2]

@@ -42,12 +42,16 @@ class RoIAlign(nn.Module):
             return pooled
         pyramid = [full_precision(x) for x in pyramid]
         rois = self._rois(boxes)
-        sides = (rois[:, 3:] - rois[:, 1:3]).clamp(min=0)
-        level = (sides.prod(dim=1).sqrt() / 56 + 1e-6).log2().floor()
-        level = level.clamp(0, len(self.strides) - 1).long()
+        level = self.level_of(rois[:, 1:])
         if torch.compiler.is_compiling():
             return self._masked(pyramid, rois, level)
         return self._by_level(pyramid, rois, level)
+
+    def level_of(self, boxes: Tensor) -> Tensor:
+        """Index (n,) of the level that each of the boxes (n, 4) is pooled from."""
+        sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
+        level = (sides.prod(dim=1).sqrt() / 56 + 1e-6).log2().floor()
+        return level.clamp(0, len(self.strides) - 1).long()
 
     def _by_level(self, pyramid: list[Tensor], rois: Tensor, level: Tensor) -> Tensor:
         """Every level pools its own regions."""
