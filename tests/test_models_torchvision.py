@@ -46,7 +46,7 @@ def frozen_resnet() -> nn.Module:
     return body
 
 
-KEPT = {FasterRCNN: 1000, MaskRCNN: 100}
+KEPT = {FasterRCNN: 1000, MaskRCNN: 50}
 """Detections of an image: all of them where they are cheap."""
 
 
