@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msefpn.api import build, check, evaluate, load, predict, train
+    from msefpn.api import build, check, evaluate, export, load, predict, train
     from msefpn.compare import ablate, cost
     from msefpn.errors import UserError
     from msefpn.look import explain
@@ -29,6 +29,7 @@ __all__ = [
     "cost",
     "evaluate",
     "explain",
+    "export",
     "load",
     "predict",
     "train",

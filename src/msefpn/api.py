@@ -135,7 +135,7 @@ def evaluate(
     A detector that draws masks is evaluated by these too.
 
     Args:
-        run: run folder (its best weights) or a .safetensors file of one
+        run: run folder (its best weights), a .safetensors file of one, or an exported file
         data: data folder; none: the run's own data
         split: train or val
         json: COCO json to evaluate on, instead of a data folder
@@ -187,7 +187,7 @@ def predict(
     """Detect objects in images: pictures with boxes and masks, and predictions.json.
 
     Args:
-        run: run folder (its best weights) or a .safetensors file of one
+        run: run folder (its best weights), a .safetensors file of one, or an exported file
         images: files, folders or globs
         proposals: for fast_rcnn, the regions to look at: predictions.json of another prediction on the images
         out: folder for the results; the first free one of predictions-1, predictions-2, ...
@@ -256,6 +256,68 @@ def check(
     )
     print(report)
     return report
+
+
+def export(
+    run: str | Path,
+    *,
+    format: str = "onnx",
+    precision: str = "fp32",
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    compare: int = 50,
+    calibrate: str | Path | None = None,
+    samples: int = 100,
+    size: str | int | None = None,
+    matched: float | None = None,
+    ap_drop: float | None = None,
+) -> dict[str, Any]:
+    """Export a run to one file, from image to final boxes, and compare it with the run on real images.
+
+    The graph takes padded RGB images (B, 3, H, W) uint8 and their sizes (B, 2) int64 and gives boxes, scores,
+    labels, valid, cut and, of mask_rcnn, masks; B is free, H and W are multiples of 32 from 160 to 8192. A
+    file that fails the comparison is kept with `.failed` in its name, and the exit code is 1.
+
+    Args:
+        run: run folder (its best weights) or a .safetensors file of one
+        format: onnx, openvino or pt2 (torch.export)
+        precision: fp32; fp16: weights are stored in 16 bits and computed with in 32; int8: layers with
+            weights are quantised, calibrated on images, all else stays in 32 bits; pt2 has no int8
+        out: the file; none: detector.onnx, detector-fp16.onnx, ... in the run's folder
+        data: data folder to compare and to calibrate on; none: the run's own data
+        compare: so many images of the val split are detected on by both; 0: no comparison
+        calibrate: for int8, a folder of images like those it will see; none: the training images
+        samples: so many of them are taken
+        size: to be used with the file, to compare at and to calibrate at; the run's own
+        matched: least share of detections with a score of 0.1 or more that both have, with an IoU of 0.95,
+            0.9 or 0.5; none: 0.99 for fp32, 0.98 for fp16, 0.85 for int8
+        ap_drop: the most that AP, 0 to 1, may fall; none: 0.002 for fp32, 0.005 for fp16, 0.02 for int8
+
+    Returns:
+        The comparison, as in FILE.parity.json, with `file` and `passed`.
+
+    Raises:
+        UserError: the request cannot be met; the message says what to change.
+    """
+    from msefpn.engine.export_plan import plan_export
+
+    plan = plan_export(
+        Path(run),
+        format=format,
+        precision=precision,
+        out=as_path(out),
+        data=as_path(data),
+        compare=compare,
+        calibrate=as_path(calibrate),
+        samples=samples,
+        size=as_text(size),
+        matched=matched,
+        ap_drop=ap_drop,
+    )
+
+    from msefpn.engine import export as engine
+
+    return engine.export(plan)
 
 
 def load(path: str | Path) -> Detector:

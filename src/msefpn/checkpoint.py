@@ -1,16 +1,24 @@
-"""What a file of weights says of its detector, read without torch."""
+"""What a file of weights, or an exported one, says of its detector, read without torch."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import safetensors
 
 from msefpn.config import Config, from_dict
-from msefpn.errors import UserError
+from msefpn.errors import UserError, missing_extra
 
 KEY = "msefpn"
-"""Key of our entry in a safetensors file's metadata."""
+"""Key of our entry in a file's metadata."""
+
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
+"""What a detector is exported to, and the suffix that tells such a file."""
+
+VERSION = 1
+"""Of what an exported file says of itself; a higher one may mean what this program does not know."""
 
 
 def find_weights(path: str | Path) -> Path:
@@ -35,12 +43,14 @@ class About(NamedTuple):
 
 
 def read_about(path: str | Path) -> About:
-    """Read it from a run's folder or a file of weights.
+    """Read it from a run's folder, a file of weights, or an exported one.
 
     Raises:
         UserError: there are no weights, or they are broken, or not ours.
     """
     file = find_weights(path)
+    if is_exported(file):
+        return _read_exported(file)
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
             metadata = opened.metadata() or {}
@@ -55,3 +65,48 @@ def read_about(path: str | Path) -> About:
         )
     config = from_dict(about["config"], source=str(file))
     return About(config, tuple(about["classes"]), tuple(about["category_ids"]))
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a path is named like a file that `msefpn export` writes."""
+    return Path(path).suffix in FORMATS.values() and not Path(path).is_dir()
+
+
+def _read_exported(file: Path) -> About:
+    read = {".onnx": _in_onnx, ".xml": _in_openvino, ".pt2": _in_pt2}[file.suffix]
+    try:
+        text = read(file)
+    except ImportError:
+        raise missing_extra(f"reading {file}", "export") from None
+    except Exception as error:  # each parser refuses broken bytes in its own way
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{file} is broken or half-written ({reason}): export it again") from None
+    if text is None:
+        raise UserError(f"{file} was not written by msefpn export: it does not say what its classes are")
+    try:
+        about = json.loads(text)
+        if about["version"] > VERSION:
+            made = about["made_with"]["msefpn"]
+            raise UserError(f"{file} was written by a newer msefpn ({made}): update, or export it again")
+        config = from_dict(about["config"], source=str(file))
+        return About(config, tuple(about["classes"]), tuple(about["category_ids"]))
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} is damaged: what it says of its detector is cut: export it again") from None
+
+
+def _in_onnx(file: Path) -> str | None:
+    import onnx  # noqa: PLC0415  (of an extra)
+
+    found = {entry.key: entry.value for entry in onnx.load(file, load_external_data=False).metadata_props}
+    return found.get(KEY)
+
+
+def _in_openvino(file: Path) -> str | None:
+    entry = ElementTree.parse(file).getroot().find(f"rt_info/{KEY}")
+    return None if entry is None else entry.get("value")
+
+
+def _in_pt2(file: Path) -> str | None:
+    with zipfile.ZipFile(file) as archive:
+        names = [name for name in archive.namelist() if name.endswith(f"/extra/{KEY}")]
+        return archive.read(names[0]).decode() if names else None

@@ -22,6 +22,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": api.train,
     "evaluate": api.evaluate,
     "predict": api.predict,
+    "export": api.export,
     "check": api.check,
     "cost": compare.cost,
     "ablate": compare.ablate,
@@ -39,8 +40,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 where a training of a grid failed, 2 for a user's mistake,
-    130 for Ctrl-C.
+    """Run a command and return its exit code: 0, 1 where a training of a grid or an exported file failed, 2
+    for a user's mistake, 130 for Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -81,6 +82,8 @@ def _run(arguments: list[str]) -> int:
     result = COMMANDS[name](**given)
     if name == "ablate":
         return int(any("failed" in cell for row in result for cell in row["cells"]))
+    if name == "export":
+        return int(not result["passed"])
     return 2 if name == "check" and not result.usable else 0
 
 

@@ -14,3 +14,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return UserError(f"unknown {kind} '{name}': {hint}known: {', '.join(names)}")
+
+
+def missing_extra(what: str, extra: str) -> UserError:
+    """Say that `what` needs packages that an extra of this package installs."""
+    return UserError(f'{what} needs the extra: pip install "msefpn[{extra}]"')

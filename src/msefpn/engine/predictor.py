@@ -10,10 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
+from msefpn.checkpoint import is_exported
 from msefpn.config import parse_size
 from msefpn.data.loader import Sample, collate
 from msefpn.data.transforms import eval_transform
 from msefpn.engine.detect import Detects, Found, found_in, pick_device, telling_memory
+from msefpn.engine.exported import load_exported
+from msefpn.errors import UserError
 from msefpn.models import load
 from msefpn.models.fold import fold_for_good
 from msefpn.structures import Batch
@@ -45,18 +48,17 @@ class Predictor:
 
     @classmethod
     def open(cls, run: Path, *, size: str | None = None, device: str = "auto") -> Predictor:
-        """Read a run's weights.
+        """Read a run's weights, or an exported file.
 
         Args:
-            run: run folder (its best weights) or a .safetensors file of one.
+            run: run folder (its best weights), a .safetensors file of one, or an exported file.
             size: as in training, 320 or 1333x800; None: the run's own.
             device: auto, cpu or gpu.
 
         Raises:
             UserError: there are no weights, they are damaged, or there is no such device.
         """
-        where = pick_device(device)
-        detector = _read(run, where)
+        detector, where = open_detector(run, device)
         return cls(detector, parse_size(size or detector.config.size), where)
 
     @torch.no_grad()
@@ -109,8 +111,21 @@ class Predictor:
         )
 
 
-def _read(run: Path, device: torch.device) -> Detects:
-    """What a path leads to; by the suffix, where it is no run's."""
-    detector = load(run).to(device)
+def open_detector(run: Path, device: str) -> tuple[Detects, torch.device]:
+    """What a path leads to, a run or an exported file, ready to detect, and where it runs.
+
+    Args:
+        run: run folder (its best weights), a .safetensors file of one, or an exported file.
+        device: auto, cpu or gpu.
+
+    Raises:
+        UserError: there are no weights, they are damaged, or there is no such device.
+    """
+    if is_exported(run):
+        if device == "gpu":
+            raise UserError(f"{run} is an exported file, which is run on the CPU: leave out --device gpu")
+        return load_exported(run), pick_device("cpu")
+    where = pick_device(device)
+    detector = load(run).to(where)
     fold_for_good(detector)
-    return detector
+    return detector, where

@@ -97,7 +97,23 @@ def check_out(out: Path, *, room: int = 0) -> None:
     elif out.exists() or out.is_symlink():
         raise UserError(f"out '{out}' is a file: name a folder")
     else:
-        base = next(folder for folder in out.absolute().parents if folder.exists())
+        base = _lowest_folder(out)
+    _check_base(out, base, room)
+
+
+def check_file(out: Path, *, room: int = 0) -> None:
+    """Refuse an output file that is there already, cannot be made or has no room; writes nothing."""
+    if out.exists() or out.is_symlink():
+        raise UserError(f"out '{out}' is there already: remove it, or name another file")
+    _check_base(out, _lowest_folder(out), room)
+
+
+def _lowest_folder(out: Path) -> Path:
+    """The lowest part of a path's folders that is there."""
+    return next(folder for folder in out.absolute().parents if folder.exists())
+
+
+def _check_base(out: Path, base: Path, room: int) -> None:
     if not base.is_dir():
         raise UserError(f"out '{out}' cannot be made: '{base}' is a file")
     if not os.access(base, os.W_OK):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from msefpn.checkpoint import KEY, find_weights, read_about
+from msefpn.checkpoint import KEY, find_weights, is_exported, read_about
 from msefpn.errors import UserError
 from msefpn.models.detector import Detector
 from msefpn.models.factory import build
@@ -59,6 +59,8 @@ def load(path: str | Path) -> Detector:
         UserError: no such file, a broken one, or one that `save` did not write.
     """
     file = find_weights(path)
+    if is_exported(file):
+        raise UserError(f"{file} is an exported file, to predict and evaluate with: name the run it is of")
     about, state = read_about(file), _read_safetensors(file)
     detector = build(*about)
     detector.drop_training_parts()

@@ -78,12 +78,33 @@ def max_down(x: Tensor, like: Tensor, ratio: int) -> Tensor:
     return x
 
 
+def mean_down(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Adaptive average-pooling of x (B, C, H, W) to `size` (h, w).
+
+    In an exported graph by a product with the rows' and the columns' weights: there the operator keeps the
+    windows of the sizes that were traced, and is silently wrong at others.
+    """
+    if not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(x, size)
+    rows, columns = (_window_means(total, count, x) for total, count in zip(x.shape[2:], size, strict=True))
+    return rows @ x @ columns.T
+
+
+def _window_means(total: int, count: int, like: Tensor) -> Tensor:
+    """(count, total): the weights that average `total` cells to `count`; windows as in `max_down`."""
+    cell = torch.arange(count, device=like.device)[:, None]
+    start, end = cell * total // count, ((cell + 1) * total + count - 1) // count
+    place = torch.arange(total, device=like.device)
+    return ((place >= start) & (place < end)).to(like.dtype) / (end - start)
+
+
 def strip_means(x: Tensor) -> tuple[Tensor, Tensor]:
     """Means of x (B, C, H, W) over the width, (B, C, H, 1), and over the height, (B, C, 1, W).
 
-    On the CPU by pooling: there `mean` over one side of a channels_last map takes over ten times as long.
+    On the CPU by pooling: there `mean` over one side of a channels_last map takes over ten times as long. An
+    exported graph would keep the sides that were traced as the pooling's.
     """
-    if not x.is_cpu:
+    if not x.is_cpu or torch.compiler.is_exporting():
         return x.mean(dim=3, keepdim=True), x.mean(dim=2, keepdim=True)
     return F.adaptive_avg_pool2d(x, (x.shape[2], 1)), F.adaptive_avg_pool2d(x, (1, x.shape[3]))
 

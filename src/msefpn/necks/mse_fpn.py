@@ -19,6 +19,7 @@ from msefpn.necks.gates import CAG, CBAM, GMU, CoordinateAttention, Gate, NoGate
 from msefpn.necks.layers import (
     float32,
     group_norm,
+    mean_down,
     resize_bilinear,
     rounded_width,
     strip_means,
@@ -97,7 +98,7 @@ class SEM(nn.Module):
         """
         height, width = coarsest.shape[-2:]
         size = ((height + 1) // 2, (width + 1) // 2)
-        pooled = [F.adaptive_avg_pool2d(x, size) for x in features]
+        pooled = [mean_down(x, size) for x in features]
         m: Tensor = self.reduce(torch.cat(pooled, dim=1))  # (B, C, h, w)
         if self.branches == "conv":
             mixed: Tensor = self.conv(m)

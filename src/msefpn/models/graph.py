@@ -1,0 +1,107 @@
+"""A detector as one graph from padded images to detections, whose batch, height and width stay free."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from msefpn.models.detector import Detector
+from msefpn.models.fold import folded
+from msefpn.structures import Proposals
+
+LEAST, MOST = 160, 8192
+"""Bounds of the padded height and width, pixels, multiples of 32. Below, the coarsest map has a single cell,
+which a graph of free size cannot tell from a side to be repeated."""
+MOST_IMAGES = 1024
+"""Bound of the batch."""
+INPUTS = ("images", "sizes", "regions", "regions_valid")
+"""As in `Detector.forward`; the regions only of a detector that has no RPN."""
+OUTPUTS = ("boxes", "scores", "labels", "valid", "cut", "masks")
+"""As in `Detections`; masks only of a detector that draws some."""
+
+
+class _Plain(nn.Module):
+    """A detector whose values are tensors and a dictionary of them: no type of ours is in the graph."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(
+        self,
+        images: Tensor,
+        sizes: Tensor,
+        regions: Tensor | None = None,
+        regions_valid: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        given = None
+        if regions is not None and regions_valid is not None:
+            given = Proposals(regions, regions_valid)
+        found = self.detector(images, sizes, given)
+        return {name: x for name, x in found._asdict().items() if x is not None}
+
+
+def trace(detector: Detector) -> torch.export.ExportedProgram:
+    """Trace a detector in evaluation mode; the program takes `INPUTS` and gives `OUTPUTS` by name."""
+    given, shapes = _example(detector)
+    with torch.no_grad(), folded(detector), _quiet():
+        program = torch.export.export(_Plain(detector), given, dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names files of this machine
+    return program
+
+
+def trace_onnx(detector: Detector) -> Any:
+    """Trace a detector in evaluation mode to an `onnx.ModelProto` of `INPUTS` and `OUTPUTS`."""
+    given, shapes = _example(detector)
+    names = OUTPUTS if detector.config.learns_masks else OUTPUTS[:-1]
+    with torch.no_grad(), folded(detector), _quiet():
+        program = torch.onnx.export(
+            _Plain(detector),
+            given,
+            dynamo=True,
+            verbose=False,
+            input_names=INPUTS[: len(given)],
+            output_names=names,
+            dynamic_shapes=shapes,
+        )
+    assert program is not None
+    model = program.model_proto
+    for node in model.graph.node:
+        node.ClearField("doc_string")
+        del node.metadata_props[:]  # they name files of this machine
+    return model
+
+
+def _example(detector: Detector) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
+    """Inputs to trace with, and their dimensions that stay free."""
+    images = torch.zeros(2, 3, LEAST, LEAST + 32, dtype=torch.uint8)
+    sizes = torch.tensor([[LEAST - 2, LEAST + 32]] * 2)
+    count = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
+    height, width = (32 * torch.export.Dim(x, min=LEAST // 32, max=MOST // 32) for x in ("rows", "columns"))
+    shapes: tuple[dict[int, Any], ...] = ({0: count, 2: height, 3: width}, {0: count})
+    if not detector.config.takes_proposals:
+        return (images, sizes), shapes
+    regions = torch.tensor([8.0, 8, 90, 120]).expand(2, 24, 4)
+    free = {0: count, 1: torch.export.Dim("regions", min=2, max=1 << 16)}
+    return (images, sizes, regions, torch.ones(2, 24, dtype=torch.bool)), (*shapes, free, free)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says to its developers."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
