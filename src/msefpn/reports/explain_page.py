@@ -27,9 +27,10 @@ _LIMITS = (
     "is estimated without bias (Nguyen et al., arXiv 2010.15327): the plain estimate lies far too high "
     "where cells are few and channels many.",
     "It can say whether a stage brings neighbouring levels closer, for any neck, and how surely over images.",
-    "It cannot say that closer is better. Adding the upper level to the lower one, as any top-down path "
-    "does, raises it without anything being learned; two maps that know nothing but where the border is "
-    "are alike, too. Fine detail, which a fine level is there for, is averaged away before. A few strong "
+    "It cannot say that closer is better: levels of a network with random weights can be more alike than "
+    "those of a trained one. Adding the upper level to the lower one, as any top-down path does, raises it "
+    "without anything being learned; two maps that know nothing but where the border is are alike, too. "
+    "Fine detail, which a fine level is there for, is averaged away before. A few strong "
     "channels can decide it (Davari et al., arXiv 2210.16156). What a detector finds is told by its AP.",
 )
 _ALIKE = ("more alike", "less alike")
@@ -49,7 +50,9 @@ def page(result: dict[str, Any], pixels: NDArray[np.uint8], sections: Sequence[S
         shell.Section(
             "What was found", [photographs(pixels), _found(result, pixels.shape[:2])], short="Found"
         ),
-        shell.Section("The semantic gap", _gap(result["similarity"]), _ABOUT_GAP, short="Gap"),
+        shell.Section(
+            "The semantic gap", [*_sizes(result), *_gap(result["similarity"])], _ABOUT_GAP, short="Gap"
+        ),
     ]
     parts += [drawn_section(section, ratio) for section in sections]
     runs = ", ".join(f"{run['name']} ({run['neck']})" for run in result["runs"])
@@ -76,7 +79,7 @@ def _detections(run: dict[str, Any], score: float, size: tuple[int, int]) -> Htm
         return card(
             tag("h3", run["name"]), shell.missing("the detector looks at given regions: none were given")
         )
-    boxes, unit = [], max(size) / 34
+    boxes, unit = [], max(size) / 40
     for item in reversed(found):  # the best on top
         left, top, right, bottom = item["box"]
         box = {"x": left, "y": top, "width": max(0.0, right - left), "height": max(0.0, bottom - top)}
@@ -113,6 +116,17 @@ def _colour(level: str | None) -> int:
     return max(0, int(float(level)) - 2) if level else 0
 
 
+def _sizes(result: dict[str, Any]) -> list[Html]:
+    """Say so where two runs saw the picture at different sizes."""
+    sizes = {" x ".join(map(str, reversed(run["seen_at"]))) for run in result["runs"]}
+    if len(sizes) == 1:
+        return []
+    said = (
+        f"The runs saw the picture at different sizes, {' and '.join(sorted(sizes))} pixels: --size sets one."
+    )
+    return [shell.alert(said)]
+
+
 def _gap(similarity: dict[str, Any]) -> list[Html]:
     """Charts and table of how alike neighbouring levels are at each stage."""
     rows = similarity["runs"]
@@ -121,6 +135,10 @@ def _gap(similarity: dict[str, Any]) -> list[Html]:
     count = similarity["images"]
     about = "One image alone: more of them, with --images, give an interval."
     if count > 1:
+        about = (
+            f"Over {count} images. ± is the standard deviation over single images; an interval needs more."
+        )
+    if rows[0]["change"]["low"] is not None:
         about = (
             f"Over {count} images. ± is the standard deviation over single images, under it the 95 % "
             "interval over the choice of images, by resampling them. It says nothing of another training "
@@ -199,7 +217,7 @@ def _cell(estimate: dict[str, Any] | None, *, sign: bool) -> Html | str:
 def _text(estimate: dict[str, Any], *, sign: bool = False, spread: bool = True) -> str:
     if estimate["value"] is None:
         return "–"
-    text = format(estimate["value"], "+.2f" if sign else ".2f")
+    text = format(round(estimate["value"], 2) + 0.0, "+.2f" if sign else ".2f")  # 0.0: no minus zero
     if spread and estimate["spread"] is not None:
         text += f" ± {estimate['spread']:.2f}"
     return text + _interval(estimate, sign=sign)
