@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "data": LEAVES,
     "models": LEAVES | {"necks", "checkpoint"},
     "metrics": LEAVES,
-    "reports": {"errors"},
+    "reports": {"errors", "metrics"},
     "engine": LEAVES | {"checkpoint", "necks", "data", "models", "metrics", "reports", "memory"},
     "api": LEAVES | {"necks", "data", "models", "metrics", "reports", "engine"},
     "compare": {"api", "engine"},

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from msefpn.api import build, check, evaluate, export, load, predict, train
     from msefpn.compare import ablate, cost
     from msefpn.errors import UserError
-    from msefpn.look import explain
+    from msefpn.look import explain, report
     from msefpn.necks import FPN, GCG, MSEFPN, SEM, SIM
 
 __version__ = "0.1.0"
@@ -32,11 +32,16 @@ __all__ = [
     "export",
     "load",
     "predict",
+    "report",
     "train",
 ]
-_HOMES = {"UserError": "errors", "ablate": "compare", "cost": "compare", "explain": "look"} | dict.fromkeys(
-    ("FPN", "GCG", "MSEFPN", "SEM", "SIM"), "necks"
-)
+_HOMES = {
+    "UserError": "errors",
+    "ablate": "compare",
+    "cost": "compare",
+    "explain": "look",
+    "report": "look",
+} | dict.fromkeys(("FPN", "GCG", "MSEFPN", "SEM", "SIM"), "necks")
 """Where a name comes from, if not from `msefpn.api`."""
 
 

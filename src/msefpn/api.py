@@ -45,7 +45,7 @@ def train(
     train_proposals: str | Path | None = None,
     val_proposals: str | Path | None = None,
 ) -> Path:
-    """Train a detector and return its run folder.
+    """Train a detector and return its run folder; RUN/report.html shows it.
 
     An option that is not given is the recipe's. Each epoch is evaluated and kept; a run that was stopped goes
     on with `resume`. With several `devices` the calling script runs once in each process.
@@ -112,8 +112,13 @@ def train(
     plan = plan_training(data, files, recipe=recipe, out=out, resume=resume, steps=steps, options=options)
 
     from msefpn.engine import train as engine
+    from msefpn.engine.report import report_training
+    from msefpn.engine.run import is_first_process
 
-    return engine.train(plan)
+    run = engine.train(plan)
+    if is_first_process():
+        report_training(run)
+    return run
 
 
 def evaluate(

@@ -27,6 +27,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "cost": compare.cost,
     "ablate": compare.ablate,
     "explain": look.explain,
+    "report": look.report,
 }
 _POSITIONAL = {("check", "data"): "?"}
 """Arguments with a default that are given without a name all the same."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from msefpn.api import as_text
+from msefpn.api import as_path, as_text
 
 
 def explain(
@@ -56,3 +56,27 @@ def explain(
         size=as_text(size),
         device=device,
     )
+
+
+def report(runs: Sequence[str | Path] | str | Path, *, out: str | Path | None = None) -> Path:
+    """Write a page about one run, or about several side by side; one HTML file, without network.
+
+    Curves of the training, COCO's numbers, AP by class and size, precision over recall, confusion, what each
+    kind of error costs, the best and the worst images, speed and cost, the configuration and the command.
+    With several runs, what differs from the first is marked.
+
+    Args:
+        runs: run folders, at most 6
+        out: the HTML file; for one run RUN/report.html, else the first free one of report-1.html, ...
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        UserError: a folder is no run, or the file cannot be written. What is missing in a run is said on
+            the page.
+    """
+    from msefpn.engine.report import report as engine
+
+    folders = [runs] if isinstance(runs, (str, Path)) else runs
+    return engine([Path(run) for run in folders], as_path(out))

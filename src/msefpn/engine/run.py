@@ -83,6 +83,14 @@ def free_folder(stem: Path) -> Path:
     return Path(f"{stem}-{number}")
 
 
+def free_file(file: Path) -> Path:
+    """Return the first of STEM-1.EXT, STEM-2.EXT, ... that is not there."""
+    number = 1
+    while (path := file.with_name(f"{file.stem}-{number}{file.suffix}")).exists():
+        number += 1
+    return path
+
+
 def check_out(out: Path, *, room: int = 0) -> None:
     """Refuse an output folder that holds something, cannot be made or has no room; writes nothing.
 

@@ -55,18 +55,17 @@ def judge(
     free[same[right]] = False
     everyone = pairs_of(truth, chosen, across_classes=True)
     open_ = (same < 0)[everyone.predicted] & free[everyone.truth]
-    rest = type(everyone)(*(column[open_] for column in everyone))
+    rest = everyone.where(open_)
     no_crowd = np.zeros(len(free), dtype=bool)
     other = assign(rest, ranks(chosen, across_classes=True), no_crowd, no_crowd, least, free)[0]
     taken = np.where(right, same, np.where(left_out, -1, other))
     found = np.zeros(len(truth.label), dtype=bool)
     found[taken[taken >= 0]] = True
     missed = np.flatnonzero(~found & ~truth.crowd)
-    matrix = np.zeros((classes + 1, classes + 1), dtype=np.int64)
-    counts = ~left_out
+    counts, side = ~left_out, classes + 1
     actual = np.where(taken >= 0, np.append(truth.label, classes)[taken], classes)
-    np.add.at(matrix, (actual[counts], chosen.label[counts]), 1)
-    np.add.at(matrix, (truth.label[missed], classes), 1)
+    cells = np.concatenate([(actual * side + chosen.label)[counts], truth.label[missed] * side + classes])
+    matrix = np.bincount(cells, minlength=side * side).reshape(side, side)
     overlap = _overlap(everyone.predicted, everyone.truth, everyone.iou, taken)
     wrong = counts & ~right
     hits, errors = (np.bincount(chosen.image[flag], minlength=images) for flag in (right, wrong))
@@ -74,7 +73,7 @@ def judge(
     total = np.bincount(chosen.image[right], overlap[right], minlength=images)
     parts = hits + 0.5 * (errors + lost)
     quality = np.divide(total, parts, out=np.ones(images), where=parts > 0)
-    wrongness = np.bincount(chosen.image[wrong], chosen.score[wrong], minlength=images)
+    wrongness = np.bincount(chosen.image[wrong], chosen.score[wrong], minlength=images).astype(np.float64)
     return Verdicts(kept, taken, right, left_out, missed, matrix, quality, wrongness)
 
 

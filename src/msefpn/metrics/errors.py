@@ -101,7 +101,7 @@ def _nearest(truth: Truth, predicted: Predicted) -> tuple[Pairs, Pairs]:
 
 def _best(pairs: Pairs, among: Flags, detections: int) -> Pairs:
     """One pair for each detection: truth -1 and IoU 0 where there is none."""
-    rows, columns, iou = (column[among] for column in pairs)
+    rows, columns, iou = pairs.where(among)
     order = np.lexsort((iou, rows))
     last = order[np.flatnonzero(np.diff(rows[order], append=-1))]
     best = Pairs(np.arange(detections), np.full(detections, -1), np.zeros(detections))

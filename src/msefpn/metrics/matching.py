@@ -50,7 +50,7 @@ class Predicted(NamedTuple):
 
     def where(self, chosen: Flags | Ints) -> Predicted:
         """Those that are chosen."""
-        return Predicted(*(column[chosen] for column in self))
+        return Predicted(self.image[chosen], self.label[chosen], self.boxes[chosen], self.score[chosen])
 
 
 class Pairs(NamedTuple):
@@ -62,6 +62,10 @@ class Pairs(NamedTuple):
     """(P,) rows of `Truth`."""
     iou: Floats
     """(P,)"""
+
+    def where(self, chosen: Flags) -> Pairs:
+        """Those that are chosen."""
+        return Pairs(self.predicted[chosen], self.truth[chosen], self.iou[chosen])
 
 
 def pairs_of(truth: Truth, predicted: Predicted, *, across_classes: bool = False) -> Pairs:
@@ -87,7 +91,8 @@ def _iou(truth: Truth, predicted: Predicted, rows: Ints, columns: Ints) -> Float
     shared = np.prod(np.maximum(high - low, 0), axis=1)
     own = np.prod(a[:, 2:], axis=1)
     whole = np.where(truth.crowd[columns], own, own + np.prod(b[:, 2:], axis=1) - shared)
-    return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+    iou: Floats = np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+    return iou
 
 
 def ranks(predicted: Predicted, *, across_classes: bool = False) -> Ints:
@@ -129,9 +134,8 @@ def assign(
     near = np.flatnonzero(pairs.iou >= least.min())
     turns = rank[pairs.predicted[near]]
     near = near[np.argsort(turns, kind="stable")]
-    ends = np.cumsum(np.bincount(turns)) if len(near) else []
     start = 0
-    for end in ends:
+    for end in np.cumsum(np.bincount(turns)).tolist():
         part, start = near[start:end], end
         if not len(part):
             continue

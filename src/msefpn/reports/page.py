@@ -120,6 +120,7 @@ def table(
     *,
     caption: str = "",
     text: bool = False,
+    words: Sequence[int] = (),
     marked: Sequence[int] = (),
 ) -> Html:
     """Write a table that scrolls sideways where it is wider than the page.
@@ -128,12 +129,23 @@ def table(
         heads: the columns' names; the first column stands still when the others scroll.
         rows: cells: `Cell`, `Html` or text; numbers are best given as text.
         caption: what it shows.
-        text: columns are texts, aligned left, rather than numbers.
+        text: all columns are texts, aligned left and wrapped, rather than numbers.
+        words: the columns that are.
         marked: numbers of the rows that stand out.
     """
-    top = tag("tr", *(tag("th", head, scope="col") for head in heads))
+    top = tag(
+        "tr",
+        *(
+            tag("th", head, scope="col", class_="words" if at in words else None)
+            for at, head in enumerate(heads)
+        ),
+    )
     lines = [
-        tag("tr", *map(_cell, row), class_="marked" if number in marked else None)
+        tag(
+            "tr",
+            *(_cell(cell, ["words"] * (at in words)) for at, cell in enumerate(row)),
+            class_="marked" if number in marked else None,
+        )
         for number, row in enumerate(rows)
     ]
     whole = tag(
@@ -146,14 +158,14 @@ def table(
     return tag("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption or "table")
 
 
-def _cell(value: object) -> Html:
+def _cell(value: object, names: list[str]) -> Html:
     if not isinstance(value, Cell):
         plain = not isinstance(value, Html) and len(str(value)) > 20
-        return tag("td", value, title=value if plain else None)
-    names = [value.tone] if value.tone else []
+        return tag("td", value, class_=" ".join(names) or None, title=value if plain else None)
+    names = [*names, value.tone] if value.tone else names
     style = None
     if value.heat is not None:
-        names += ["heat"] + ["full"] * (value.heat > 0.55)
+        names += ["heat"] + ["full"] * (value.heat > 0.72)
         style = f"--heat:{value.heat:.3f};--c:var(--s{value.color % COLORS})"
     return tag("td", value.text, class_=" ".join(names) or None, style=style, title=value.title)
 
@@ -206,13 +218,16 @@ def picture(data: bytes, alt: str, caption: str | Html = "") -> Html:
     if kind is None:
         raise ValueError("a picture of a page is a JPEG, WebP or PNG file")
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    image = Html(f'<img src="{source}" alt="{html.escape(alt)}" loading="lazy">')
+    image = Html(f'<img src="{source}" alt="{html.escape(alt)}">')
     return tag("figure", image, *([tag("figcaption", caption)] if caption else []), class_="shot")
 
 
-def gallery(pictures: Iterable[Html]) -> Html:
-    """Put pictures side by side, as many as fit."""
-    return tag("div", *pictures, class_="shots")
+def gallery(pictures: Iterable[Html], *, together: int = 1) -> Html:
+    """Put pictures side by side, as many as fit; or `together` of them, or two such rows, also on a phone."""
+    if together == 1:
+        return tag("div", *pictures, class_="shots")
+    style = f"--wide:{4 if together == 2 else together};--narrow:{min(2, together)}"
+    return tag("div", *pictures, class_="shots beside", style=style)
 
 
 def grid(*parts: Html) -> Html:
