@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ SIDE = 560
 """Longest side of a picture, pixels."""
 MOST = 24
 """Pictures on a page."""
+LABELS = 25
+"""Wrong boxes of a picture that are named."""
 BYTES = 60_000
 """Of a picture, about; with `MOST` it bounds the page to 2 MB."""
 RIGHT, WRONG, MISSED = (0, 200, 168), (255, 112, 16), (240, 40, 190)
@@ -122,11 +125,23 @@ def _shot(image: Image.Image, scale: float, place: int, run: Seen, verdict: Verd
         _outline(pen, found.boxes[row] * scale, WRONG, 2)
     for row in missed:
         _label(pen, drawn.size, run.truth.boxes[row] * scale, classes[run.truth.label[row]], MISSED, low=True)
-    for row in np.flatnonzero(wrong):
+    for row in _best(wrong, found.score):
         text = f"{classes[found.label[row]]} {found.score[row]:.2f}"
         _label(pen, drawn.size, found.boxes[row] * scale, text, WRONG)
     told = f"{int(right.sum())} right, {int(wrong.sum())} wrong, {len(missed)} missed"
     return Shot(_encoded(drawn), told)
+
+
+def _best(among: NDArray[np.bool_], score: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The rows of the `LABELS` best scored, the best last."""
+    rows = np.flatnonzero(among)
+    best: NDArray[np.int64] = rows[np.argsort(score[rows], kind="stable")][-LABELS:]
+    return best
+
+
+@functools.cache
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(12)
 
 
 def _corners(box: NDArray[np.float64]) -> tuple[float, float, float, float]:
@@ -161,7 +176,7 @@ def _label(
     low: bool = False,
 ) -> None:
     """Write a text over a box, or under it, inside the image."""
-    font = ImageFont.load_default(12)
+    font = _font()
     text = text if len(text) <= 24 else f"{text[:22]}…"
     _, _, width, height = (int(value) for value in pen.textbbox((0, 0), text, font=font))
     left, top, _, bottom = _corners(box)
