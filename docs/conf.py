@@ -1,6 +1,7 @@
 """Settings of the site: `make docs` builds it into build/docs."""
 
 import contextlib
+import inspect
 import io
 import re
 from typing import Any
@@ -31,7 +32,6 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
-maximum_signature_line_length = 88
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:class", r"(torch|nn|collections\.abc)\.\S+|Path|pathlib\.Path|\S+\.(RegionHead|DenseHead)")
@@ -47,6 +47,8 @@ html_show_sphinx = False
 
 COMMANDS = "<!-- the commands' help -->"
 """A page with this line gets there what each command prints for --help."""
+FUNCTIONS = "<!-- the public functions -->"
+"""A page with this line gets there the docstrings of the functions of `msefpn`."""
 
 
 def help_of(command: str) -> str:
@@ -57,13 +59,21 @@ def help_of(command: str) -> str:
     return printed.getvalue()
 
 
-def write_commands(app: Any, docname: str, source: list[str]) -> None:
-    """Put the commands' help into the page that asks for it."""
-    if COMMANDS not in source[0]:
-        return
-    sections = [f"```text\n{help_of('')}```"]
-    sections += [f"## {name}\n\n```text\n{help_of(name)}```" for name in cli.COMMANDS]
-    source[0] = source[0].replace(COMMANDS, "\n\n".join(sections))
+def _literal(text: str) -> str:
+    return f"```{{code-block}} text\n:class: help\n{text}```"
+
+
+def write_lists(app: Any, docname: str, source: list[str]) -> None:
+    """Put the commands' help and the public functions into the pages that ask for them."""
+    if COMMANDS in source[0]:
+        sections = [_literal(help_of(""))]
+        sections += [f"## {name}\n\n{_literal(help_of(name))}" for name in cli.COMMANDS]
+        source[0] = source[0].replace(COMMANDS, "\n\n".join(sections))
+    if FUNCTIONS in source[0]:
+        names = [*cli.COMMANDS, *sorted(set(msefpn.__all__) - set(cli.COMMANDS))]
+        lines = [f".. autofunction:: {name}" for name in names if inspect.isfunction(getattr(msefpn, name))]
+        body = "\n".join([".. currentmodule:: msefpn", *lines])
+        source[0] = source[0].replace(FUNCTIONS, f"```{{eval-rst}}\n{body}\n```")
 
 
 def read_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -79,5 +89,5 @@ def read_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines
 
 def setup(app: Any) -> None:
     """Register what this file adds to Sphinx."""
-    app.connect("source-read", write_commands)
+    app.connect("source-read", write_lists)
     app.connect("autodoc-process-docstring", read_docstring)
