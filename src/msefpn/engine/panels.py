@@ -61,6 +61,8 @@ _PARTS = {
     "balanced map": ("BFP", "All levels gathered at stride 16 and refined; it is added to each."),
 }
 """The module that makes a part, which is its heading, and what the part is."""
+_CONTEXT = ("Context", "How much of this context of C5 is taken.")
+"""What a part of another name is."""
 _BEFORE_F = ("SEM", "SIM", "AM", "Context")
 
 
@@ -68,7 +70,7 @@ def sections(runs: Sequence[tuple[str, Seen]]) -> list[Section]:
     """What the page shows, in the order in which necks compute it: names of runs, and what each saw."""
     modules: dict[str, list[Block]] = {}
     for name in dict.fromkeys(part.name for _, seen in runs for part in seen.capture.parts):
-        module = _PARTS.get(name, ("Context", ""))[0]
+        module = _PARTS.get(name, _CONTEXT)[0]
         modules.setdefault(module, []).extend(_part(name, runs))
     stages = dict.fromkeys(key for _, seen in runs for key in seen.capture.stages)
     early = [name for name in modules if name in _BEFORE_F]
@@ -97,7 +99,7 @@ def _stage(key: str, runs: Sequence[tuple[str, Seen]]) -> Block:
 
 def _part(name: str, runs: Sequence[tuple[str, Seen]]) -> list[Block]:
     """A part of all runs that have it; a gate of several channels also by how far these differ."""
-    _, text = _PARTS.get(name, ("", ""))
+    _, text = _PARTS.get(name, _CONTEXT)
     every = [(run, seen, [part for part in seen.capture.parts if part.name == name]) for run, seen in runs]
     own = [(run, seen, parts) for run, seen, parts in every if parts]
     kind = own[0][2][0].kind
