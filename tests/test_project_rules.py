@@ -34,18 +34,30 @@ MAY_IMPORT = {
     "data": LEAVES,
     "models": LEAVES | {"necks", "checkpoint"},
     "metrics": LEAVES,
-    "reports": {"errors", "metrics"},
+    "reports": {"errors", "data", "metrics"},
     "engine": LEAVES | {"checkpoint", "necks", "data", "models", "metrics", "reports", "memory"},
     "api": LEAVES | {"necks", "data", "models", "metrics", "reports", "engine"},
     "compare": {"api", "engine"},
     "look": {"api", "engine"},
+    "prepare": {"api", "config", "data", "engine"},
     "memory": set[str](),
-    "cli": LEAVES | {"engine", "api", "compare", "look", "memory", "msefpn"},
-    "__init__": {"api", "compare", "errors", "look", "necks"},
+    "cli": LEAVES | {"engine", "api", "compare", "look", "prepare", "memory", "msefpn"},
+    "__init__": {"api", "compare", "errors", "look", "necks", "prepare"},
     "__main__": {"cli"},
 }
 """Each part of the package and the parts that it may import. `msefpn` is the package's own front door."""
-NO_HEAVY_IMPORT = {"__init__", "__main__", "api", "checkpoint", "cli", "compare", "config", "errors", "look"}
+NO_HEAVY_IMPORT = {
+    "__init__",
+    "__main__",
+    "api",
+    "checkpoint",
+    "cli",
+    "compare",
+    "config",
+    "errors",
+    "look",
+    "prepare",
+}
 HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "supervision", "faster_coco_eval", "hotcoco"}
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 

@@ -9,11 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msefpn.api import build, check, evaluate, export, load, predict, train
+    from msefpn.api import build, evaluate, export, load, predict, train
     from msefpn.compare import ablate, cost
     from msefpn.errors import UserError
     from msefpn.look import explain, report
     from msefpn.necks import FPN, GCG, MSEFPN, SEM, SIM
+    from msefpn.prepare import check, convert, split
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ablate",
     "build",
     "check",
+    "convert",
     "cost",
     "evaluate",
     "explain",
@@ -33,15 +35,16 @@ __all__ = [
     "load",
     "predict",
     "report",
+    "split",
     "train",
 ]
 _HOMES = {
     "UserError": "errors",
-    "ablate": "compare",
-    "cost": "compare",
-    "explain": "look",
-    "report": "look",
-} | dict.fromkeys(("FPN", "GCG", "MSEFPN", "SEM", "SIM"), "necks")
+    **dict.fromkeys(("FPN", "GCG", "MSEFPN", "SEM", "SIM"), "necks"),
+    **dict.fromkeys(("ablate", "cost"), "compare"),
+    **dict.fromkeys(("check", "convert", "split"), "prepare"),
+    **dict.fromkeys(("explain", "report"), "look"),
+}
 """Where a name comes from, if not from `msefpn.api`."""
 
 

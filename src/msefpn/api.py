@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msefpn.config import Config, parse_size
+from msefpn.config import Config
 
 if TYPE_CHECKING:
-    from msefpn.data.check import Check
     from msefpn.models import Detector
 
 
@@ -51,8 +50,8 @@ def train(
     on with `resume`. With several `devices` the calling script runs once in each process.
 
     Args:
-        data: folder with train.json + train/ and val.json + val/, or in COCO's layout; none: a built-in
-            set is drawn
+        data: folder with train.json + train/ and val.json + val/, or in COCO's, Pascal VOC's or YOLO's
+            layout; none: a built-in set is drawn
         recipe: name or YAML file of the other options' values; none: faster_rcnn_r50_mse_fpn_1x, or
             quickstart for the built-in set
         detector: faster_rcnn, fast_rcnn, mask_rcnn, cascade_rcnn, retinanet, fcos, ssd or yolov3
@@ -222,45 +221,6 @@ def predict(
     from msefpn.engine import predict as engine
 
     return engine.predict(plan, device=device)
-
-
-def check(
-    data: str | Path | None = None,
-    *,
-    train_json: str | Path | None = None,
-    train_images: str | Path | None = None,
-    val_json: str | Path | None = None,
-    val_images: str | Path | None = None,
-    masks: bool = False,
-    size: str | int = "1333x800",
-) -> Check:
-    """Look at every image and box of a data set and print what is wrong or unusual.
-
-    Args:
-        data: folder with train.json + train/ and val.json + val/, or in COCO's layout
-        train_json: COCO json of the training images, instead of a data folder
-        train_images: folder of the training images; the one beside the json with its name
-        val_json: COCO json of the validation images
-        val_images: folder of the validation images; the one beside the json with its name
-        masks: look at the objects' masks too, which mask_rcnn learns from
-        size: images will be resized, ratio kept, to fit into this
-
-    Raises:
-        UserError: there is no data to look at.
-    """
-    from msefpn.data.check import check as check_data
-
-    report = check_data(
-        data,
-        train_json=train_json,
-        train_images=train_images,
-        val_json=val_json,
-        val_images=val_images,
-        masks=masks,
-        size=parse_size(str(size)),
-    )
-    print(report)
-    return report
 
 
 def export(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from msefpn import api, compare, look
+from msefpn import api, compare, look, prepare
 from msefpn.config import load_recipe
 from msefpn.engine.run import default_recipe, tells_mistakes
 from msefpn.errors import UserError, unknown_name
@@ -23,7 +23,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": api.evaluate,
     "predict": api.predict,
     "export": api.export,
-    "check": api.check,
+    "check": prepare.check,
+    "convert": prepare.convert,
+    "split": prepare.split,
     "cost": compare.cost,
     "ablate": compare.ablate,
     "explain": look.explain,
@@ -171,5 +173,6 @@ def _kind(hint: Any) -> tuple[Callable[[str], Any], bool]:
 
 
 def _late_types() -> dict[str, Any]:
-    """Stand-ins for the return types that `api` imports for the type checker only."""
-    return {"Check": Any, "Detector": Any, "Path": Path, "Sequence": Sequence}
+    """Stand-ins for the return types that the front modules import for the type checker only."""
+    late = ("Check", "Conversion", "Detector", "Division")
+    return {"Path": Path, "Sequence": Sequence, **dict.fromkeys(late, Any)}

@@ -94,8 +94,8 @@ def ablate(
 
     Args:
         rows: necks (fpn, fpn+bfp, ...) or recipes by name or file; the first of each budget is its baseline
-        data: folder with train.json + train/ and val.json + val/, or in COCO's layout; none: a built-in
-            set is drawn
+        data: folder with train.json + train/ and val.json + val/, or in COCO's, Pascal VOC's or YOLO's
+            layout; none: a built-in set is drawn
         recipe: what the rows have in common, a recipe's own lines are put over it; none: recipes stand alone,
             necks go into faster_rcnn_r50_mse_fpn_1x, or quickstart for the built-in set
         seeds: trainings of each row, with seeds 0, 1, ...: the same data order, augmentation and, where

@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from msefpn.data.advice import ANCHORS, NARROW, STRIDES, TINY, advise, resized_boxes
 from msefpn.data.coco import CocoData, scan_coco
 from msefpn.data.faults import Report
+from msefpn.data.formats import Source, detect_format, open_source
 from msefpn.data.locate import locate_split, refuse_unread
-from msefpn.data.transforms import fitted_size
 from msefpn.errors import UserError
 
-STRIDES = (4, 8, 16, 32, 64)
-ANCHORS = tuple(8 * stride for stride in STRIDES)
-"""Sides of the square anchors, pixels, one per level (mmdetection's Faster R-CNN)."""
 _QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
@@ -48,6 +46,8 @@ class SplitCheck:
     """Class -> boxes."""
     sizes: BoxSizes | None = None
     """None where nothing could be read."""
+    data: CocoData | None = field(default=None, repr=False, compare=False)
+    """Its images and boxes; None where these could not be read."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,10 @@ class Check:
     """How the classes of the splits differ, a sentence each."""
     missing: str
     """Why there is no validation split; empty where there is one."""
+    advice: tuple[str, ...] = ()
+    """How to train on it, a sentence each."""
+    read: tuple[str, ...] = ()
+    """What reading another format than COCO's had to tell, a line each."""
 
     @property
     def usable(self) -> bool:
@@ -74,9 +78,10 @@ class Check:
         return {split.name: split.report.counts for split in self.splits}
 
     def __str__(self) -> str:
-        lines = [line for split in self.splits for line in _split_lines(split, self.size)]
+        lines = [*self.read, *(line for split in self.splits for line in _split_lines(split, self.size))]
         lines += [f"val: stops a run: {self.missing}"] * bool(self.missing)
         lines += ["between the splits:", *(f"  {text}" for text in self.differences)] * bool(self.differences)
+        lines += ["advice:", *(f"  {text}" for text in self.advice)] * bool(self.advice)
         lines.append("ready to train" if self.usable else "not ready: mend what stops a run")
         return "\n".join(lines)
 
@@ -94,7 +99,7 @@ def check(
     """Look at every image and box of a data set, decoding all images.
 
     Args:
-        data: a folder whose splits are found by convention, see `find_split`.
+        data: a folder whose splits are found by convention, see `find_split`, or one in another of `FORMATS`.
         train_json: the training json, instead of a `data` folder.
         train_images: its image folder; without it, the folder beside the json with the json's name.
         val_json: the validation json.
@@ -106,15 +111,26 @@ def check(
         UserError: there is no training split, or `data` would not be read. Other faults are in the result.
     """
     refuse_unread(data, train_json, val_json)
-    train = locate_split(data, "train", train_json, train_images)
+    source = _foreign(data)
+    train = _find("train", data, source, train_json, train_images)
     if train is None:
         raise UserError("no data to check: give a data folder, or the training json and its image folder")
-    val, missing = _locate_val(data, val_json, val_images)
+    val, missing = _find_val(data, source, val_json, val_images)
     places = {"train": train} | ({} if val is None else {"val": val})
-    scans = {name: (place, *scan_coco(*place, decode=True, masks=masks)) for name, place in places.items()}
+    scans = {
+        name: (place, *scan_coco(place.file, place.folder, decode=True, masks=masks, content=place.content))
+        for name, place in places.items()
+    }
     splits = tuple(_describe(name, *scan, size) for name, scan in scans.items())
     both = [found for _, found, _ in scans.values() if found is not None]
-    return Check(size, splits, tuple(class_differences(*both)) if len(both) == 2 else (), missing)
+    return Check(
+        size,
+        splits,
+        tuple(class_differences(*both)) if len(both) == 2 else (),
+        missing,
+        tuple(advise(both[0], size)) if splits[0].data is not None else (),
+        () if source is None else (f"{source.path}: read as {source.format}", *source.log.lines()),
+    )
 
 
 def class_differences(train: CocoData, val: CocoData) -> list[str]:
@@ -137,42 +153,71 @@ def class_differences(train: CocoData, val: CocoData) -> list[str]:
 
 def box_sizes(data: CocoData, size: tuple[int, int]) -> BoxSizes:
     """Compare the boxes, crowd regions aside, with the pyramid's strides and anchors after the resize."""
-    long, short = size
-    heights = np.array([fitted_size(int(h), int(w), long, short)[0] for h, w in data.sizes])
-    factors = np.repeat(heights / data.sizes[:, 0], np.diff(data.offsets))
-    extent: NDArray[np.float64] = (data.boxes[:, 2:] - data.boxes[:, :2]) * factors[:, None]
-    extent = extent[~data.crowd]
+    extent = resized_boxes(data, size)
     side = np.sqrt(extent.prod(1))
     levels = np.abs(np.log2(side[:, None] / np.array(ANCHORS))).argmin(1)
     ratio = extent[:, 0] / extent[:, 1]
     return BoxSizes(
         quantiles={part: float(np.percentile(side, part)) for part in _QUANTILES},
         level_share={stride: float((levels == level).mean()) for level, stride in enumerate(STRIDES)},
-        tiny_share=float((extent.max(1) < 2 * STRIDES[0]).mean()),
-        narrow_share=float(((ratio > 3) | (ratio < 1 / 3)).mean()),
+        tiny_share=float((extent.max(1) < TINY).mean()),
+        narrow_share=float(((ratio > NARROW) | (ratio < 1 / NARROW)).mean()),
     )
 
 
-def _locate_val(
-    data: str | Path | None, file: str | Path | None, folder: str | Path | None
-) -> tuple[tuple[Path, Path] | None, str]:
-    """Json and image folder of the validation split, or None and why there is none."""
+class _Place(NamedTuple):
+    """Where a split is."""
+
+    file: Path
+    folder: Path
+    content: dict[str, Any] | None
+    """Of another format, as COCO's object."""
+
+
+def _foreign(data: str | Path | None) -> Source | None:
+    """What a folder in another format than COCO's holds."""
+    if data is None or not Path(data).exists():
+        return None
+    format = detect_format(Path(data))
+    return None if format in (None, "coco") else open_source(Path(data), format)
+
+
+def _find(
+    split: str,
+    data: str | Path | None,
+    source: Source | None,
+    file: str | Path | None,
+    folder: str | Path | None,
+) -> _Place | None:
+    """The place of a split; None where nothing is named. Raises UserError."""
+    if source is None or file is not None or folder is not None:
+        place = locate_split(data, split, file, folder)
+        return None if place is None else _Place(*place, None)
+    part = source.part(split)
+    return _Place(part.file, part.folder, part.content)
+
+
+def _find_val(
+    data: str | Path | None, source: Source | None, file: str | Path | None, folder: str | Path | None
+) -> tuple[_Place | None, str]:
+    """The place of the validation split, or None and why there is none."""
     try:
-        place = locate_split(data, "val", file, folder)
+        place = _find("val", data, source, file, folder)
     except UserError as error:
         return None, str(error)
     return place, "" if place else "no val split: name the validation json and its image folder"
 
 
 def _describe(
-    name: str, place: tuple[Path, Path], data: CocoData | None, report: Report, size: tuple[int, int]
+    name: str, place: _Place, data: CocoData | None, report: Report, size: tuple[int, int]
 ) -> SplitCheck:
     if data is None:
-        return SplitCheck(name, *place, report)
+        return SplitCheck(name, place.file, place.folder, report)
     per_class = np.bincount(data.labels, minlength=len(data.classes)).tolist()
     return SplitCheck(
         name,
-        *place,
+        place.file,
+        place.folder,
         report,
         images=len(data),
         boxes=len(data.boxes),
@@ -180,6 +225,7 @@ def _describe(
         empty=int((np.diff(data.offsets) == 0).sum()),
         per_class=dict(zip(data.classes, per_class, strict=True)),
         sizes=box_sizes(data, size) if not data.crowd.all() else None,
+        data=data,
     )
 
 

@@ -115,11 +115,19 @@ def read_coco(
 
 
 def scan_coco(
-    file: Path, folder: Path, *, decode: bool = False, masks: bool = False
+    file: Path,
+    folder: Path,
+    *,
+    decode: bool = False,
+    masks: bool = False,
+    content: dict[str, Any] | None = None,
 ) -> tuple[CocoData | None, Report]:
-    """Like `read_coco`, but report the faults that cannot be mended too, and give None for the data then."""
+    """Like `read_coco`, but report the faults that cannot be mended too, and give None for the data then.
+
+    `content` is what the json would hold, where `file` is of another format.
+    """
     report = Report(file)
-    content = _load(file, report)
+    content = _load(file, report) if content is None else content
     if content is None:
         return None, report
     classes = _read_categories(content["categories"], report)

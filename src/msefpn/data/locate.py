@@ -4,7 +4,7 @@ from pathlib import Path
 
 from msefpn.errors import UserError
 
-_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "dev", "test")}
+_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "dev", "test"), "test": ("test",)}
 _YEARS = ("", "2017", "2014")
 _FILES = ("{}.json", "annotations/instances_{}.json", "annotations/{}.json", "{}/_annotations.coco.json")
 _FOLDERS = ("{}", "images/{}")
@@ -34,7 +34,8 @@ def find_split(data: Path, split: str) -> tuple[Path, Path]:
     )
     names = " or ".join(_NAMES[split])
     raise UserError(
-        f"no {split} split in '{data}': looked for {looked} and the like ({names}): add it, or name its files"
+        f"no {split} split in '{data}': looked for {looked} and the like ({names}): add it, name its files, "
+        "or divide the data with 'msefpn split'"
     )
 
 

@@ -1,0 +1,118 @@
+"""What the numbers of a data set say about how to train on it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msefpn.data.coco import CocoData
+from msefpn.data.transforms import fitted_size
+
+STRIDES = (4, 8, 16, 32, 64)
+ANCHORS = tuple(8 * stride for stride in STRIDES)
+"""Sides of the square anchors, pixels, one per level (mmdetection's Faster R-CNN)."""
+TINY = 2 * STRIDES[0]
+"""Pixels: under two cells of the finest level an object can hardly be found."""
+NARROW = 3.0
+"""Boxes longer than that to one fit no anchor (1:2 to 2:1) well."""
+
+_MANY_TINY, _SOME_TINY, _FEW_TINY = 0.2, 0.1, 0.02
+_MANY_NARROW = 0.15
+_LARGE = 64.0  # pixels: where nearly all are larger, half the size shows them too
+_ENLARGED = 1.25  # images are, by more than that, for nothing
+_FEW_BOXES = 10
+_COUNTED = 100  # detections of an image that COCO's protocol looks at
+_STEP = 32  # pixels: sides of images are padded to multiples of it
+
+
+def resized_boxes(data: CocoData, size: tuple[int, int]) -> NDArray[np.float64]:
+    """Width and height (R, 2) of the boxes, crowd regions aside, when their images are resized.
+
+    Args:
+        data: the images and boxes.
+        size: longest and shortest side to fit into, pixels.
+    """
+    factors = np.repeat(resize_factors(data, size), np.diff(data.offsets))
+    extent: NDArray[np.float64] = (data.boxes[:, 2:] - data.boxes[:, :2]) * factors[:, None]
+    return extent[~data.crowd]
+
+
+def resize_factors(data: CocoData, size: tuple[int, int]) -> NDArray[np.float64]:
+    """By how much each image (N,) is enlarged to fit into `size`."""
+    heights = [fitted_size(int(height), int(width), *size)[0] for height, width in data.sizes]
+    return np.array(heights) / data.sizes[:, 0]
+
+
+def advise(data: CocoData, size: tuple[int, int]) -> list[str]:
+    """Sentences on input size, tiling, anchors and classes, from the training split.
+
+    Args:
+        data: the training split.
+        size: longest and shortest side that images will be resized to fit into, pixels.
+    """
+    extent = resized_boxes(data, size)
+    if not len(extent):
+        return []
+    lines = [_on_size(data, extent, size)]
+    narrow = float(((extent.max(1) / extent.min(1)) > NARROW).mean())
+    if narrow >= _MANY_NARROW:
+        lines.append(
+            f"{narrow:.0%} of the boxes are longer than 3:1, and anchors go to 2:1: try --detector fcos, "
+            "which has none"
+        )
+    counts = np.bincount(data.labels[~data.crowd], minlength=len(data.classes))
+    rare = [f"{name} {count}" for name, count in zip(data.classes, counts, strict=True) if count < _FEW_BOXES]
+    if rare:
+        more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
+        lines.append(
+            f"under {_FEW_BOXES} training boxes: {', '.join(rare[:5])}{more}: label more, or join classes"
+        )
+    crowded = int((np.diff(data.offsets) > _COUNTED).sum())
+    if crowded:
+        lines.append(
+            f"{crowded} images hold more than {_COUNTED} boxes, and COCO's protocol looks at {_COUNTED} "
+            "detections: cut these images into tiles"
+        )
+    return lines
+
+
+def _on_size(data: CocoData, extent: NDArray[np.float64], size: tuple[int, int]) -> str:
+    """The sentence on the input size."""
+    longer = extent.max(1)
+    tiny = float((longer < TINY).mean())
+    if tiny >= _MANY_TINY:
+        factor = TINY / float(np.quantile(longer, _SOME_TINY))
+        larger = _scaled(size, factor)
+        seen = f"{tiny:.0%} of the boxes are under {TINY} px after the resize into {as_size(size)}"
+        if factor <= 2:
+            return f"{seen}: train with --size {as_size(larger)}, or predict with --tile"
+        return f"{seen}, too many for a larger --size alone ({as_size(larger)}): predict with --tile"
+    factor = 1 / float(np.median(resize_factors(data, size)))
+    if factor < 1 / _ENLARGED and float((longer * factor < TINY).mean()) <= _FEW_TINY:
+        own = _scaled(size, factor)
+        return (
+            f"the images are enlarged {1 / factor:.1f} times, and their boxes are large enough as they are: "
+            f"--size {as_size(own)} takes {_saved(size, own)} of the time"
+        )
+    low = float(np.quantile(longer, 0.05))
+    smaller = _scaled(size, max(0.5, _LARGE / 2 / low))
+    if low > _LARGE and min(smaller) >= 4 * _STEP:
+        return (
+            f"19 of 20 boxes are over {low:.0f} px: --size {as_size(smaller)} shows them too, in "
+            f"{_saved(size, smaller)} of the time"
+        )
+    return f"sizes fit: keep --size {as_size(size)}"
+
+
+def as_size(size: tuple[int, int]) -> str:
+    """How `--size` is given."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    long, short = (max(_STEP, int(np.ceil(round(side * factor / _STEP, 2))) * _STEP) for side in size)
+    return long, short
+
+
+def _saved(size: tuple[int, int], other: tuple[int, int]) -> str:
+    return f"about {other[0] * other[1] / (size[0] * size[1]):.0%}"

@@ -1,0 +1,257 @@
+"""What the readers of annotation formats have in common: labelled pictures into COCO's content.
+
+supervision has readers of these formats too, but they stop at the first broken file and round to float32;
+here a broken file is named and left out, and the rest is read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from msefpn.data.coco import CocoData, scan_coco
+from msefpn.data.faults import MENDED, Report
+from msefpn.data.images import ImageFault, read_header
+from msefpn.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""Of image files."""
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+"""Names of folders and lists that are splits -> the split."""
+_DIGITS = 4
+"""Decimals of a pixel that are kept: what a text format adds by its rounding is less."""
+
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
+
+
+class LabelFault(Exception):  # noqa: N818  (a fault in the sense of `faults`)
+    """An annotation file that cannot be used; the message says where and why in a few words."""
+
+
+class Drawn(NamedTuple):
+    """One object as it is labelled."""
+
+    label: str
+    box: tuple[float, float, float, float]
+    """x, y, width, height; pixels of the image."""
+    polygons: tuple[tuple[float, ...], ...] = ()
+    """Its outline: x, y, x, y, ...; none where only the box is known."""
+    flags: Mapping[str, Any] = {}
+    """Further keys of its annotation."""
+
+
+class Picture(NamedTuple):
+    """One image with its objects."""
+
+    file: Path
+    size: tuple[int, int]
+    """Height and width as it is decoded, pixels."""
+    objects: tuple[Drawn, ...]
+
+
+@dataclass
+class Log:
+    """What a reader has to tell."""
+
+    skipped: list[str] = field(default_factory=list)
+    """Files that are left out, each with the reason."""
+    notes: list[str] = field(default_factory=list)
+    """What was taken otherwise than it stands there; a sentence each."""
+
+    def count(self, number: int, text: str) -> None:
+        """Note how often something was so, if ever."""
+        if number:
+            self.notes.append(f"{number} {text}")
+
+    def lines(self, most: int = 10) -> list[str]:
+        """All of it as text: the notes, then at most so many of the files that are left out."""
+        lines = [*self.notes, *(f"left out: {text}" for text in self.skipped[:most])]
+        lines += [f"left out: {len(self.skipped) - most} more"] * (len(self.skipped) > most)
+        return lines
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split, as COCO's json has it."""
+
+    file: Path
+    """Where its labels come from."""
+    folder: Path
+    """The folder of the images."""
+    content: dict[str, Any]
+    """COCO's object; each file name is that of a file under `folder`."""
+
+    def scan(self, *, decode: bool = False, masks: bool = False) -> tuple[CocoData | None, Report]:
+        """As `scan_coco`."""
+        return scan_coco(self.file, self.folder, decode=decode, masks=masks, content=self.content)
+
+    def read(self, log: Log) -> CocoData:
+        """Images and boxes with what can be mended mended; what was dropped is noted. Raises UserError."""
+        data, report = self.scan()
+        report.raise_if_stopped()
+        assert data is not None
+        log.notes += [
+            f"{count} x {kind}: {MENDED[kind]}" for kind, count in report.counts.items() if _drops(kind)
+        ]
+        return data
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that was read."""
+
+    path: Path
+    format: str
+    parts: dict[str, Part]
+    """Split -> its part."""
+    log: Log
+
+    def part(self, split: str) -> Part:
+        """A split; that to test on stands for a missing one to validate on. Raises UserError."""
+        found = self.parts.get(split) or (self.parts.get("test") if split == "val" else None)
+        if found is None:
+            raise UserError(
+                f"'{self.path}', read as {self.format}, has no {split} split, only {', '.join(self.parts)}: "
+                f"'msefpn split {self.path} --out NEW' makes one"
+            )
+        return found
+
+
+def assemble(
+    path: Path, format: str, splits: Mapping[str, Sequence[Picture]], classes: Sequence[str] | None, log: Log
+) -> Source:
+    """Put the labelled pictures of a folder together.
+
+    Args:
+        path: where they come from.
+        format: name of the format.
+        splits: split -> its pictures.
+        classes: names in their order; None: those that occur, by name.
+        log: what the reader had to tell.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    for name, pictures in splits.items():
+        if pictures and not any(picture.objects for picture in pictures):
+            log.skipped.append(f"split {name}: no object is labelled in its {len(pictures)} images")
+    splits = {name: found for name, found in splits.items() if any(one.objects for one in found)}
+    if not splits:
+        why = f": {log.skipped[0]}" if log.skipped else ""
+        raise UserError(f"nothing in '{path}' can be used{why}: mend them, or give another folder")
+    if classes is None:
+        seen = {drawn.label for pictures in splits.values() for one in pictures for drawn in one.objects}
+        classes = sorted(seen)
+    parts = {name: _part(path, pictures, classes) for name, pictures in splits.items()}
+    return Source(path, format, parts, log)
+
+
+def _part(path: Path, pictures: Sequence[Picture], classes: Sequence[str]) -> Part:
+    """COCO's content; ids count from 1."""
+    # abspath: no '..' may be left in a name, the images are copied to it
+    files = [Path(os.path.abspath(picture.file)) for picture in pictures]
+    folder = Path(os.path.commonpath([file.parent for file in files]))
+    id_of = {name: number for number, name in enumerate(classes, 1)}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, (file, picture) in enumerate(zip(files, pictures, strict=True), 1):
+        height, width = picture.size
+        name = file.relative_to(folder).as_posix()
+        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        for drawn in picture.objects:
+            box = [round(side, _DIGITS) for side in drawn.box]
+            note: dict[str, Any] = {"id": len(annotations) + 1, "image_id": image_id}
+            note |= {"category_id": id_of[drawn.label], "bbox": box, "iscrowd": 0}
+            note["area"] = round(_area(drawn), _DIGITS)
+            if drawn.polygons:
+                note["segmentation"] = [
+                    [round(number, _DIGITS) for number in line] for line in drawn.polygons
+                ]
+            annotations.append({**note, **drawn.flags})
+    categories = [{"id": number, "name": name} for name, number in id_of.items()]
+    return Part(path, folder, {"images": images, "annotations": annotations, "categories": categories})
+
+
+def _area(drawn: Drawn) -> float:
+    """Square pixels: of the outline (the shoelace formula), else of the box."""
+    if not drawn.polygons:
+        return drawn.box[2] * drawn.box[3]
+    total = 0.0
+    for line in drawn.polygons:
+        x, y = np.array(line[::2]), np.array(line[1::2])
+        total += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    return total
+
+
+def bounds(polygons: Iterable[Sequence[float]]) -> tuple[float, float, float, float]:
+    """The box (x, y, width, height) around polygons of x, y, x, y, ..."""
+    numbers = [number for line in polygons for number in line]
+    left, top = min(numbers[::2]), min(numbers[1::2])
+    return left, top, max(numbers[::2]) - left, max(numbers[1::2]) - top
+
+
+def read_all(read: Callable[[_Item], _Found], items: Iterable[_Item], log: Log) -> list[_Found]:
+    """Read items in threads, in order; one that cannot be read is named in the log and left out."""
+
+    def attempt(item: _Item) -> _Found | LabelFault:
+        try:
+            return read(item)
+        except LabelFault as fault:
+            return fault
+
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        found = list(pool.map(attempt, items))
+    log.skipped += [str(one) for one in found if isinstance(one, LabelFault)]
+    return [one for one in found if not isinstance(one, LabelFault)]
+
+
+def size_of(file: Path, stated: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Height and width of an image as it is decoded, see `read_header`. Raises LabelFault."""
+    try:
+        return read_header(file, stated).size
+    except FileNotFoundError:
+        raise LabelFault(f"{file}: the image is missing") from None
+    except (OSError, ImageFault) as error:
+        raise LabelFault(f"{file}: {' '.join(str(error).split())}") from None
+
+
+def read_text(file: Path) -> str:
+    """The text of a label file. Raises LabelFault."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise LabelFault(f"{file}: is no text in UTF-8") from None
+    except OSError as error:
+        raise LabelFault(f"{file}: {error.strerror or 'cannot be read'}") from None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a json is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def images_in(folder: Path, *, deep: bool = False) -> list[Path]:
+    """The image files of a folder, by name; `deep`: also of those in it. Hidden ones are left out."""
+    found = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(file for file in found if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Split -> folder, for those that are called like one; the folder itself is `train` where none is."""
+    found: dict[str, Path] = {}
+    for name, split in SPLITS.items():
+        if (root / name).is_dir():
+            found.setdefault(split, root / name)
+    return found or {"train": root}
+
+
+def _drops(kind: str) -> bool:
+    return MENDED[kind].startswith(("dropped", "annotation dropped"))

@@ -1,0 +1,263 @@
+"""YOLO: a text file for each image, one object a line, and a yaml file that names classes and splits.
+
+A line is a class id and centre, width and height, or the corners of a polygon, as shares of the sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from msefpn.data.coco import CocoData
+from msefpn.data.formats.base import (
+    SPLITS,
+    Drawn,
+    LabelFault,
+    Log,
+    Picture,
+    Source,
+    assemble,
+    bounds,
+    images_in,
+    read_all,
+    read_text,
+    size_of,
+    split_folders,
+)
+from msefpn.errors import UserError
+
+_ABOUT = "data.yaml"
+_LISTED = "classes.txt"
+"""The names of the classes, a line each, where there is no yaml file."""
+_OVER = 0.01
+"""A coordinate may be so far outside of 0 to 1: files round, boxes stick out."""
+
+
+def is_yolo(path: Path) -> bool:
+    """Whether a folder holds annotations in this format, or a file is its yaml."""
+    return _about(path) is not None or (path.is_dir() and _class_list(path) is not None)
+
+
+def read_yolo(path: Path, images: Path | None, log: Log) -> Source:
+    """Read a folder, or its yaml. An image without a text file has no objects, as YOLO's trainers have it.
+
+    Args:
+        path: the folder or the yaml file.
+        images: must be None: the yaml file and the folders' names say where images are.
+        log: takes what is to be told.
+
+    Raises:
+        UserError: the yaml file is wrong, or nothing can be used.
+    """
+    if images is not None:
+        raise UserError("images cannot be named for YOLO: its labels are found by the images' paths")
+    file = _about(path)
+    root = path if path.is_dir() else path.parent
+    about = {} if file is None else _load(file)
+    classes = _class_names(about, file) if file is not None else _class_lines(root)
+    found = _named(about, file, log) if file is not None else {}
+    found = found or _conventional(root)
+    posed = "kpt_shape" in about
+    splits: dict[str, list[Picture]] = {}
+    bare: list[Path] = []
+    for split, images_of in found.items():
+        splits[split] = read_all(partial(_read, classes=classes, posed=posed), images_of, log)
+        bare += [one.file for one in splits[split] if not _label_file(one.file).is_file()]
+    total = sum(map(len, splits.values()))
+    if bare and len(bare) == total:
+        raise UserError(
+            f"none of the {total} images in '{root}' has a label file: '{_label_file(bare[0])}' and the like "
+            "are missing: put them there"
+        )
+    if bare:
+        log.count(len(bare), f"images have no label file and count as empty, {bare[0]} among them")
+    return assemble(path, "yolo", splits, classes, log)
+
+
+def _about(path: Path) -> Path | None:
+    """The yaml file that names the classes: data.yaml, else the only other."""
+    if path.is_file():
+        return path if path.suffix in (".yaml", ".yml") else None
+    files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
+    named = [file for file in files if _names_classes(file)]
+    return next((file for file in named if file.name == _ABOUT), named[0] if len(named) == 1 else None)
+
+
+def _names_classes(file: Path) -> bool:
+    try:
+        return "names" in _load(file)
+    except UserError:
+        return file.name == _ABOUT  # reading it will say what is wrong
+
+
+def _load(file: Path) -> dict[str, Any]:
+    """The yaml file, all values as texts: a class may be called `no` or `1`."""
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8-sig"), yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"'{file}' is no yaml: {error}: mend it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"'{file}' holds no keys: write names: and train: into it")
+    return content
+
+
+def _class_names(about: dict[str, Any], file: Path) -> list[str]:
+    names = about.get("names")
+    if isinstance(names, dict):
+        if sorted(names) != sorted(map(str, range(len(names)))):
+            raise UserError(
+                f"'{file}': names must number the classes from 0 without a gap, not {sorted(names)}"
+            )
+        names = [names[str(number)] for number in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"'{file}': names must be a list of class names, or numbers with class names")
+    if str(about.get("nc", len(names))) != str(len(names)):
+        raise UserError(
+            f"'{file}': nc is {about['nc']}, but there are {len(names)} names: mend the one or the other"
+        )
+    return _once(names, file)
+
+
+def _class_list(root: Path) -> Path | None:
+    return next((file for file in (root / _LISTED, root / "labels" / _LISTED) if file.is_file()), None)
+
+
+def _class_lines(root: Path) -> list[str]:
+    file = _class_list(root)
+    if file is None:
+        raise UserError(f"'{root}' has no {_ABOUT} with the classes' names: write names: and train: into one")
+    try:
+        lines = [line.strip() for line in read_text(file).splitlines()]
+    except LabelFault as fault:
+        raise UserError(f"{fault}: write the names of the classes into it, a line each") from None
+    return _once([line for line in lines if line], file)
+
+
+def _once(names: list[str], file: Path) -> list[str]:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None or not names:
+        raise UserError(f"'{file}': " + (f"class '{twice}' is named twice" if names else "names no class"))
+    return names
+
+
+def _named(about: dict[str, Any], file: Path, log: Log) -> dict[str, list[Path]]:
+    """Split -> images, for the splits that the yaml file names."""
+    found = {}
+    for key, split in SPLITS.items():
+        given = about.get(key) or []
+        pictures: list[Path] = []
+        for item in [given] if isinstance(given, str) else given:
+            if not isinstance(item, str):
+                raise UserError(f"'{file}': {key} must be a folder, a list file, or several of these")
+            place = _resolve(item, about, file)
+            if place is not None:
+                pictures += _images_at(place)
+            elif key != "train":
+                log.notes.append(f"{key}: '{item}' of {file.name} does not exist: left out")
+            else:
+                raise UserError(f"'{file}': {key} names '{item}', which does not exist: mend the path")
+        if pictures:
+            found[split] = list(dict.fromkeys(pictures))
+    return found
+
+
+def _resolve(item: str, about: dict[str, Any], file: Path) -> Path | None:
+    """Where a path of the yaml file leads: as it says, or beside it, where the data set was moved."""
+    root = file.parent
+    base = root / str(about.get("path") or ".")
+    # '../train/images' is what some exporters write for 'train/images'
+    places = [base / item, root / item, root / item.removeprefix("../")]
+    return next((place for place in places if place.exists()), None)
+
+
+def _images_at(place: Path) -> list[Path]:
+    """The images of a folder, or those that a list file names."""
+    if place.is_dir():
+        return images_in(place, deep=True)
+    try:
+        lines = [line.strip() for line in read_text(place).splitlines()]
+    except LabelFault as fault:
+        raise UserError(f"{fault}: name a folder, or a file with a path in each line") from None
+    return [place.parent / line for line in lines if line]
+
+
+def _conventional(root: Path) -> dict[str, list[Path]]:
+    """Split -> images in images/train or train/images, in images, or in the folder itself."""
+    home = root / "images" if (root / "images").is_dir() else root
+    found = {split: images_in(folder, deep=True) for split, folder in split_folders(home).items()}
+    if not any(found.values()):
+        raise UserError(f"no image in '{home}' and its folders: name them in {_ABOUT} under train: and val:")
+    return found
+
+
+def _label_file(image: Path) -> Path:
+    """Of the same name with .txt, in `labels` where the image is in `images`."""
+    parts = list(image.parts)
+    for place in range(len(parts) - 2, -1, -1):
+        if parts[place] == "images":
+            parts[place] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def _read(image: Path, *, classes: Sequence[str], posed: bool) -> Picture:
+    """One image and its text file. Raises LabelFault."""
+    height, width = size_of(image)
+    file = _label_file(image)
+    lines = read_text(file).splitlines() if file.is_file() else []
+    objects = [
+        _object(line.split(), (width, height), classes, posed, f"{file}: line {number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    return Picture(image, (height, width), tuple(objects))
+
+
+def _object(
+    words: Sequence[str], size: tuple[int, int], classes: Sequence[str], posed: bool, where: str
+) -> Drawn:
+    """One line; `size`: width and height; `posed`: key points follow the box. Raises LabelFault."""
+    try:
+        number, *shares = map(float, words)
+    except ValueError as error:
+        raise LabelFault(f"{where}: {error}") from None
+    if not number.is_integer() or not 0 <= number < len(classes):
+        raise LabelFault(f"{where}: class {words[0]}, but there are {len(classes)} classes, from 0")
+    shares = shares[:4] if posed else shares
+    if not all(-_OVER <= share <= 1 + _OVER for share in shares):
+        raise LabelFault(
+            f"{where}: a number is not within 0 to 1: coordinates are shares of the image's sides"
+        )
+    label = classes[int(number)]
+    if len(shares) == 4:
+        x, y = shares[0] * size[0], shares[1] * size[1]
+        extent = shares[2] * size[0], shares[3] * size[1]
+        return Drawn(label, (x - extent[0] / 2, y - extent[1] / 2, *extent))
+    if len(shares) < 6 or len(shares) % 2:
+        raise LabelFault(f"{where}: {len(words)} numbers: a box has 5, a polygon 7, 9, 11, ...")
+    outline = tuple(share * size[place % 2] for place, share in enumerate(shares))
+    return Drawn(label, bounds([outline]), (outline,))
+
+
+def label_lines(data: CocoData, index: int) -> str:
+    """The text file of an image: its boxes, crowd regions aside."""
+    height, width = data.sizes[index].tolist()
+    boxes, labels, crowd = data.boxes_of(index)
+    lines = []
+    for (left, top, right, bottom), label, region in zip(boxes.tolist(), labels, crowd, strict=True):
+        if not region:
+            middle = ((left + right) / 2 / width, (top + bottom) / 2 / height)
+            shares = (*middle, (right - left) / width, (bottom - top) / height)
+            lines.append(" ".join([str(label), *(f"{share:.10g}" for share in shares)]))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def about_text(classes: Iterable[str], splits: Iterable[str]) -> str:
+    """The yaml file; without `path`, its paths are relative to itself."""
+    content: dict[str, Any] = {split: f"images/{split}" for split in splits}
+    content["names"] = dict(enumerate(classes))
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,225 @@
+"""A data set divided into two: each class in its share, what belongs together on one side.
+
+Iterative stratification after Sechidis et al., On the stratification of multi-label data (ECML 2011): the
+class with the fewest images left is dealt first, each image to the side that lacks most of it. Here the lack
+is measured by the side's share, so that a class with two images is on both sides, and a group is dealt at
+once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msefpn.data.formats import Log, Part, Source
+from msefpn.errors import UserError
+
+
+@dataclass(frozen=True)
+class Division:
+    """The result of a division; `str()` gives it as text."""
+
+    parts: dict[str, Part]
+    """'train' and 'val', and 'test' where the source had one."""
+    groups: int
+    """Groups that were dealt; as many as images where none belong together."""
+    boxes: dict[str, dict[str, int]]
+    """Class -> split -> boxes."""
+
+    def __str__(self) -> str:
+        images = {split: len(part.content["images"]) for split, part in self.parts.items()}
+        width = max(5, *(len(name) for name in self.boxes))
+        heads = "".join(f"{split:>9}" for split in images)
+        lines = [f"{'':{width}} {heads}  share of val"]
+        rows = {"images": images, **self.boxes}
+        for name, counts in rows.items():
+            dealt = counts["train"] + counts["val"]
+            share = f"{counts['val'] / dealt:13.1%}" if dealt else f"{'none':>13}"
+            lines.append(f"{name:{width}} " + "".join(f"{counts[split]:9}" for split in images) + share)
+        lines += [
+            f"'{name}' is not in {split}: it is in too few groups"
+            for name, counts in self.boxes.items()
+            for split in ("train", "val")
+            if not counts[split] and counts["train"] + counts["val"]
+        ]
+        lines.append(f"{self.groups} groups of images were dealt")
+        return "\n".join(lines)
+
+
+def divide(source: Source, share: float, seed: int, group: str | None) -> Division:
+    """Divide the images of a source into 'train' and 'val'; its test split, if it has others, stays as it is.
+
+    Files with the same bytes are always one group.
+
+    Args:
+        source: what was read; train and val are put together first.
+        share: of the images that go to 'val', 0 to 1.
+        seed: decides among equals.
+        group: what belongs together: a key of the images' entries, or a regular expression that is searched
+            in the file name and whose first group is the name of the group.
+
+    Raises:
+        UserError: a wrong share or group, fewer than two groups, or classes that differ between the splits.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"val is {share}: it must be more than 0 and less than 1")
+    kept = {name: part for name, part in source.parts.items() if name == "test" and len(source.parts) > 1}
+    whole = _together({name: part for name, part in source.parts.items() if name not in kept})
+    images, notes = whole.content["images"], whole.content["annotations"]
+    keys = _group_keys(images, group, source.log)
+    members = _groups(keys, [whole.folder / item["file_name"] for item in images])
+    place = {item["id"]: index for index, item in enumerate(images)}
+    column = {item["id"]: index for index, item in enumerate(whole.content["categories"])}
+    has = np.zeros((len(images), len(column) + 2), dtype=np.float64)
+    for note in notes:
+        has[place[note["image_id"]], column[note["category_id"]]] += 1
+    has[:, -2] = has.sum(1) == 0  # images without objects are dealt like a class
+    has[:, -1] = 1
+    counts = np.stack([has[rows].sum(0) for rows in members])
+    chosen = _deal(counts, share, seed)
+    sides = {"train": ~chosen, "val": chosen}
+    if not chosen.any() or chosen.all():
+        raise UserError(
+            f"{len(members)} groups of images cannot be divided with val {share}: "
+            + ("name a finer --group" if len(members) < 2 else "choose a val nearer to 0.5")
+        )
+    parts = {}
+    for name, side in sides.items():
+        rows = sorted(
+            row for group_rows, mine in zip(members, side, strict=True) if mine for row in group_rows
+        )
+        parts[name] = _taken(whole, {images[row]["id"] for row in rows})
+    parts |= kept
+    names = [item["name"] for item in whole.content["categories"]]
+    found = {split: _per_class(part) for split, part in parts.items()}
+    boxes = {name: {split: count[name] for split, count in found.items()} for name in names}
+    return Division(parts, len(members), boxes)
+
+
+def _deal(counts: NDArray[np.float64], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which groups (G,) go to 'val'.
+
+    Args:
+        counts: (G, K + 2) objects of each class, images without any, images.
+        share: see `divide`.
+        seed: see `divide`.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(counts))
+    wanted = np.stack([(1 - share) * counts.sum(0), share * counts.sum(0)])  # (2, K + 2) still to come
+    side = np.full(len(counts), -1)
+    while (open_rows := order[side[order] < 0]).size:
+        groups_with = (counts[open_rows] > 0).sum(0).astype(float)
+        groups_with[groups_with == 0] = np.inf
+        rarest = int(groups_with[:-1].argmin())
+        mine = open_rows[counts[open_rows, rarest] > 0]
+        # large groups first: the small ones level out
+        for row in mine[np.argsort(-counts[mine, rarest], kind="stable")]:
+            train, val = (wanted[:, [rarest, -1]] / [[1 - share], [share]]).round(6).tolist()
+            to = int(val > train and len(mine) > 1)  # the one group of a class is trained on
+            side[row] = to
+            wanted[to] -= counts[row]
+    chosen: NDArray[np.bool_] = side == 1
+    return chosen
+
+
+def _group_keys(images: Sequence[Mapping[str, Any]], group: str | None, log: Log) -> list[str | None]:
+    """Name of the group of each image; None: it is alone."""
+    if group is None:
+        return [None] * len(images)
+    if any(group in item for item in images):
+        return [None if item.get(group) is None else str(item[group]) for item in images]
+    try:
+        pattern = re.compile(group)
+    except re.error as error:
+        raise UserError(
+            f"group '{group}' is no regular expression ({error}), nor a key of the images"
+        ) from None
+    found = [pattern.search(item["file_name"]) for item in images]
+    keys = [None if hit is None else hit.group(1 if pattern.groups else 0) for hit in found]
+    if not any(found):
+        raise UserError(
+            f"group '{group}' is found in no file name, such as '{images[0]['file_name']}', nor is it a key "
+            "of the images: mend it"
+        )
+    log.count(sum(key is None for key in keys), "images are in no group: each is dealt alone")
+    return keys
+
+
+def _groups(keys: Sequence[str | None], files: Sequence[Path]) -> list[list[int]]:
+    """Rows of the images that belong together: by their group's name, or because they are the same file."""
+    parent = list(range(len(keys)))
+
+    def top(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    first: dict[object, int] = {}
+    for row, (key, same) in enumerate(zip(keys, _contents(files), strict=True)):
+        for name in (("group", key), ("bytes", same)):
+            if name[1] is not None:
+                parent[top(row)] = top(first.setdefault(name, row))
+    found: dict[int, list[int]] = {}
+    for row in range(len(keys)):
+        found.setdefault(top(row), []).append(row)
+    return list(found.values())
+
+
+def _contents(files: Sequence[Path]) -> list[str | None]:
+    """A hash of each file that another one may be equal to."""
+    sizes = [file.stat().st_size for file in files]
+    seen = Counter(sizes)
+    return [
+        hashlib.sha256(file.read_bytes()).hexdigest() if seen[size] > 1 else None
+        for file, size in zip(files, sizes, strict=True)
+    ]
+
+
+def _together(parts: Mapping[str, Part]) -> Part:
+    """All images of several parts as one, with new ids and file names from their common folder."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    folder = Path(os.path.commonpath([part.folder.absolute() for part in parts.values()]))
+    first = next(iter(parts.values()))
+    id_of = {item["name"]: item["id"] for item in first.content["categories"]}
+    images: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
+    for name, part in parts.items():
+        names = {item["id"]: item["name"] for item in part.content["categories"]}
+        if set(names.values()) != set(id_of):
+            raise UserError(
+                f"the splits have other classes: {sorted(id_of)}, {name} {sorted(names.values())}"
+            )
+        new = {item["id"]: len(images) + place for place, item in enumerate(part.content["images"], 1)}
+        below = part.folder.absolute().relative_to(folder)
+        for item in part.content["images"]:
+            images.append(
+                {**item, "id": new[item["id"]], "file_name": (below / item["file_name"]).as_posix()}
+            )
+        for note in part.content["annotations"]:
+            place = {"id": len(notes) + 1, "image_id": new[note["image_id"]]}
+            notes.append({**note, **place, "category_id": id_of[names[note["category_id"]]]})
+    return Part(first.file, folder, first.content | {"images": images, "annotations": notes})
+
+
+def _taken(whole: Part, ids: set[Any]) -> Part:
+    images = [item for item in whole.content["images"] if item["id"] in ids]
+    notes = [note for note in whole.content["annotations"] if note["image_id"] in ids]
+    return Part(whole.file, whole.folder, whole.content | {"images": images, "annotations": notes})
+
+
+def _per_class(part: Part) -> Counter[str]:
+    """Class -> boxes."""
+    names = {item["id"]: item["name"] for item in part.content["categories"]}
+    return Counter(names[note["category_id"]] for note in part.content["annotations"])
