@@ -14,7 +14,7 @@ from msefpn.config import parse_size
 from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.locate import locate_split
 from msefpn.data.proposals import with_proposals
-from msefpn.engine.inputs import find_images
+from msefpn.engine.inputs import find_images, in_coco
 from msefpn.engine.run import check_file, read_run
 from msefpn.errors import UserError, missing_extra, unknown_name
 
@@ -139,6 +139,7 @@ def _split(
 ) -> CocoData:
     """Some images of a split of the given data, or of the run's own, evenly spread."""
     config = read_about(weights).config
+    data = None if data is None else in_coco(data, weights.parent, split)
     place, proposals = locate_split(data, split, None, None), None
     if place is None or config.takes_proposals:
         try:

@@ -1,4 +1,4 @@
-"""The images to predict on."""
+"""What is read: data in any format, and the images to predict on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from msefpn.checkpoint import read_about
 from msefpn.config import Config, parse_size
+from msefpn.data.formats.write import as_coco
 from msefpn.data.images import ImageFault, read_header
 from msefpn.data.proposals import proposals_of_files
-from msefpn.engine.run import check_out, free_folder
+from msefpn.engine.run import check_out, free_folder, is_first_process
+from msefpn.engine.screen import say
 from msefpn.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -79,6 +81,23 @@ def check_given(config: Config, proposals: Path | None, run: Path) -> None:
         raise UserError(f"the run {run} is a {config.detector}: name the regions to look at with --proposals")
     if proposals is not None and not config.takes_proposals:
         raise UserError(f"the run {run} is a {config.detector}, which finds its own: leave out --proposals")
+
+
+def in_coco(data: Path, parent: Path, *needed: str) -> Path:
+    """A data set in COCO's layout: the given one, or what is made of it in `parent`, see `as_coco`.
+
+    Args:
+        data: folder of the data set, or the file that says what is in it.
+        parent: where the folder `converted` may be made.
+        needed: the splits that must be there.
+
+    Raises:
+        UserError: nothing of it can be used, or a split is missing.
+    """
+    folder, log = as_coco(data, parent / "converted", needed)
+    if is_first_process():
+        say(*log.lines())
+    return folder
 
 
 def find_images(given: Sequence[str | Path]) -> list[Path]:

@@ -12,11 +12,10 @@ from msefpn.checkpoint import read_about
 from msefpn.config import Config, load_recipe, parse_size
 from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.faults import Report
-from msefpn.data.formats.write import as_coco
 from msefpn.data.locate import locate_split, refuse_unread
 from msefpn.data.proposals import with_proposals
 from msefpn.data.synthetic import draw
-from msefpn.engine.inputs import check_given
+from msefpn.engine.inputs import check_given, in_coco
 from msefpn.engine.run import (
     CONFIG,
     LAST,
@@ -28,7 +27,6 @@ from msefpn.engine.run import (
     is_first_process,
     read_run,
 )
-from msefpn.engine.screen import say
 from msefpn.engine.truth import category_ids_for
 from msefpn.errors import UserError, unknown_name
 
@@ -167,7 +165,8 @@ def plan_evaluation(
     config = read_about(run).config
     folder = run if run.is_dir() else run.parent
     refuse_unread(data, file)
-    data = None if data is None else _in_coco(data, (out or free_folder(folder / "evaluate")).parent, split)
+    out = out or free_folder(folder / "evaluate")
+    data = None if data is None else in_coco(data, out.parent, split)
     place = locate_split(data, split, file, images)
     if place is None:
         sources = read_run(folder)[1]
@@ -177,7 +176,6 @@ def plan_evaluation(
             place, known = (sources.val_json, sources.val_images), sources.val_proposals
         proposals = proposals or known
     check_given(config, proposals, run)
-    out = out or free_folder(folder / "evaluate")
     check_out(out)
     read, _ = read_coco(*place, masks=config.learns_masks)
     if proposals is not None:
@@ -254,14 +252,6 @@ def sources_of(data: Path | None, files: Mapping[str, Path], parent: Path, confi
     return _find(_builtin_set(parent, config) if builtin else data, files, parent)
 
 
-def _in_coco(data: Path, parent: Path, *needed: str) -> Path:
-    """A data folder in COCO's layout: the given one, or what is made of it in `parent`; see `as_coco`."""
-    folder, log = as_coco(data, parent / "converted", needed)
-    if is_first_process():
-        say(*log.lines())
-    return folder
-
-
 def _is_same(data: Path | None, files: Mapping[str, Path], sources: Sources, parent: Path) -> bool:
     """Whether what is given, where anything is, is what a run reads; proposals need not be given again."""
     given = {key: path.resolve() for key, path in files.items() if path is not None}
@@ -276,11 +266,11 @@ def names_data(files: Mapping[str, Path]) -> bool:
 
 
 def _find(data: Path | None, files: Mapping[str, Path], parent: Path) -> Sources:
-    """The files of both splits: the given ones, and the others by convention, see `_in_coco`."""
+    """The files of both splits: the given ones, and the others by convention, see `in_coco`."""
     refuse_unread(data, files.get("train_json"), files.get("val_json"))
     if data is not None:
         needed = [split for split in ("train", "val") if f"{split}_json" not in files]
-        data = _in_coco(data, parent, *needed)
+        data = in_coco(data, parent, *needed)
     found = {key: path for key, path in files.items() if key.endswith("_proposals")}
     for split in ("train", "val"):
         place = locate_split(data, split, files.get(f"{split}_json"), files.get(f"{split}_images"))
