@@ -122,6 +122,7 @@ def _noting(missing: dict[str, str], key: str) -> Iterator[None]:
 
 def _view(opened: _Opened, name: str, first: _Opened, price: Price | str) -> RunView:
     folder, config = opened.folder, opened.config
+    same_data = opened.is_on_the_data_of(first)
     missing = dict(opened.missing)
     rows: list[dict[str, float]] = []
     steps: dict[str, Curve] = {}
@@ -137,16 +138,16 @@ def _view(opened: _Opened, name: str, first: _Opened, price: Price | str) -> Run
         numbers = _numbers(folder / METRICS)
     if opened.truth is not None and opened.predicted is not None and opened.data is not None:
         with _noting(missing, "analysis"):
-            base = first.truth if opened.is_on_the_data_of(first) and first.truth is not None else None
-            analysis = _analysis(opened.data, opened.truth, opened.predicted, base or opened.truth)
+            base = first.truth if same_data and first.truth is not None else opened.truth
+            analysis = _analysis(opened.data, opened.truth, opened.predicted, base)
     return RunView(
-        name=name,
+        name=name if same_data else f"{name} (other data)",
         folder=str(folder),
         summary=f"{config.detector}, {config.backbone}, {config.neck}, {config.size} px",
         config=to_yaml(config),
         command=_command(folder, config, opened.sources),
         data=_about(opened),
-        same_data=opened.is_on_the_data_of(first),
+        same_data=same_data,
         rows=rows,
         steps=steps,
         numbers=numbers,

@@ -74,7 +74,7 @@ def numbers(views: Sequence[RunView]) -> Section:
                         cells.append(changed(mine, base, percent, 100, at, view.same_data))
                 rows.append([*cells, _MEANING[name]])
             tables.append(card(table([*heads, "of"], rows, caption=caption, words=[len(heads)])))
-        parts.append(grid(*tables))
+        parts += [grid(*tables)] if len(heads) <= 4 else tables
         about = f"Percent, of the best weights ({said})."
     return Section("COCO's numbers", parts, about, "COCO")
 

@@ -81,9 +81,11 @@ def _glance(views: Sequence[RunView]) -> Section:
             )
         f1 = [None if one.analysis is None else one.analysis.f1 for one in (view, first)]
         cells.append(changed(f1[0], f1[1], percent, 100, number, comparable))
-        for key, factor in (("parameters", 1e-6), ("seconds", 1e3)):
+        for key, factor, text in (("parameters", 1e-6, ".2f"), ("seconds", 1e3, ".1f")):
             mine, base = (None if one.price is None else getattr(one.price, key) for one in (view, first))
-            cells.append(changed(mine, base, _scaled(factor), factor, number, less=True))
+            cells.append(
+                changed(mine, base, _scaled(factor, text), factor, number, less=True, digits=text[1])
+            )
         rows.append([*cells, escaped(view.summary)])
     heads = ["run", "AP", "AP50", "AP75", "best F1", "parameters, M", "ms per image", "what"]
     parts.append(card(table(heads, rows, caption="AP and F1 in percent, of the best epoch", words=[7])))
@@ -219,7 +221,7 @@ def _cost(views: Sequence[RunView]) -> Section:
 
         def of(mine: float | None, base: float | None, scale: float, text: str, at: int = number) -> Cell:
             return changed(
-                mine, base, lambda v: format(v * scale, text), scale, at, less=True, digits=text[1:2]
+                mine, base, lambda v: format(v * scale, text), scale, at, less=True, digits=text[1]
             )
 
         same = price.size == first.size
@@ -242,7 +244,7 @@ def _cost(views: Sequence[RunView]) -> Section:
     return Section("Speed and cost", [*parts, card(table(heads, rows))], about, "Cost")
 
 
-def _scaled(factor: float, text: str = ".2f") -> Callable[[float], str]:
+def _scaled(factor: float, text: str) -> Callable[[float], str]:
     """Write values times a factor."""
     return lambda value: format(value * factor, text)
 
