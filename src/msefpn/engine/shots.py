@@ -96,7 +96,7 @@ def _row(place: int, runs: Sequence[Seen], verdicts: Sequence[Verdicts]) -> Row 
     data = runs[0].data
     index = int(np.argsort(data.ids)[place])
     height, width = data.sizes[index].tolist()
-    scale = min(1.0, SIDE / max(height, width))
+    scale = min(4.0, SIDE / max(height, width))  # a small image grows: labels keep their size
     small = max(1, round(height * scale)), max(1, round(width * scale))
     try:
         pixels, _ = read_reduced(data.path_of(index), (height, width), small)

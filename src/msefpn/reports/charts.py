@@ -238,8 +238,10 @@ class _Scale:
             return cls._logarithmic(low, high)
         if from_zero and axis.low is None:
             low = min(low, 0.0)
+        if high <= low and from_zero:
+            high = low + 1
         if high <= low:
-            low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+            return cls(low - 0.5, low + 0.5, [low], log=False)
         step = _nice((high - low) / 5)
         if not close:
             low = low if axis.low is not None else math.floor(low / step + 1e-9) * step

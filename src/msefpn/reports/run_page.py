@@ -217,9 +217,9 @@ def _cost(views: Sequence[RunView]) -> Section:
     names = list(dict.fromkeys(name for _, price in priced for name in price.macs if name != "all"))
     heads = ["run", "parameters, M", "ms per image", "images per second", "GMAC", *names]
     rows = []
-    for number, price in priced:
+    for place, (number, price) in enumerate(priced):
 
-        def of(mine: float | None, base: float | None, scale: float, text: str, at: int = number) -> Cell:
+        def of(mine: float | None, base: float | None, scale: float, text: str, at: int = place) -> Cell:
             return changed(
                 mine, base, lambda v: format(v * scale, text), scale, at, less=True, digits=text[1]
             )
