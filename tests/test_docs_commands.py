@@ -6,6 +6,7 @@ page before has run is not run again.
 
 import functools
 import inspect
+import json
 import re
 import shlex
 import shutil
@@ -110,6 +111,27 @@ class Sandbox:
         out.unlink(missing_ok=True)
 
 
+def label(folder: Path, data: Path) -> None:
+    """Make a folder in LabelMe's format: photos of five patients, without splits."""
+    folder.mkdir()
+    content = json.loads((data / "train.json").read_text(encoding="utf-8"))
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    for number, image in enumerate(content["images"]):
+        photo = folder / f"p{number % 5}_{number:03}.jpg"
+        shutil.copy(data / "train" / image["file_name"], photo)
+        boxes = [
+            (names[item["category_id"]], item["bbox"])
+            for item in content["annotations"]
+            if item["image_id"] == image["id"]
+        ]
+        shapes = [
+            {"label": name, "points": [[x, y], [x + width, y + height]], "shape_type": "rectangle"}
+            for name, (x, y, width, height) in boxes
+        ]
+        about = {"imagePath": photo.name, "imageWidth": image["width"], "imageHeight": image["height"]}
+        photo.with_suffix(".json").write_text(json.dumps(about | {"shapes": shapes}), encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """Prepare what the texts speak of: the user's data and photos, and a run."""
@@ -117,6 +139,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     synthetic.draw(folder / "my_data", train=4, val=2, seed=0, size=96)
     shutil.copytree(folder / "my_data" / "val", folder / "photos")
     shutil.copytree(folder / "my_data", folder / "runs" / "builtin-data")
+    synthetic.draw(folder / "more", train=10, val=1, seed=1, size=96)
+    label(folder / "labelled", folder / "more")
     for name, text in ROWS.items():
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
