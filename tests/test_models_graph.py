@@ -104,6 +104,9 @@ def assert_same(found: Detections, expected: Detections) -> None:
         torch.testing.assert_close(found.scores[i, :count], expected.scores[i, :count], atol=1e-4, rtol=0)
         torch.testing.assert_close(found.boxes[i, :count], expected.boxes[i, :count], atol=0.05, rtol=0)
         assert torch.equal(found.labels[i, :count], expected.labels[i, :count])
+        assert found.strides is not None
+        assert expected.strides is not None
+        assert torch.equal(found.strides[i, :count], expected.strides[i, :count])
         if expected.masks is not None:
             assert found.masks is not None
             torch.testing.assert_close(found.masks[i, :count], expected.masks[i, :count], atol=1e-4, rtol=0)

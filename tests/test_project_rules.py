@@ -38,8 +38,9 @@ MAY_IMPORT = {
     "engine": LEAVES | {"checkpoint", "necks", "data", "models", "metrics", "reports", "memory"},
     "api": LEAVES | {"necks", "data", "models", "metrics", "reports", "engine"},
     "compare": {"api", "engine"},
-    "look": {"api", "engine"},
+    "look": {"api", "engine", "errors", "web"},
     "prepare": {"api", "config", "data", "engine"},
+    "web": LEAVES | {"data", "engine"},
     "memory": set[str](),
     "cli": LEAVES | {"engine", "api", "compare", "look", "prepare", "memory", "msefpn"},
     "__init__": {"api", "compare", "errors", "look", "necks", "prepare"},
@@ -58,7 +59,16 @@ NO_HEAVY_IMPORT = {
     "look",
     "prepare",
 }
-HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "supervision", "faster_coco_eval", "hotcoco"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "timm",
+    "pytorch_lightning",
+    "supervision",
+    "faster_coco_eval",
+    "hotcoco",
+    "gradio",
+}
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 
 

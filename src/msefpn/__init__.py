@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from msefpn.api import build, evaluate, export, load, predict, train
     from msefpn.compare import ablate, cost
     from msefpn.errors import UserError
-    from msefpn.look import explain, report
+    from msefpn.look import demo, explain, report
     from msefpn.necks import FPN, GCG, MSEFPN, SEM, SIM
     from msefpn.prepare import check, convert, split
 
@@ -29,6 +29,7 @@ __all__ = [
     "check",
     "convert",
     "cost",
+    "demo",
     "evaluate",
     "explain",
     "export",
@@ -43,7 +44,7 @@ _HOMES = {
     **dict.fromkeys(("FPN", "GCG", "MSEFPN", "SEM", "SIM"), "necks"),
     **dict.fromkeys(("ablate", "cost"), "compare"),
     **dict.fromkeys(("check", "convert", "split"), "prepare"),
-    **dict.fromkeys(("explain", "report"), "look"),
+    **dict.fromkeys(("demo", "explain", "report"), "look"),
 }
 """Where a name comes from, if not from `msefpn.api`."""
 

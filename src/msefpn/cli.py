@@ -30,8 +30,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "ablate": compare.ablate,
     "explain": look.explain,
     "report": look.report,
+    "demo": look.demo,
 }
-_POSITIONAL = {("check", "data"): "?"}
+_POSITIONAL = {("check", "data"): "?", ("demo", "runs"): "*"}
 """Arguments with a default that are given without a name all the same."""
 
 
@@ -113,7 +114,7 @@ def command_parser(name: str, defaults: dict[str, Any]) -> argparse.ArgumentPars
         text = texts[argument.name].replace("%", "%%")
         if not any(default is nothing for nothing in (None, False, inspect.Parameter.empty)):
             text += f" (default: {default})"
-        nargs = "+" if several else _POSITIONAL.get((name, argument.name))
+        nargs = _POSITIONAL.get((name, argument.name), "+" if several else None)
         if argument.default is inspect.Parameter.empty or (name, argument.name) in _POSITIONAL:
             parser.add_argument(argument.name, type=kind, nargs=nargs, help=text)
         elif kind is bool:

@@ -3,11 +3,13 @@
 # ruff: noqa: PLC0415  (what is slow to import is imported where it is needed)
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from msefpn.api import as_path, as_text
+from msefpn.errors import UserError
 
 
 def explain(
@@ -80,3 +82,48 @@ def report(runs: Sequence[str | Path] | str | Path, *, out: str | Path | None = 
 
     folders = [runs] if isinstance(runs, (str, Path)) else runs
     return engine([Path(run) for run in folders], as_path(out))
+
+
+def demo(
+    runs: Sequence[str | Path] | str | Path | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    size: str | int | None = None,
+    device: str = "auto",
+    max_megabytes: float = 20.0,
+    max_megapixels: float = 50.0,
+) -> None:
+    """Serve a page on which a picture, dropped or from the camera, shows its boxes; two runs are compared.
+
+    Needs the extra `demo`. A picture stays in this process's memory: it is written nowhere, and forgotten
+    half an hour after its visitor has gone.
+
+    Args:
+        runs: one or two run folders (their best weights), .safetensors or exported files; none: the newest
+            run in runs/
+        host: address to listen on; 0.0.0.0 opens the page to the network
+        port: 0: any free one
+        size: as in training; the run's own
+        device: auto, cpu or gpu
+        max_megabytes: largest file that is taken
+        max_megapixels: largest width times height that is taken
+
+    Raises:
+        UserError: the request cannot be met; the message says what to change.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError('the page needs the extra: pip install "msefpn[demo]"')
+
+    from msefpn.web.picture import Limits
+    from msefpn.web.start import start
+
+    given = [] if runs is None else [runs] if isinstance(runs, (str, Path)) else runs
+    start(
+        [Path(run) for run in given],
+        host=host,
+        port=port,
+        limits=Limits(max_megabytes, max_megapixels),
+        size=as_text(size),
+        device=device,
+    )

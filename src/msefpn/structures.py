@@ -63,6 +63,10 @@ class Detections(NamedTuple):
     """(B,) int64, candidates over the score threshold that did not fit before suppression."""
     masks: Tensor | None = None
     """(B, D, M, M) float32, 0..1: how likely each cell of a box is on the object; None: no such part."""
+    strides: Tensor | None = None
+    """(B, D) int64, pixels: stride of the level that a detection was found on, or that its region was pooled
+    from; 0 where not valid; None: there is no one such level, or it is not told.
+    """
 
 
 def to_original(boxes: Tensor, sizes: Tensor, original_sizes: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Alpha is dropped and not blended, as OpenCV's colour reading does; 16-bit values
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ def read_header(path: Path, size: tuple[int, int] | None = None, *, decode: bool
         raise ImageFault(_reason(error)) from error
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+def read_image(path: Path | BinaryIO, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Decode an image file to RGB, (height, width, 3) uint8, turned upright by its EXIF orientation.
 
     `size` is the height and width that the annotation file states: where it fits only the pixels as they are
@@ -77,7 +77,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.ui
 
 
 def read_reduced(
-    path: Path, size: tuple[int, int] | None = None, least: tuple[int, int] | None = None
+    path: Path | BinaryIO, size: tuple[int, int] | None = None, least: tuple[int, int] | None = None
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode like `read_image`, and give the height and width that it would give.
 

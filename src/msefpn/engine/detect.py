@@ -36,12 +36,15 @@ class Found:
     """(M,) COCO's run lengths of the image in its file; None: the detector draws none."""
     cut: int = 0
     """Candidates over the score threshold that were not looked at; see `Detections.cut`."""
+    strides: NDArray[np.int64] | None = None
+    """(M,) strides of the levels that they were found on, see `Detections.strides`; None: not told."""
 
     def where(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Found:
         """Return some of the detections; `rows` is a mask (M,) or their indices."""
         masks = None if self.masks is None else self.masks[rows]
+        strides = None if self.strides is None else self.strides[rows]
         columns = self.image_ids[rows], self.boxes[rows], self.scores[rows], self.labels[rows]
-        return Found(*columns, masks, self.cut)
+        return Found(*columns, masks, self.cut, strides)
 
 
 def pick_device(name: str) -> torch.device:
@@ -130,6 +133,7 @@ def found_in(detector: Detects, batch: Batch, device: torch.device, score: float
     scores, labels, cut = found.scores.float().cpu(), found.labels.cpu(), found.cut.tolist()
     valid = found.valid.cpu() & (scores >= score)
     masks = None if found.masks is None else found.masks.float().cpu()
+    strides = None if found.strides is None else found.strides.cpu()
     return [
         Found(
             np.full(int(kept.sum()), int(id)),
@@ -138,6 +142,7 @@ def found_in(detector: Detects, batch: Batch, device: torch.device, score: float
             labels[row, kept].numpy(),
             None if masks is None else _masks(masks[row, kept], boxes[row, kept], size.tolist()),
             cut[row],
+            None if strides is None else strides[row, kept].numpy(),
         )
         for row, (id, kept, size) in enumerate(zip(batch.ids, valid, batch.original_sizes, strict=True))
     ]
@@ -146,6 +151,7 @@ def found_in(detector: Detects, batch: Batch, device: torch.device, score: float
 def merged(parts: Sequence[Found]) -> Found:
     """Put the detections of several batches or processes together."""
     masks = [part.masks for part in parts if part.masks is not None]  # one without any may have found nothing
+    strides = [part.strides for part in parts if part.strides is not None]
     return Found(
         np.concatenate([part.image_ids for part in parts]),
         np.concatenate([part.boxes for part in parts]),
@@ -153,6 +159,7 @@ def merged(parts: Sequence[Found]) -> Found:
         np.concatenate([part.labels for part in parts]),
         np.concatenate(masks) if masks else None,
         sum(part.cut for part in parts),
+        np.concatenate(strides) if strides else None,
     )
 
 

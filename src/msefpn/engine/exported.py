@@ -49,7 +49,7 @@ class Exported:
         feed = {name: np.ascontiguousarray(x) for name, x in zip(INPUTS, given, strict=False)}
         found = self._engine(feed)
         values = [torch.as_tensor(found[name]) if name in found else None for name in OUTPUTS]
-        return Detections(*values)  # type: ignore[arg-type]  # only masks may be None
+        return Detections(*values)  # type: ignore[arg-type]  # the last two may be None
 
 
 def load_exported(path: str | Path, *, bf16: bool = False) -> Exported:

@@ -109,6 +109,11 @@ def draw(pixels: NDArray[np.uint8], found: Found, classes: Sequence[str]) -> NDA
     return np.ascontiguousarray(drawn)
 
 
+def class_colour(label: int) -> str:
+    """The colour in which `draw` shows a class, as #rrggbb."""
+    return str(_COLOURS.by_idx(label).as_hex())
+
+
 def _chunks(files: Sequence[Path], batch: int, unreadable: list[str]) -> Iterator[list[_Picture]]:
     """Decoded images in groups; the next group is read while the last is looked at."""
     with ThreadPoolExecutor(2) as pool:

@@ -84,11 +84,13 @@ class CascadeHead(nn.Module):
         """Detect, see `RoIHead.forward`."""
         rois, logits = proposals.boxes, []
         for stage in self.stages:
+            pooled = rois
             found, boxes = stage.refined(pyramid, rois, sizes)  # type: ignore[operator]  # a ModuleList forgets
             logits.append(found)
             rois = boxes.squeeze(2)
         last: RoIHead = self.stages[-1]  # type: ignore[assignment]  # likewise
-        return last.selected(torch.stack(logits).mean(dim=0), rois[:, :, None], proposals.valid)
+        regions = Proposals(pooled, proposals.valid)
+        return last.selected(torch.stack(logits).mean(dim=0), rois[:, :, None], regions)
 
     def losses(
         self, pyramid: list[Tensor], proposals: Proposals, sizes: Tensor, targets: Targets

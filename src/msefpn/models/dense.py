@@ -1,6 +1,6 @@
 """What heads that predict in every cell share: towers of convolutions, and the way to detections."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,12 @@ def by_cell(x: Tensor, values: int) -> Tensor:
     return cells
 
 
+def strides_of(anchors: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
+    """For each level's anchors (N_i, P) its stride, so often: (N_i,) int64."""
+    pairs = zip(anchors, strides, strict=True)
+    return [torch.full_like(level[:, 0], stride, dtype=torch.int64) for level, stride in pairs]
+
+
 def best_pairs(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Score, anchor and label, each (B, n), of the best pairs of scores (B, N, K).
 
@@ -43,7 +49,7 @@ def best_pairs(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def detect(
-    levels: Iterable[tuple[Tensor, Tensor, Tensor]],
+    levels: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]],
     boxes_of: Callable[[Tensor, Tensor], Tensor],
     sizes: Tensor,
     selection: Selection,
@@ -53,27 +59,29 @@ def detect(
     """The detections among the best pairs of anchor and class of each level.
 
     Args:
-        levels: for each level scores (B, N, K), predictions (B, N, 4) and anchors (N, P). A head whose
-            levels share their `candidates` gives one for all.
+        levels: for each level scores (B, N, K), predictions (B, N, 4), anchors (N, P) and their strides (N,).
+            A head whose levels share their `candidates` gives one for all.
         boxes_of: boxes (B, n, 4), pixels, of predictions (B, n, 4) and their anchors (B, n, P).
         sizes: (B, 2), height and width of each image, pixels.
         selection: chooses the detections; its `candidates` are those of each of `levels`.
         threshold: the scores are logits, and this is `selection.score` as one; None: they are 0..1.
     """
-    boxes, scores, labels, cut = [], [], [], []
-    for every_score, predictions, anchors in levels:
+    boxes, scores, labels, strides, cut = [], [], [], [], []
+    for every_score, predictions, anchors, stride in levels:
         score, anchor, label = best_pairs(full_precision(every_score), selection.candidates)
         chosen = full_precision(predictions).gather(1, anchor[..., None].expand(-1, -1, 4))
         boxes.append(clip_boxes(boxes_of(chosen, anchors[anchor]), sizes))
         probability = score if threshold is None else score.sigmoid()
         scores.append(torch.where(score > PAD_SCORE, probability, 0))
         labels.append(label)
+        strides.append(stride[anchor])
         over = every_score > (selection.score if threshold is None else threshold)
         cut.append((over.flatten(1).sum(dim=1) - selection.candidates).clamp(min=0))
     return selection(
         torch.cat(boxes, 1),
         torch.cat(scores, 1),
         torch.cat(labels, 1),
+        torch.cat(strides, 1),
         sets=len(scores),
         cut=torch.stack(cut).sum(dim=0),
     )

@@ -10,7 +10,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from msefpn.models.anchors import AnchorGenerator
 from msefpn.models.boxes import full_precision
-from msefpn.models.dense import by_cell, detect, tower
+from msefpn.models.dense import by_cell, detect, strides_of, tower
 from msefpn.models.losses import focal_loss
 from msefpn.models.matching import PointMatcher
 from msefpn.models.select import Selection
@@ -84,7 +84,8 @@ class FCOSHead(nn.Module):
             (classes.sigmoid() * centre.sigmoid()[..., None]).sqrt()
             for classes, centre in zip(logits, centreness, strict=True)
         ]
-        levels = zip(scores, distances, self.anchors(pyramid, image), strict=True)
+        anchors = self.anchors(pyramid, image)
+        levels = zip(scores, distances, anchors, strides_of(anchors, self.anchors.strides), strict=True)
         return detect(levels, _boxes, sizes, self.selection)
 
     def losses(

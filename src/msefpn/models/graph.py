@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from msefpn.models.detector import Detector
 from msefpn.models.fold import folded
-from msefpn.structures import Proposals
+from msefpn.structures import Detections, Proposals
 
 LEAST, MOST = 160, 8192
 """Bounds of the padded height and width, pixels, multiples of 32. Below, the coarsest map has a single cell,
@@ -22,8 +22,8 @@ MOST_IMAGES = 1024
 """Bound of the batch."""
 INPUTS = ("images", "sizes", "regions", "regions_valid")
 """As in `Detector.forward`; the regions only of a detector that has no RPN."""
-OUTPUTS = ("boxes", "scores", "labels", "valid", "cut", "masks")
-"""As in `Detections`; masks only of a detector that draws some."""
+OUTPUTS = Detections._fields
+"""Those that are not None for the detector: masks where it draws some, strides where a box has one level."""
 
 
 class _Plain(nn.Module):
@@ -60,10 +60,11 @@ def trace(detector: Detector) -> torch.export.ExportedProgram:
 def trace_onnx(detector: Detector) -> Any:
     """Trace a detector in evaluation mode to an `onnx.ModelProto` of `INPUTS` and `OUTPUTS`."""
     given, shapes = _example(detector)
-    names = OUTPUTS if detector.config.learns_masks else OUTPUTS[:-1]
     with torch.no_grad(), folded(detector), _quiet():
+        plain = _Plain(detector)
+        names = list(plain(*given))
         program = torch.onnx.export(
-            _Plain(detector),
+            plain,
             given,
             dynamo=True,
             verbose=False,

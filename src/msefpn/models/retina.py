@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from msefpn.models.anchors import AnchorGenerator
 from msefpn.models.boxes import decode, encode, full_precision
-from msefpn.models.dense import by_cell, detect, tower
+from msefpn.models.dense import by_cell, detect, strides_of, tower
 from msefpn.models.losses import box_loss, check_beta, focal_loss
 from msefpn.models.matching import MaxIoUMatcher, matched_boxes
 from msefpn.models.select import Selection
@@ -104,7 +104,9 @@ class RetinaHead(nn.Module):
             sizes: (B, 2), height and width of each image, pixels.
             image: height and width of the padded image, pixels.
         """
-        levels = zip(*self._heads(pyramid), self.anchors(pyramid, image), strict=True)
+        anchors = self.anchors(pyramid, image)
+        strides = strides_of(anchors, self.anchors.strides)
+        levels = zip(*self._heads(pyramid), anchors, strides, strict=True)
         boxes_of = functools.partial(decode, stds=STDS, clamp_both=self.clamp_both)
         return detect(levels, boxes_of, sizes, self.selection, threshold=self.threshold)
 

@@ -154,19 +154,22 @@ class RoIHead(nn.Module):
             sizes: (B, 2), height and width of each image, pixels.
         """
         logits, boxes = self.refined(pyramid, proposals.boxes, sizes)
-        return self.selected(logits, boxes, proposals.valid)
+        return self.selected(logits, boxes, proposals)
 
     def refined(self, pyramid: list[Tensor], rois: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, R, K + 1) and boxes (B, R, K or 1, 4), clipped to the images, of rois (B, R, 4)."""
         logits, deltas = self._heads(pyramid, rois)
         return logits, self.decoded(deltas, rois, sizes)
 
-    def selected(self, logits: Tensor, boxes: Tensor, valid: Tensor) -> Detections:
-        """The detections among regions: logits (B, R, K + 1), boxes (B, R, K or 1, 4) and valid (B, R)."""
-        scores = logits.softmax(dim=-1)[..., :-1] * valid[..., None]
+    def selected(self, logits: Tensor, boxes: Tensor, pooled: Proposals) -> Detections:
+        """The detections among regions: logits (B, R, K + 1), boxes (B, R, K or 1, 4) and `pooled`, R."""
+        scores = logits.softmax(dim=-1)[..., :-1] * pooled.valid[..., None]
         boxes = boxes.expand(-1, -1, self.num_classes, -1).flatten(1, 2)  # (B, R * K, 4)
-        labels = torch.arange(self.num_classes, device=scores.device).expand(*valid.shape, -1)
-        return self.selection(boxes, scores.flatten(1), labels.flatten(1))
+        labels = torch.arange(self.num_classes, device=scores.device).expand_as(scores)
+        strides = None
+        if self.select is None:  # soft selection pools from all levels
+            strides = self.pool.strides_of(pooled.boxes)[..., None].expand_as(scores).flatten(1)
+        return self.selection(boxes, scores.flatten(1), labels.flatten(1), strides)
 
     def losses(
         self,

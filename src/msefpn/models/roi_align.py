@@ -47,6 +47,11 @@ class RoIAlign(nn.Module):
             return self._masked(pyramid, rois, level)
         return self._by_level(pyramid, rois, level)
 
+    def strides_of(self, boxes: Tensor) -> Tensor:
+        """Strides (B, R) int64, pixels, of the levels that boxes (B, R, 4) are pooled from."""
+        level = self.level_of(self._rois(boxes)[:, 1:])
+        return torch.tensor(self.strides, device=boxes.device)[level].view(boxes.shape[:2])
+
     def level_of(self, boxes: Tensor) -> Tensor:
         """Index (n,) of the level that each of the boxes (n, 4) is pooled from."""
         sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)

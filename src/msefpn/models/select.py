@@ -25,7 +25,14 @@ class Selection:
     """Boxes with a side not above this, pixels, are dropped."""
 
     def __call__(
-        self, boxes: Tensor, scores: Tensor, labels: Tensor, *, sets: int = 1, cut: Tensor | None = None
+        self,
+        boxes: Tensor,
+        scores: Tensor,
+        labels: Tensor,
+        strides: Tensor | None = None,
+        *,
+        sets: int = 1,
+        cut: Tensor | None = None,
     ) -> Detections:
         """Select.
 
@@ -33,6 +40,7 @@ class Selection:
             boxes: (B, N, 4), clipped to the image.
             scores: (B, N), 0..1.
             labels: (B, N) int64.
+            strides: (B, N) int64, of the levels that they come from; None: of none in particular.
             sets: how many sets an image's N candidates come from.
             cut: (B,) int64, candidates of each image that were cut before.
         """
@@ -43,12 +51,13 @@ class Selection:
         box = boxes.gather(1, index[..., None].expand(-1, -1, 4))
         label = labels.gather(1, index)
         keep = nms(box, best, label, best > self.score, self.nms_iou)
-        best, index = top_candidates(best.masked_fill(~keep, PAD_SCORE), self.detections)
+        best, last = top_candidates(best.masked_fill(~keep, PAD_SCORE), self.detections)
         valid = best > PAD_SCORE
         return Detections(
-            boxes=box.gather(1, index[..., None].expand(-1, -1, 4)) * valid[..., None],
+            boxes=box.gather(1, last[..., None].expand(-1, -1, 4)) * valid[..., None],
             scores=torch.where(valid, best, 0),
-            labels=torch.where(valid, label.gather(1, index), 0),
+            labels=torch.where(valid, label.gather(1, last), 0),
             valid=valid,
             cut=cut_here if cut is None else cut_here + cut,
+            strides=None if strides is None else strides.gather(1, index).gather(1, last) * valid,
         )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msefpn.models.boxes import decode, encode, full_precision
-from msefpn.models.dense import by_cell, detect
+from msefpn.models.dense import by_cell, detect, strides_of
 from msefpn.models.losses import box_loss
 from msefpn.models.matching import MaxIoUMatcher, matched_boxes
 from msefpn.models.select import Selection
@@ -121,7 +121,9 @@ class SSDHead(nn.Module):
             image: height and width of the padded image, pixels.
         """
         logits, deltas = self._heads(pyramid)
-        levels = [(logits.softmax(dim=-1)[..., :-1], deltas, torch.cat(self.boxes(pyramid, image)))]
+        boxes = self.boxes(pyramid, image)
+        strides = torch.cat(strides_of(boxes, self.boxes.strides))
+        levels = [(logits.softmax(dim=-1)[..., :-1], deltas, torch.cat(boxes), strides)]
         return detect(levels, functools.partial(decode, stds=STDS), sizes, self.selection)
 
     def losses(

@@ -100,7 +100,8 @@ class YOLOHead(nn.Module):
         """
         found = self._heads(pyramid)  # (B, N, 5 + K)
         scores = found[..., 4:5].sigmoid() * found[..., 5:].sigmoid()  # (B, N, K)
-        levels = [(scores, found[..., :4], self._cells(pyramid))]
+        cells = self._cells(pyramid)
+        levels = [(scores, found[..., :4], cells, cells[:, 2].long())]
         return detect(levels, self._boxes, sizes, self.selection)
 
     def losses(
