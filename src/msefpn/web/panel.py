@@ -13,6 +13,12 @@ from msefpn.web.visit import Look, Shown, Visit, all_classes, chosen, drawn, jso
 
 WELCOME = '<div class="welcome">The boxes that are found in your picture appear here.</div>'
 
+ABOUT = (
+    "The time is from pixels to boxes. Level: where in the pyramid a box was found, P3 / 8 being the level of "
+    "stride 8, in pixels of what the network sees; in a two-stage detector, the level that its region was "
+    "pooled from. – where the detector does not tell."
+)
+
 
 def panels(visit: Visit, runs: Sequence[Shown], score: float, wanted: Collection[str]) -> str:
     """A panel for each run, side by side where there is room."""
@@ -21,7 +27,7 @@ def panels(visit: Visit, runs: Sequence[Shown], score: float, wanted: Collection
         _panel(visit, look, run, chosen(look, score, wanted, classes), classes)
         for look, run in zip(visit.looks, runs, strict=True)
     )
-    return f'<div class="panels">{inner}</div>'
+    return f'<div class="panels">{inner}</div><p class="about">{ABOUT}</p>'
 
 
 def title(runs: Sequence[Shown]) -> str:

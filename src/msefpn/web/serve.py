@@ -125,7 +125,7 @@ def server_of(page: gr.Blocks, limits: Limits) -> uvicorn.Server:
         pwa=False,
         mcp_server=False,
         theme=theme(),
-        css=asset("page.css"),
+        head=asset("head.html") + f"<style>{asset('page.css')}</style>",  # gradio's `css` drops @container
     )
     config = uvicorn.Config(
         Guard(app, limits), log_level="warning", access_log=False, timeout_graceful_shutdown=1
