@@ -14,9 +14,9 @@ from msefpn.web.visit import Look, Shown, Visit, all_classes, chosen, drawn, jso
 WELCOME = '<div class="welcome">The boxes that are found in your picture appear here.</div>'
 
 ABOUT = (
-    "The time is from pixels to boxes. Level: where in the pyramid a box was found, P3 / 8 being the level of "
-    "stride 8, in pixels of what the network sees; in a two-stage detector, the level that its region was "
-    "pooled from. – where the detector does not tell."
+    "The time is from pixels to boxes. Level: where in the pyramid a box was found; P3 / 8 is the level of "
+    "stride 8, in pixels of what the network sees. In a two-stage detector it is the level that the box's "
+    "region was pooled from. – where the detector does not tell."
 )
 
 
