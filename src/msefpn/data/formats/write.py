@@ -82,7 +82,8 @@ def as_coco(data: Path, cache: Path, needed: Sequence[str]) -> tuple[Path, Log]:
     mark = hashlib.sha256(
         repr([(texts[split], str(part.folder)) for split, part in source.parts.items()]).encode()
     )
-    folder = cache / f"{data.resolve().stem}-{mark.hexdigest()[:8]}"
+    name = (data if data.is_dir() else data.parent).resolve().name
+    folder = cache / f"{name}-{mark.hexdigest()[:8]}"
     if not folder.is_dir():
         try:
             _write_links(source.parts, texts, folder)

@@ -150,7 +150,7 @@ def _named(about: dict[str, Any], file: Path, log: Log) -> dict[str, list[Path]]
     for key, split in SPLITS.items():
         given = about.get(key) or []
         pictures: list[Path] = []
-        for item in [given] if isinstance(given, str) else given:
+        for item in given if isinstance(given, list) else [given]:
             if not isinstance(item, str):
                 raise UserError(f"'{file}': {key} must be a folder, a list file, or several of these")
             place = _resolve(item, about, file)
