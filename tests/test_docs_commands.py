@@ -17,9 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import cv2
 import pytest
-import supervision as sv
 import timm
 from safetensors.torch import save_file
 
@@ -135,14 +133,6 @@ def label(folder: Path, data: Path) -> None:
         photo.with_suffix(".json").write_text(json.dumps(about | {"shapes": shapes}), encoding="utf-8")
 
 
-def film(path: Path, photo: Path) -> None:
-    """Make a video of one photo, ten times."""
-    frame = cv2.imread(str(photo))
-    with sv.VideoSink(str(path), sv.VideoInfo(frame.shape[1], frame.shape[0], fps=10)) as sink:
-        for _ in range(10):
-            sink.write_frame(frame)
-
-
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """Prepare what the texts speak of: the user's data and photos, and a run."""
@@ -151,7 +141,6 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     shutil.copytree(folder / "my_data" / "val", folder / "photos")
     shutil.copytree(folder / "my_data", folder / "runs" / "builtin-data")
     synthetic.draw(folder / "more", train=10, val=1, seed=1, size=96)
-    film(folder / "street.mp4", folder / "photos" / "000001.jpg")
     label(folder / "labelled", folder / "more")
     for name, text in ROWS.items():
         (folder / name).write_text(text, encoding="utf-8")
