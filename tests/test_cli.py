@@ -70,9 +70,9 @@ def test_options_override_the_recipe_in_any_order(order: int, monkeypatch: pytes
     assert seen == {"recipe": "r.yaml", "epochs": 3, "lr": 1e-3, "size": "320", "resume": True}
 
 
-def test_predict_takes_several_images() -> None:
+def test_predict_takes_several_sources() -> None:
     given = command_parser("predict", {}).parse_args(["run", "a.jpg", "b", "--score", "0.5"])
-    assert vars(given) == {"run": "run", "images": ["a.jpg", "b"], "score": 0.5}
+    assert vars(given) == {"run": "run", "sources": ["a.jpg", "b"], "score": 0.5}
 
 
 def test_a_path_that_the_system_refuses_is_one_line(

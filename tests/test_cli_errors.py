@@ -288,7 +288,7 @@ case("no image that can be read", "torn.jpg")(
 case("score out of range", "score")(
     lambda p: ["predict", p.run, p.data / "val", "--score", "30", "--out", p.out]
 )
-case("predict without images", "images")(lambda p: ["predict", p.run, "--out", p.out])
+case("predict without sources", "sources")(lambda p: ["predict", p.run, "--out", p.out])
 case("check without data", "data")(lambda p: ["check"])
 
 

@@ -9,10 +9,11 @@ import torch
 import yaml
 from PIL import Image
 
-from msefpn.api import evaluate, load, predict, train
+from msefpn.api import evaluate, load, train
 from msefpn.cli import main
 from msefpn.data.masks import decode_masks
 from msefpn.engine.detect import Found, detect, merged
+from msefpn.infer import predict
 
 Capsys = pytest.CaptureFixture[str]
 TINY_FILE = Path(__file__).with_name("tiny.yaml")

@@ -1,6 +1,7 @@
 """Predict and evaluate with a run: pictures, one json, and nothing overwritten."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import torch
 from PIL import Image
 
 import msefpn
+from msefpn.cli import main
 from msefpn.data.images import read_image
 from msefpn.engine.detect import Found
-from msefpn.engine.inputs import find_images, picture_names
-from msefpn.engine.predict import draw
+from msefpn.engine.predictor import Predictor
 from msefpn.errors import UserError
 from msefpn.metrics.coco import NUMBERS
 from msefpn.models import TwoStage
@@ -71,6 +72,88 @@ def test_one_path_alone(run: Path, tiny_set: Path, tmp_path: Path) -> None:
         assert (out / "000001.jpg").is_file()
 
 
+def test_bad_files_are_named_and_the_rest_is_kept(
+    run: Path, tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(tiny_set / "val", folder)
+    (folder / "zero.png").touch()
+    (folder / "torn.jpg").write_bytes((folder / "000002.jpg").read_bytes()[:500])
+    assert main(["predict", str(run), str(folder), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert sum("skipped: " in line and str(folder) in line for line in told) == 2
+    assert "in 5 images, 2 skipped, " in told[-1]
+    assert len(list((tmp_path / "out").glob("*.jpg"))) == 5
+    for name in ("zero.png", "torn.jpg"):
+        shutil.move(folder / name, tmp_path / name)
+    bad = [str(tmp_path / name) for name in ("zero.png", "torn.jpg")]
+    assert main(["predict", str(run), *bad, "--out", str(tmp_path / "none")]) == 2
+    assert "none of the 2 images can be read" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_classes_that_are_asked_for(run: Path, tiny_set: Path, tmp_path: Path) -> None:
+    names = msefpn.load(run).classes
+    options: dict[str, Any] = {"score": 0.0, "device": "cpu"}
+    every = msefpn.predict(run, tiny_set / "val", out=tmp_path / "every", **options)
+    some = msefpn.predict(run, tiny_set / "val", out=tmp_path / "some", classes=[names[1]], **options)
+    assert some == [item for item in every if item["category"] == names[1]]
+    assert 0 < len(some) < len(every)
+    with pytest.raises(UserError, match=f"unknown class 'ball': .*known: .*{names[1]}"):
+        msefpn.predict(run, tiny_set / "val", classes="ball")
+
+
+def test_stream_gives_what_predict_writes(run: Path, tiny_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "torn.jpg").touch()
+    files = sorted((tiny_set / "val").iterdir())
+    given: list[str | Path] = [*files[:2], tmp_path / "torn.jpg", files[2]]
+    found = msefpn.predict(run, given, out=tmp_path / "out", score=0.1, device="cpu")
+    with pytest.warns(UserWarning, match=r"skipped: .*torn\.jpg"):
+        results = list(msefpn.stream(run, given, score=0.1, device="cpu"))
+    assert [result.source for result in results] == [str(path) for path in files[:3]]
+    assert {result.frame for result in results} == {None}
+    for result in results:
+        np.testing.assert_array_equal(result.image, read_image(Path(result.source)))
+        mine = [item for item in found if item["file_name"] == result.source]
+        assert list(result.detections.data["class_name"]) == [item["category"] for item in mine]
+        assert result.detections.confidence is not None
+        np.testing.assert_allclose(result.detections.confidence, [item["score"] for item in mine], atol=1e-5)
+        corners = np.array([item["bbox"] for item in mine])
+        np.testing.assert_allclose(result.detections.xyxy[:, :2], corners[:, :2], atol=0.01)
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(UserError, match=r"torn\.jpg"):
+        list(msefpn.stream(run, tmp_path / "torn.jpg", device="cpu"))
+
+
+def test_an_interruption_keeps_what_was_found(
+    run: Path, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Predictor, images: Any, **options: Any) -> list[Found]:
+        if len(list((tmp_path / "out").glob("*.jpg"))) == 2:
+            raise KeyboardInterrupt
+        return real(self, images, **options)
+
+    real = Predictor.__call__
+    monkeypatch.setattr(Predictor, "__call__", stop)
+    with pytest.raises(KeyboardInterrupt, match="what was found until then"):
+        msefpn.predict(run, tiny_set / "val", out=tmp_path / "out", score=0.0, device="cpu")
+    kept = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {item["image_id"] for item in kept} == {0, 1}
+
+
+def test_tiles_find_more_of_a_large_image(run: Path, tiny_set: Path, tmp_path: Path) -> None:
+    small = read_image(tiny_set / "val" / "000001.jpg")
+    Image.fromarray(np.tile(small, (3, 3, 1))).save(tmp_path / "large.png")
+    options: dict[str, Any] = {"score": 0.0, "device": "cpu", "save": ["json"]}
+    plain = msefpn.predict(run, tmp_path / "large.png", out=tmp_path / "plain", **options)
+    tiled = msefpn.predict(
+        run, tmp_path / "large.png", out=tmp_path / "tiled", tile=True, tile_size=160, batch=4, **options
+    )
+    assert [path.name for path in (tmp_path / "tiled").iterdir()] == ["predictions.json"]
+    assert len(tiled) > 2 * len(plain)
+    height, width = 3 * small.shape[0], 3 * small.shape[1]
+    assert all(x + w <= width + 0.02 and y + h <= height + 0.02 for x, y, w, h in (t["bbox"] for t in tiled))
+
+
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_device_memory_and_cut(
     command: str,
@@ -125,44 +208,3 @@ def test_evaluations_of_a_run_are_numbered(run: Path, tiny_set: Path) -> None:
         assert (run / f"evaluate-{number}" / "metrics.json").is_file()
     with pytest.raises(UserError, match="not empty"):
         msefpn.evaluate(run, out=run / "evaluate-1")
-
-
-def test_find_images(tmp_path: Path) -> None:
-    for name in ("a.jpg", "deep/b.PNG", "deep/notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    a, b = tmp_path / "a.jpg", tmp_path / "deep" / "b.PNG"
-    assert find_images([tmp_path]) == [a, b]
-    assert find_images([a, str(tmp_path / "*.jpg"), str(tmp_path / "**" / "*.PNG")]) == [a, b]
-    with pytest.raises(UserError, match=r"no image found at .*\.gif"):
-        find_images([tmp_path / "*.gif"])
-    assert picture_names([a, b, Path("x/a.tif"), Path("a-2.jpg")]) == [
-        "a.jpg",
-        "b.jpg",
-        "a-2.jpg",
-        "a-2-2.jpg",
-    ]
-
-
-def test_drawing_changes_the_boxes_alone() -> None:
-    pixels = np.full((200, 300, 3), 128, np.uint8)
-    box = np.array([[100, 80, 180, 150]], np.float32)
-    found = Found(np.array([0]), box, np.array([0.9], np.float32), np.array([1]))
-    drawn = draw(pixels, found, ["cat", "dog"])
-    assert (pixels == 128).all(), "the input is left as it was"
-    changed = (drawn != pixels).any(-1)
-    assert changed[80, 100:180].all()
-    assert changed[80:150, 100].all()
-    assert not changed[90:140, 110:170].any()
-    assert not changed[160:].any()
-    nothing = Found(found.image_ids[:0], box[:0], found.scores[:0], found.labels[:0])
-    assert (draw(pixels, nothing, ["cat", "dog"]) == pixels).all()
-
-
-def test_a_label_stays_inside_the_picture() -> None:
-    pixels = np.full((200, 300, 3), 128, np.uint8)
-    at_the_top = Found(
-        np.array([0]), np.array([[50, 0, 250, 190]], np.float32), np.array([0.9], np.float32), np.array([0])
-    )
-    changed = (draw(pixels, at_the_top, ["cat"]) != pixels).any(-1)
-    assert changed[3:12, 55:75].mean() > 0.5

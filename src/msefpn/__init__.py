@@ -9,9 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msefpn.api import build, evaluate, export, load, predict, train
+    from msefpn.api import build, evaluate, export, load, train
     from msefpn.compare import ablate, cost
     from msefpn.errors import UserError
+    from msefpn.infer import predict, stream
     from msefpn.look import demo, explain, report
     from msefpn.necks import FPN, GCG, MSEFPN, SEM, SIM
     from msefpn.prepare import check, convert, split
@@ -37,6 +38,7 @@ __all__ = [
     "predict",
     "report",
     "split",
+    "stream",
     "train",
 ]
 _HOMES = {
@@ -45,6 +47,7 @@ _HOMES = {
     **dict.fromkeys(("ablate", "cost"), "compare"),
     **dict.fromkeys(("check", "convert", "split"), "prepare"),
     **dict.fromkeys(("demo", "explain", "report"), "look"),
+    **dict.fromkeys(("predict", "stream"), "infer"),
 }
 """Where a name comes from, if not from `msefpn.api`."""
 

@@ -177,52 +177,6 @@ def evaluate(
     return engine.evaluate(plan, device=device)
 
 
-def predict(
-    run: str | Path,
-    images: Sequence[str | Path] | str | Path,
-    *,
-    proposals: str | Path | None = None,
-    out: str | Path | None = None,
-    score: float = 0.3,
-    batch: int = 1,
-    size: str | int | None = None,
-    device: str = "auto",
-) -> list[dict[str, Any]]:
-    """Detect objects in images: pictures with boxes and masks, and predictions.json.
-
-    Args:
-        run: run folder (its best weights), a .safetensors file of one, or an exported file
-        images: files, folders or globs
-        proposals: for fast_rcnn, the regions to look at: predictions.json of another prediction on the images
-        out: folder for the results; the first free one of predictions-1, predictions-2, ...
-        score: detections below are left out; 0 to 1
-        batch: images at a time
-        size: as in training; the run's own
-        device: auto, cpu or gpu
-
-    Returns:
-        One entry per object, as in predictions.json: COCO's result format with file and class names.
-
-    Raises:
-        UserError: the request cannot be met; the message says what to change.
-    """
-    from msefpn.engine.inputs import plan_prediction
-
-    plan = plan_prediction(
-        Path(run),
-        [images] if isinstance(images, (str, Path)) else images,
-        proposals=as_path(proposals),
-        out=as_path(out),
-        score=score,
-        batch=batch,
-        size=as_text(size),
-    )
-
-    from msefpn.engine import predict as engine
-
-    return engine.predict(plan, device=device)
-
-
 def export(
     run: str | Path,
     *,

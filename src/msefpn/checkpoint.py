@@ -1,9 +1,12 @@
 """What a file of weights, or an exported one, says of its detector, read without torch."""
 
+import dataclasses
+import importlib.metadata
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import safetensors
@@ -18,7 +21,7 @@ FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 """What a detector is exported to, and the suffix that tells such a file."""
 
 VERSION = 1
-"""Of what an exported file says of itself; a higher one may mean what this program does not know."""
+"""Of what a file says of itself; a higher one may mean what this program does not know."""
 
 
 def find_weights(path: str | Path) -> Path:
@@ -63,8 +66,39 @@ def read_about(path: str | Path) -> About:
             f"{file} holds tensors but no detector: it was not written by msefpn; "
             "use it as initial weights with --init"
         )
-    config = from_dict(about["config"], source=str(file))
-    return About(config, tuple(about["classes"]), tuple(about["category_ids"]))
+    return _parse(about, file, "take another copy of it")
+
+
+def write_about(config: Config, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
+    """What a file of weights says of its detector, as plain values."""
+    init = Path(config.init).name  # a file's folder is nobody else's concern
+    return {
+        "version": VERSION,
+        "made_with": {"msefpn": importlib.metadata.version("msefpn")},
+        "config": vars(config) | {"init": init},
+        "classes": classes,
+        "category_ids": category_ids,
+    }
+
+
+def _parse(about: Any, file: Path, mend: str) -> About:
+    """Read what `write_about` gave, or files from before there was a version. Raises UserError."""
+    try:
+        settings, names, ids = dict(about["config"]), tuple(about["classes"]), tuple(about["category_ids"])
+        version = int(about.get("version", VERSION))
+        made = about["made_with"]["msefpn"] if "made_with" in about else "an early one"
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{file} is damaged: what it says of its detector is cut: {mend}") from None
+    unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(Config)})
+    if version > VERSION or unknown:
+        what = f", with a setting '{unknown[0]}' that is unknown here" if unknown else ""
+        by = "a newer" if version > VERSION else "another"
+        own = importlib.metadata.version("msefpn")
+        raise UserError(
+            f"{file} was written by {by} version of msefpn ({made}, this is {own}){what}: "
+            "take that version, or update this one with pip install --upgrade msefpn"
+        )
+    return About(from_dict(settings, source=str(file)), names, ids)
 
 
 def is_exported(path: str | Path) -> bool:
@@ -85,13 +119,9 @@ def _read_exported(file: Path) -> About:
         raise UserError(f"{file} was not written by msefpn export: it does not say what its classes are")
     try:
         about = json.loads(text)
-        if about["version"] > VERSION:
-            made = about["made_with"]["msefpn"]
-            raise UserError(f"{file} was written by a newer msefpn ({made}): update, or export it again")
-        config = from_dict(about["config"], source=str(file))
-        return About(config, tuple(about["classes"]), tuple(about["category_ids"]))
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file} is damaged: what it says of its detector is cut: export it again") from None
+    except ValueError:
+        about = None
+    return _parse(about, file, "export it again")
 
 
 def _in_onnx(file: Path) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from msefpn import api, compare, look, prepare
+from msefpn import api, compare, infer, look, prepare
 from msefpn.config import load_recipe
 from msefpn.engine.run import default_recipe, tells_mistakes
 from msefpn.errors import UserError, unknown_name
@@ -21,7 +21,7 @@ from msefpn.memory import keep_freed_memory
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": api.train,
     "evaluate": api.evaluate,
-    "predict": api.predict,
+    "predict": infer.predict,
     "export": api.export,
     "check": prepare.check,
     "convert": prepare.convert,

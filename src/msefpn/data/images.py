@@ -5,6 +5,7 @@ Alpha is dropped and not blended, as OpenCV's colour reading does; 16-bit values
 """
 
 import os
+import re
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -137,4 +138,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "no image format that can be read"
+    if isinstance(error, Image.DecompressionBombError):  # a small file may unfold to fill the memory
+        pixels, most = (int(number) / 1e6 for number in re.findall(r"\d+", str(error))[:2])
+        return f"it has {pixels:.0f} million pixels, the limit is {most:.0f} million: cut it into parts"
     return " ".join(str(error).split()) or type(error).__name__

@@ -89,6 +89,27 @@ def encode_mask(mask: NDArray[np.bool_]) -> bytes:
     return _counts(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)))
 
 
+def moved_mask(mask: dict[str, Any], offset: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
+    """COCO's object for the mask of a part of an image as that of the whole, without drawing the whole.
+
+    Args:
+        mask: of the part.
+        offset: row and column of the part's upper left pixel.
+        size: height and width of the whole image, pixels.
+    """
+    drawn = decode_masks([mask["counts"].encode()], mask["size"])[0].T  # columns, as COCO counts
+    edges = np.diff(np.pad(drawn, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    starts, ends = (
+        (columns + offset[1]) * size[0] + rows + offset[0]
+        for columns, rows in ((edges == 1).nonzero(), (edges == -1).nonzero())
+    )
+    joined = starts[1:] != ends[:-1]  # a run that goes on at the top of the next column
+    starts, ends = starts[np.r_[True, joined][: len(starts)]], ends[np.r_[joined, True][: len(ends)]]
+    counts = np.diff(np.r_[0, np.stack([starts, ends], 1).reshape(-1), size[0] * size[1]])
+    whole = {"size": list(size), "counts": counts.tolist()}
+    return run_lengths(_counts(coco_mask.frPyObjects(whole, *size)), size)
+
+
 def run_lengths(counts: bytes, size: Iterable[int]) -> dict[str, Any]:
     """COCO's object for a mask; `size`: height and width."""
     return {"size": [int(side) for side in size], "counts": counts.decode()}

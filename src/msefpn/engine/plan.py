@@ -175,7 +175,7 @@ def plan_evaluation(
         else:
             place, known = (sources.val_json, sources.val_images), sources.val_proposals
         proposals = proposals or known
-    check_given(config, proposals, run)
+    check_given(config, proposals is not None, run)
     check_out(out)
     read, _ = read_coco(*place, masks=config.learns_masks)
     if proposals is not None:

@@ -1,140 +1,173 @@
-"""Prediction: a run and images into pictures and one json."""
+"""Prediction: a run and sources into pictures, tables and texts, or one result after the other."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import itertools
+import time
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from msefpn.data.images import ImageFault, read_image
-from msefpn.data.masks import decode_masks
-from msefpn.engine.detect import Found, as_results
-from msefpn.engine.inputs import Prediction, picture_names
+from msefpn.engine.detect import Found
+from msefpn.engine.inputs import Prediction, Request
+from msefpn.engine.outputs import WRITERS, About, Looked, Writer, entries_of
 from msefpn.engine.predictor import Predictor
-from msefpn.engine.run import PREDICTIONS, new_folder, write_text
+from msefpn.engine.run import new_folder
 from msefpn.engine.screen import Bar, say, show_cut
+from msefpn.engine.sources import Fault, Picture, count_pictures, read_pictures
+from msefpn.engine.tiles import look_in_tiles
 from msefpn.errors import UserError
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # about OpenCV, which it does without
+if TYPE_CHECKING:
     import supervision as sv
 
-_COLOURS = sv.ColorPalette.DEFAULT
-_TEXT_COLOURS = sv.ColorPalette(
-    [
-        sv.Color.BLACK if 0.299 * colour.r + 0.587 * colour.g + 0.114 * colour.b > 150 else sv.Color.WHITE
-        for colour in _COLOURS.colors
-    ]
-)
-"""What can be read on them (luma of ITU-R BT.601)."""
 
+class Result(NamedTuple):
+    """What was found on an image or a frame."""
 
-class _Picture(NamedTuple):
-    number: int
-    pixels: NDArray[np.uint8]  # (H, W, 3) RGB
+    source: str
+    """File, address or camera that it comes from."""
+    frame: int | None
+    """Of a video or camera, counted from 0; None: it is an image."""
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    detections: sv.Detections
+    """xyxy (M, 4) in its pixels, confidence, class_id 0..K-1, data["class_name"], and mask or None."""
 
 
 def predict(plan: Prediction, *, device: str) -> list[dict[str, Any]]:
-    """Detect on images as planned; see `msefpn.api.predict`."""
-    predictor = Predictor.open(plan.run, size=plan.size, device=device)
-    files, names = plan.files, picture_names(plan.files)
-    class_of = dict(zip(predictor.category_ids, predictor.classes, strict=True))
+    """Detect as planned and write the results; see `msefpn.api.predict`."""
+    request = plan.request
+    predictor = Predictor.open(request.run, size=request.size, device=device)
+    about = About(plan.out, request.sources, predictor.classes, predictor.category_ids)
     results: list[dict[str, Any]] = []
-    unreadable: list[str] = []
-    cut = 0
+    faults: list[Fault] = []
+    pictures = cut = 0
+    began = time.monotonic()
     with new_folder(plan.out):
-        with Bar("predict", len(files)) as bar:
-            for chunk in _chunks(files, plan.batch, unreadable):
-                regions = plan.proposals and [plan.proposals[p.number] for p in chunk]
-                found = predictor([p.pixels for p in chunk], score=plan.score, proposals=regions)
-                for picture, mine in zip(chunk, found, strict=True):
-                    cut += mine.cut
-                    placed = replace(mine, image_ids=np.full_like(mine.image_ids, picture.number))
-                    results += [
-                        {
-                            "file_name": str(files[picture.number]),
-                            "category": class_of[item["category_id"]],
-                            **item,
-                        }
-                        for item in as_results(placed, predictor.category_ids)
-                    ]
-                    drawn = draw(picture.pixels, mine, predictor.classes)
-                    Image.fromarray(drawn).save(plan.out / names[picture.number], quality=92)
-                bar.seen(len(chunk))
-        if len(unreadable) == len(files):
-            raise UserError(f"none of the {len(files)} images can be read: {unreadable[0]}: give other files")
-        write_text(plan.out / PREDICTIONS, json.dumps(results, indent=1))
-    say(*(f"skipped: {text}" for text in unreadable))
+        total = count_pictures(request.sources, stride=request.stride, most=request.frames)
+        with contextlib.ExitStack() as stack, Bar("predict", total) as bar:
+            writers = [_closing(stack, WRITERS[kind](about)) for kind in plan.save]
+            with _stopped_by_hand(request) as stopped:
+                for number, picture, found in _look(request, predictor, faults.append):
+                    looked = Looked(picture, found, entries_of(found, picture, number, about))
+                    for writer in writers:
+                        writer.add(looked)
+                    results += looked.entries
+                    pictures += 1
+                    cut += found.cut
+                    bar.seen(1)
+        if not pictures and not stopped:
+            raise _nothing_read(request, faults)
+    speed = pictures / max(time.monotonic() - began, 1e-9)
+    _tell(faults)
     show_cut(cut)
-    skipped = f", {len(unreadable)} skipped" if unreadable else ""
-    say(f"{len(results)} objects in {len(files) - len(unreadable)} images{skipped}: {plan.out}")
+    skipped = sum(not fault.partly for fault in faults)
+    say(
+        f"{len(results)} objects in {pictures} images{f', {skipped} skipped' if skipped else ''}, "
+        f"{speed:.1f} images/s: {plan.out}"
+    )
+    if stopped and not _only_cameras(request):
+        raise KeyboardInterrupt(f"interrupted: what was found until then is in {plan.out}")
     return results
 
 
-def draw(pixels: NDArray[np.uint8], found: Found, classes: Sequence[str]) -> NDArray[np.uint8]:
-    """Draw boxes, labels and masks into a copy of an image (H, W, 3) RGB."""
-    height, width = pixels.shape[:2]
-    found = found.where(found.scores.argsort())  # the best on top
-    detections = sv.Detections(xyxy=found.boxes, confidence=found.scores, class_id=found.labels.astype(int))
-    if found.masks is not None:
-        counts = [item["counts"].encode() for item in found.masks]
-        detections.mask = decode_masks(counts, (height, width)).astype(bool)
-    thickness = max(1, round(min(width, height) / 300))
-    text_scale = max(0.35, min(width, height) / 1200)
-    padding = round(6 * text_scale)
-    texts = [f"{classes[label]} {score:.2f}" for label, score in zip(found.labels, found.scores, strict=True)]
-    scene = np.ascontiguousarray(pixels[..., ::-1])  # supervision draws in BGR
-    if detections.mask is not None:
-        scene = sv.MaskAnnotator(_COLOURS, opacity=0.4).annotate(scene, detections)
-    scene = sv.BoxAnnotator(_COLOURS, thickness=thickness).annotate(scene, detections)
-    annotator = sv.LabelAnnotator(
-        _COLOURS,
-        text_color=_TEXT_COLOURS,
-        text_scale=text_scale,
-        text_thickness=max(1, thickness // 2),
-        text_padding=padding,
-    )
-    # A label stands on its box; at the upper edge there is no room for it, so it goes down into the image.
-    label_height = round(24 * text_scale) + 2 * padding
-    labelled = replace(detections, xyxy=np.maximum(found.boxes, [0, label_height, 0, label_height]))
-    drawn: NDArray[np.uint8] = annotator.annotate(scene, labelled, texts)[..., ::-1]
-    return np.ascontiguousarray(drawn)
+def stream(request: Request, *, device: str) -> Iterator[Result]:
+    """Detect and give each picture's result as it comes; see `msefpn.api.stream`."""
+    from msefpn.engine.draw import as_supervision  # noqa: PLC0415  (it takes a while, and not all draw)
+
+    predictor = Predictor.open(request.run, size=request.size, device=device)
+    faults: list[Fault] = []
+    result = None
+
+    def warn(fault: Fault) -> None:
+        faults.append(fault)
+        warnings.warn(fault.text if fault.partly else f"skipped: {fault.text}", stacklevel=3)
+
+    for _, picture, found in _look(request, predictor, warn):
+        detections = as_supervision(found, predictor.classes, picture.pixels.shape[:2])
+        result = Result(request.sources[picture.source].name, picture.frame, picture.pixels, detections)
+        yield result
+    if result is None:
+        raise _nothing_read(request, faults)
 
 
-def class_colour(label: int) -> str:
-    """The colour in which `draw` shows a class, as #rrggbb."""
-    return str(_COLOURS.by_idx(label).as_hex())
+def _look(
+    request: Request, predictor: Predictor, fault: Callable[[Fault], None]
+) -> Iterator[tuple[int, Picture, Found]]:
+    """Number, from 0 over all that was given, picture, and what was found on it that is asked for."""
+    wanted = None
+    if request.classes is not None:
+        wanted = [row for row, name in enumerate(predictor.classes) if name in request.classes]
+
+    def readable() -> Iterator[tuple[int, Picture]]:
+        read = read_pictures(request.sources, stride=request.stride, most=request.frames)
+        for number, item in enumerate(read):
+            if isinstance(item, Picture):
+                yield number, item
+            else:
+                fault(item)
+
+    for group in _batched(readable(), request.batch if request.tiling is None else 1):
+        pictures = [picture for _, picture in group]
+        for (number, picture), found in zip(group, _found(request, predictor, pictures), strict=True):
+            kept = found if wanted is None else found.where(np.isin(found.labels, wanted))
+            yield number, picture, kept
 
 
-def _chunks(files: Sequence[Path], batch: int, unreadable: list[str]) -> Iterator[list[_Picture]]:
-    """Decoded images in groups; the next group is read while the last is looked at."""
-    with ThreadPoolExecutor(2) as pool:
-        groups = [range(start, min(start + batch, len(files))) for start in range(0, len(files), batch)]
-        ahead = [pool.submit(_read, files[index]) for index in groups[0]]
-        for group, following in zip(groups, [*groups[1:], range(0)], strict=True):
-            current, ahead = ahead, [pool.submit(_read, files[index]) for index in following]
-            chunk = []
-            for index, future in zip(group, current, strict=True):
-                pixels = future.result()
-                if isinstance(pixels, str):
-                    unreadable.append(pixels)
-                else:
-                    chunk.append(_Picture(index, pixels))
-            if chunk:
-                yield chunk
+def _found(request: Request, predictor: Predictor, pictures: Sequence[Picture]) -> list[Found]:
+    """What is found on some pictures, together or in tiles."""
+    if request.tiling is None:
+        regions = request.proposals and [request.proposals[picture.source] for picture in pictures]
+        return predictor([picture.pixels for picture in pictures], score=request.score, proposals=regions)
+
+    def look(images: Sequence[NDArray[np.uint8]]) -> list[Found]:
+        return predictor(images, score=request.score)
+
+    tile, overlap = request.tiling.size or predictor.size, request.tiling.overlap
+    return [
+        look_in_tiles(look, picture.pixels, tile=tile, overlap=overlap, batch=request.batch)
+        for picture in pictures
+    ]
 
 
-def _read(file: Path) -> NDArray[np.uint8] | str:
-    """The pixels, or why there are none."""
-    try:
-        return read_image(file)
-    except (OSError, ImageFault) as error:
-        return f"{file}: {' '.join(str(error).split())}"
+def _batched(items: Iterable[tuple[int, Picture]], size: int) -> Iterator[list[tuple[int, Picture]]]:
+    iterator = iter(items)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
+
+
+def _closing(stack: contextlib.ExitStack, writer: Writer) -> Writer:
+    stack.callback(writer.close)
+    return writer
+
+
+@contextlib.contextmanager
+def _stopped_by_hand(request: Request) -> Iterator[list[bool]]:
+    """Let Ctrl-C end the body, so that what was found is written; the list then holds something."""
+    stopped: list[bool] = []
+    if _only_cameras(request):
+        say("looking at the camera until Ctrl-C")
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            yield stopped
+        except KeyboardInterrupt:
+            stopped.append(True)
+            raise
+
+
+def _only_cameras(request: Request) -> bool:
+    return all(source.kind == "camera" for source in request.sources)
+
+
+def _nothing_read(request: Request, faults: Sequence[Fault]) -> UserError:
+    many = f"none of the {len(request.sources)} images can be read: "
+    return UserError(f"{many if len(request.sources) > 1 else ''}{faults[0].text}: give other files")
+
+
+def _tell(faults: Sequence[Fault]) -> None:
+    say(*(fault.text if fault.partly else f"skipped: {fault.text}" for fault in faults))

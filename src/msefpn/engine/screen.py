@@ -8,7 +8,16 @@ from typing import Any
 
 from rich import box
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -97,15 +106,35 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-class Bar:
-    """A progress bar over images, or another unit; nothing where the output is no terminal."""
+class _Speed(ProgressColumn):
+    """Units per second."""
 
-    def __init__(self, text: str, total: int, unit: str = "images") -> None:
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        """Return the speed; nothing before there is one."""
+        return Text("" if task.speed is None else f"{task.speed:.1f} {self.unit}/s")
+
+
+class Bar:
+    """A progress bar over images, or another unit; nothing where the output is no terminal.
+
+    Args:
+        text: what is done.
+        total: units there are; None: nobody knows.
+        unit: their name.
+    """
+
+    def __init__(self, text: str, total: int | None, unit: str = "images") -> None:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn(f"{unit}, left"),
+            TextColumn(f"{unit},"),
+            _Speed(unit),
+            TextColumn("left"),
             TimeRemainingColumn(),
         )
         self.progress = Progress(*columns, transient=True, disable=not Console().is_terminal)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from msefpn.checkpoint import KEY, find_weights, is_exported, read_about
+from msefpn.checkpoint import KEY, find_weights, is_exported, read_about, write_about
 from msefpn.errors import UserError
 from msefpn.models.detector import Detector
 from msefpn.models.factory import build
@@ -38,12 +38,7 @@ def save(detector: Detector, path: str | Path, tensors: Mapping[str, Tensor] | N
         for name, tensor in state.items()
         if not name.startswith(TRAINING_ONLY)
     }
-    init = Path(detector.config.init).name  # a file's folder is nobody else's concern
-    about = {
-        "config": vars(detector.config) | {"init": init},
-        "classes": detector.classes,
-        "category_ids": detector.category_ids,
-    }
+    about = write_about(detector.config, detector.classes, detector.category_ids)
     partial = path.with_name(f".{path.name}.part")
     save_file(state, partial, metadata={"format": "pt", KEY: json.dumps(about)})
     os.replace(partial, path)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from msefpn.data.masks import decode_masks, encode_mask, run_lengths
 from msefpn.engine.detect import Found, as_results
-from msefpn.engine.predict import draw
+from msefpn.engine.draw import draw
 from msefpn.engine.predictor import Predictor
 from msefpn.web.picture import Picture
 
