@@ -40,7 +40,7 @@ class Result(NamedTuple):
 
 
 def predict(plan: Prediction, *, device: str) -> list[dict[str, Any]]:
-    """Detect as planned and write the results; see `msefpn.api.predict`."""
+    """Detect as planned and write the results; see `msefpn.infer.predict`."""
     request = plan.request
     predictor = Predictor.open(request.run, size=request.size, device=device)
     about = About(plan.out, request.sources, predictor.classes, predictor.category_ids)
@@ -77,7 +77,7 @@ def predict(plan: Prediction, *, device: str) -> list[dict[str, Any]]:
 
 
 def stream(request: Request, *, device: str) -> Iterator[Result]:
-    """Detect and give each picture's result as it comes; see `msefpn.api.stream`."""
+    """Detect and give each picture's result as it comes; see `msefpn.infer.stream`."""
     from msefpn.engine.draw import as_supervision  # noqa: PLC0415  (it takes a while, and not all draw)
 
     predictor = Predictor.open(request.run, size=request.size, device=device)
