@@ -1,4 +1,4 @@
-"""The public functions that look at pictures with a trained detector; a command like those of `msefpn.api`."""
+"""The public functions that look at pictures with a trained detector, made like those of `msefpn.api`."""
 
 # ruff: noqa: PLC0415  (what is slow to import is imported where it is needed)
 from __future__ import annotations
