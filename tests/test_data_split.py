@@ -14,7 +14,8 @@ from msefpn.errors import UserError
 def source(tmp_path: Path, *labels: str, test: bool = False, **keys: list[Any]) -> Source:
     """One image for each text, one object for each letter of it; file names are patient_image."""
     classes = sorted(set("".join(labels)))
-    images, notes = [], []
+    images: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
     for index, letters in enumerate(labels, 1):
         name = f"p{index % 5}_{index}.jpg"
         (tmp_path / name).write_text(f"{index}")
