@@ -34,7 +34,10 @@ autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:class", r"(torch|nn|pathlib|collections\.abc)\.\S+"),  # a build without a network asks no other site
+    (
+        "py:class",
+        r"(torch|nn|np|sv|pathlib|collections\.abc)\.\S+",
+    ),  # a build without a network asks no other site
     ("py:class", r"\S+\.(RegionHead|DenseHead)"),  # type variables
     ("py:class", r"[A-Z]\w+"),  # imported for the type checker only, which has looked at it
 ]

@@ -13,12 +13,16 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import av
+import numpy as np
 import pytest
 import timm
+from PIL import Image
 from safetensors.torch import save_file
 
 import msefpn
@@ -133,6 +137,16 @@ def label(folder: Path, data: Path) -> None:
         photo.with_suffix(".json").write_text(json.dumps(about | {"shapes": shapes}), encoding="utf-8")
 
 
+def film(path: Path, photo: Path) -> None:
+    """Make a video of one photo, six times."""
+    with av.open(str(path), "w") as container, Image.open(photo) as image:
+        stream = container.add_stream("libx264", rate=Fraction(10))
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for _ in range(6):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(image.resize((96, 64))))))
+        container.mux(stream.encode())
+
+
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """Prepare what the texts speak of: the user's data and photos, and a run."""
@@ -141,6 +155,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     shutil.copytree(folder / "my_data" / "val", folder / "photos")
     shutil.copytree(folder / "my_data", folder / "runs" / "builtin-data")
     synthetic.draw(folder / "more", train=10, val=1, seed=1, size=96)
+    film(folder / "street.mp4", folder / "photos" / "000001.jpg")
     label(folder / "labelled", folder / "more")
     for name, text in ROWS.items():
         (folder / name).write_text(text, encoding="utf-8")
