@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from msefpn.checkpoint import is_exported
 from msefpn.data.images import ImageFault, read_image
 from msefpn.engine.capture import watching
 from msefpn.engine.detect import found_in, telling_memory
@@ -30,7 +31,6 @@ from msefpn.models.roi import RoIHead
 from msefpn.models.roi_align import RoIAlign
 from msefpn.reports import explain_page
 
-EXPORTED = {".onnx", ".xml", ".pt2"}
 Key = tuple[str, int]
 """A stage, `C` for example, and the stride of the finer one of two neighbouring levels."""
 
@@ -119,7 +119,7 @@ def _check_page(out: Path, beside: Path) -> None:
 
 
 def _open(run: Path, name: str, size: str | None, device: str) -> Opened:
-    if run.suffix.lower() in EXPORTED:
+    if is_exported(run):
         raise UserError(
             f"run '{run}' is an exported file, whose inside cannot be seen: name the run's folder"
         )
