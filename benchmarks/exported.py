@@ -1,4 +1,4 @@
-"""A detector as an ONNX file, run by onnxruntime or OpenVINO."""
+"""A detector as exported files, run by onnxruntime, OpenVINO or torch."""
 
 import tempfile
 from collections.abc import Callable
@@ -8,45 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msefpn.checkpoint import FORMATS
+from msefpn.engine.exported import load_exported
+from msefpn.engine.formats import WRITERS, describe
 from msefpn.models import Detector
-from msefpn.models.fold import folded
+from msefpn.structures import Batch, Targets
 
 
-def write_onnx(detector: Detector, images: Tensor, sizes: Tensor, path: Path) -> None:
-    """Export from padded uint8 images (B, 3, H, W) and sizes (B, 2) to detections, for these shapes."""
-    with torch.no_grad(), folded(detector):
-        program = torch.onnx.export(detector, (images, sizes), dynamo=True, verbose=False)
-    assert program is not None
-    program.save(path, external_data=False)
+def exported_call(
+    detector: Detector, images: Tensor, sizes: Tensor, kind: str, precision: str, *, bf16: bool = False
+) -> Callable[[], Any]:
+    """A call of the file that `msefpn export` writes, with as many threads as torch has.
 
-
-def onnxruntime_call(detector: Detector, images: Tensor, sizes: Tensor) -> Callable[[], Any]:
-    """A call that runs the exported graph in onnxruntime, with as many threads as torch has."""
-    import onnxruntime  # noqa: PLC0415  (wanted by this side only)
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    Args:
+        detector: what is exported.
+        images: padded uint8 images (B, 3, H, W), which int8 is calibrated on as well.
+        sizes: (B, 2).
+        kind: onnx, openvino or pt2.
+        precision: fp32, fp16 or int8.
+        bf16: let OpenVINO compute in bfloat16.
+    """
+    none = Targets(*(torch.zeros(0),) * 3)
+    samples = [Batch(images, sizes, sizes, sizes[:, 0], none)]
     with tempfile.TemporaryDirectory() as folder:
-        write_onnx(detector, images, sizes, Path(folder, "detector.onnx"))
-        session = onnxruntime.InferenceSession(
-            Path(folder, "detector.onnx"), options, providers=["CPUExecutionProvider"]
-        )
-    feed = dict(zip((x.name for x in session.get_inputs()), (images.numpy(), sizes.numpy()), strict=True))
-    return lambda: session.run(None, feed)
-
-
-def openvino_call(detector: Detector, images: Tensor, sizes: Tensor, kind: str) -> Callable[[], Any]:
-    """A call that runs the exported graph in OpenVINO in `f32` or `bf16`, with torch's number of threads."""
-    import openvino  # noqa: PLC0415  (wanted by this side only)
-
-    core = openvino.Core()
-    with tempfile.TemporaryDirectory() as folder:
-        write_onnx(detector, images, sizes, Path(folder, "detector.onnx"))
-        settings = {
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": kind,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        compiled = core.compile_model(Path(folder, "detector.onnx"), "CPU", settings)
-    values = [images.numpy(), sizes.numpy()]
-    return lambda: list(compiled(values).values())
+        path = Path(folder, f"detector{FORMATS[kind]}")
+        WRITERS[kind](detector.eval(), describe(detector, "640", kind, precision), path, precision, samples)
+        exported = load_exported(path, bf16=bf16)
+    return lambda: exported(images, sizes)

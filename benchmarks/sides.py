@@ -21,7 +21,7 @@ from torchvision.models.detection.retinanet import _default_anchorgen
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from benchmarks.exported import onnxruntime_call, openvino_call
+from benchmarks.exported import exported_call
 from msefpn.memory import keep_freed_memory
 from msefpn.models import Detector, build, from_torchvision
 from msefpn.models.fold import folded
@@ -70,9 +70,11 @@ SIDES = {
     "ours+bf16": "under autocast",
     "ours+compiled": "the whole detector, one graph",
     "ours+compiled+bf16": "likewise, under autocast",
-    "ours+onnxruntime": "the exported graph",
-    "ours+openvino": "the same file, in float32",
-    "ours+openvino+bf16": "and in bfloat16",
+    "ours+onnxruntime": "exported to ONNX",
+    "ours+onnxruntime+int8": "likewise, in int8",
+    "ours+openvino": "exported to OpenVINO, in float32",
+    "ours+openvino+bf16": "the same file in bfloat16",
+    "ours+openvino+int8": "exported in int8",
 }
 """The sides and what they are."""
 
@@ -157,10 +159,11 @@ def _their_call(case: Case, images: Tensor, targets: Targets) -> Callable[[], An
 def _our_call(case: Case, images: Tensor, targets: Targets) -> Callable[[], Any]:
     model = our_model(case).train(case.train)
     sizes = torch.tensor([[case.height, case.width]] * case.batch, device=case.device)
-    if "onnxruntime" in case.changes:
-        return onnxruntime_call(model, images, sizes)
-    if "openvino" in case.changes:
-        return openvino_call(model, images, sizes, "bf16" if "bf16" in case.changes else "f32")
+    kinds = {"onnxruntime": "onnx", "openvino": "openvino"}
+    for engine in kinds.keys() & case.changes:
+        precision = "int8" if "int8" in case.changes else "fp32"
+        bf16 = "bf16" in case.changes
+        return exported_call(model, images, sizes, kinds[engine], precision, bf16=bf16)
     if "compiled" in case.changes:
         model.compile(fullgraph=True)
     if case.train:

@@ -34,6 +34,7 @@ def quantize(model: Any, samples: Iterable[Batch]) -> Any:
     import onnx
     from onnxruntime import quantization as q
 
+    _end_names(model)
     kept = [node.name for node in model.graph.node if any(map(KEPT.search, node.input))]
     logger = logging.getLogger()
     level = logger.level
@@ -56,6 +57,15 @@ def quantize(model: Any, samples: Iterable[Batch]) -> Any:
             return onnx.load(after)
     finally:
         logger.setLevel(level)
+
+
+def _end_names(model: Any) -> None:
+    """End the names of weights: onnxruntime puts a number behind one that several layers share."""
+    ended = {tensor.name: f"{tensor.name}." for tensor in model.graph.initializer}
+    for tensor in model.graph.initializer:
+        tensor.name = ended[tensor.name]
+    for node in model.graph.node:
+        node.input[:] = [ended.get(name, name) for name in node.input]
 
 
 def _reader(samples: Iterable[Batch]) -> Any:

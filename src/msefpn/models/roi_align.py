@@ -9,6 +9,9 @@ from torchvision.ops import roi_align
 
 from msefpn.models.boxes import full_precision
 
+_POINT = 1e-3
+"""Least extent of a region in ONNX, pixels."""
+
 
 class RoIAlign(nn.Module):
     """RoIAlign of each region on the level of its size (FPN, equation 1).
@@ -88,11 +91,17 @@ class RoIAlign(nn.Module):
         return torch.cat([images, boxes], dim=-1).flatten(0, 1)
 
     def _masked(self, pyramid: list[Tensor], rois: Tensor, level: Tensor) -> Tensor:
-        """With fixed shapes: every level pools all regions, those of other levels shrunk to a point."""
+        """With fixed shapes: every level pools all regions, those of other levels shrunk to a point.
+
+        In ONNX almost to one: of a region without any extent OpenVINO's operator gives no number, which no
+        product removes.
+        """
         pooled = []
         for i, stride in enumerate(self.strides):
             here = (level == i).to(rois.dtype)
             corners = rois[:, 1:] * here[:, None]
+            if torch.onnx.is_in_onnx_export():
+                corners = torch.cat([corners[:, :2], corners[:, 2:].maximum(corners[:, :2] + _POINT)], dim=1)
             values = self._align(pyramid[i], torch.cat([rois[:, :1], corners], dim=1), stride)
             pooled.append(values * here[:, None, None, None].to(values.dtype))
         return torch.stack(pooled).sum(dim=0)
