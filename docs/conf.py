@@ -26,6 +26,7 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 180
 nb_merge_streams = True
+nb_output_stderr = "remove"
 
 default_role = "literal"
 autodoc_member_order = "bysource"
