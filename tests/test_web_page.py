@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Locator, Page, expect, sync_playwright
 
 from msefpn.config import load_recipe
 from msefpn.engine.detect import Found
@@ -111,7 +111,7 @@ def visitor(browser: Browser, url: str, hosts: set[str]) -> Page:
     return page
 
 
-def file_of(image: Path, name: str = "mine.jpg") -> dict[str, Any]:
+def file_of(image: Path, name: str = "mine.jpg") -> FilePayload:
     return {"name": name, "mimeType": "image/jpeg", "buffer": image.read_bytes()}
 
 
