@@ -86,6 +86,16 @@ def test_a_path_that_the_system_refuses_is_one_line(
     assert capsys.readouterr().err == "error: 'locked/data': Permission denied\n"
 
 
+def test_a_reader_that_goes_away_ends_a_command_quietly() -> None:
+    command = [sys.executable, "-m", "msefpn", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
 def test_help_and_import_need_no_torch() -> None:
     program = (
         "import sys, msefpn\n"

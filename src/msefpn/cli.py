@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import re
+import select
 import sys
 import types
 import typing
@@ -44,14 +46,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 where a training of a grid or an exported file failed, 2
-    for a user's mistake, 130 for Ctrl-C.
+    """Run a command and return its exit code: 0, 1 where a training of a grid or an exported file failed or
+    nobody reads what is printed, 2 for a user's mistake, 130 for Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(arguments)
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         return _tell(str(error))
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        return 1
     except OSError as error:
         if error.filename is None:
             raise
@@ -59,6 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"\n{error}" if str(error) else "\ninterrupted", file=sys.stderr)
         return 130
+
+
+def _reader_has_gone() -> bool:
+    """Whether what is printed goes into a closed pipe, as with `| head`; from then on it goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _tell(mistake: str) -> int:
