@@ -4,8 +4,10 @@ import asyncio
 import base64
 import importlib.util
 import os
+import shutil
 import struct
 import zlib
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,18 @@ import pytest
 from PIL import Image
 
 import msefpn
+from msefpn.config import load_recipe
 from msefpn.data.masks import decode_masks, encode_mask, run_lengths
 from msefpn.engine.detect import Found
 from msefpn.errors import UserError
+from msefpn.models import build, save
 from msefpn.web.panel import panels
 from msefpn.web.picture import Limits, read_picture
 from msefpn.web.serve import Guard, is_local, listen
-from msefpn.web.start import newest_run
+from msefpn.web.start import newest_run, open_runs
 from msefpn.web.visit import Shown, visit
 
+TINY = Path(__file__).with_name("tiny.yaml")
 LIMITS = Limits(megabytes=0.1, megapixels=0.2)
 
 
@@ -140,6 +145,19 @@ def test_newest_run(tmp_path: Path) -> None:
         (tmp_path / name / ("last" if name == "without" else "best.safetensors")).touch()
     os.utime(tmp_path / "old" / "best.safetensors", (1, 1))
     assert newest_run(tmp_path) == tmp_path / "young"
+
+
+def test_runs_are_named_without_their_path(tmp_path: Path) -> None:
+    run = tmp_path / "mine"
+    run.mkdir()
+    save(build(load_recipe(str(TINY)), ["a"]), run / "best.safetensors")
+    shutil.copy(run / "best.safetensors", run / "last.safetensors")
+    opened = open_runs([run, run / "best.safetensors", run / "last.safetensors"], size="64", device="cpu")
+    assert [shown.name for shown in opened] == ["mine", "mine", "mine last.safetensors"]
+    given = replace(load_recipe(str(TINY)), detector="fast_rcnn", detector_options={})
+    save(build(given, ["a"]), run / "best.safetensors")
+    with pytest.raises(UserError, match="is a fast_rcnn, which wants regions with a picture"):
+        open_runs([run], size=None, device="cpu")
 
 
 def test_demo_tells_mistakes(

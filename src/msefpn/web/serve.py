@@ -26,7 +26,15 @@ POLICY = (
     "base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
 )
 """For the browser: load nothing from another host, send nothing to one. Gradio evaluates its templates."""
-OPEN = ("/config", "/theme.css", "/assets/", "/static/", "/gradio_api/queue/", "/gradio_api/heartbeat/")
+OPEN = (
+    "/config",
+    "/favicon.ico",
+    "/theme.css",
+    "/assets/",
+    "/static/",
+    "/gradio_api/queue/",
+    "/gradio_api/heartbeat/",
+)
 """What the page asks for, beside itself; of gradio's rest, uploads, files and proxy, nothing is open."""
 OVERHEAD = 100_000
 """Bytes of a request around the picture in it."""

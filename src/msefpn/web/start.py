@@ -51,12 +51,15 @@ def open_runs(runs: Sequence[Path], *, size: str | None, device: str) -> list[Sh
             raise UserError(
                 f"{run} is a {predictor.detector.config.detector}, which wants regions with a picture"
             )
-        path = run.resolve()
-        inside = path.name == BEST
-        shown.append(
-            Shown(path.parent.name if inside else path.stem if path.is_file() else path.name, predictor)
-        )
+        shown.append(Shown(_name(run.resolve()), predictor))
     return shown
+
+
+def _name(path: Path) -> str:
+    """A run's folder, and a file in it that is not its best weights."""
+    if path.is_dir():
+        return path.name
+    return path.parent.name if path.name == BEST else f"{path.parent.name} {path.name}"
 
 
 def newest_run(folder: Path) -> Path:
