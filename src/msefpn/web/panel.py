@@ -65,7 +65,8 @@ def _table(look: Look, rows: NDArray[np.int64], classes: Sequence[str]) -> str:
         place = int(look.small.labels[row])
         x1, y1, x2, y2 = look.found.boxes[row]
         cells.append(
-            f'<tr><td><div><i style="background:{class_colour(place)}"></i>{escape(classes[place])}</div></td>'
+            f'<tr><td><div><i style="background:{class_colour(place)}"></i>'
+            f"{escape(classes[place])}</div></td>"
             f"<td>{look.found.scores[row]:.2f}</td>"
             f'<td class="corner">{x1:.0f}, {y1:.0f}</td>'
             f"<td>{x2 - x1:.0f} × {y2 - y1:.0f}</td>"
