@@ -87,7 +87,8 @@ def mean_down(x: Tensor, size: tuple[int, int]) -> Tensor:
     if not torch.compiler.is_exporting():
         return F.adaptive_avg_pool2d(x, size)
     rows, columns = (_window_means(total, count, x) for total, count in zip(x.shape[2:], size, strict=True))
-    return rows @ x @ columns.T
+    # not by matmul: its broadcasting asks of the sizes what cannot be proved of all
+    return F.linear(F.linear(x, columns).transpose(2, 3), rows).transpose(2, 3)
 
 
 def _window_means(total: int, count: int, like: Tensor) -> Tensor:
