@@ -29,19 +29,15 @@ def test_published_cost_of_faster_rcnn() -> None:
     assert mse_fpn["parameters"] - fpn["parameters"] == 28_885_088 - 3_344_384
 
 
-def test_a_table_holds_counts_times_and_peaks(tmp_path: Path) -> None:
-    out = tmp_path / "cost.json"
-    fpn, mse_fpn = msefpn.cost(["fpn", "mse_fpn"], size="160x96", rounds=1, out=out)
-    for row, own in zip((fpn, mse_fpn), counted(["fpn", "mse_fpn"], "160x96"), strict=True):
+def test_a_table_holds_counts_times_and_peaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, names = tmp_path / "cost.json", [str(TINY), "mse_fpn"]
+    tiny, large = msefpn.cost(names, size="160x96", rounds=1, out=out)
+    for row, own in zip((tiny, large), counted(names, "160x96"), strict=True):
         assert own == {key: row[key] for key in own}
-    assert fpn["ratio"] == 1 < fpn["peak_bytes"] / 2**20
-    assert fpn["peak_bytes"] + 4 * 20e6 < mse_fpn["peak_bytes"]  # its weights alone
-    assert json.loads(out.read_text(encoding="utf-8")) == [fpn, mse_fpn]
-
-
-def test_rows_are_necks_or_recipes(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = msefpn.cost(["fpn+bfp", str(TINY)], recipe=TINY, rounds=1, size=64, classes=3)
-    assert [row["row"] for row in rows] == ["fpn+bfp", str(TINY)]
+    assert [tiny["row"], large["row"]] == names
+    assert tiny["ratio"] == 1 < large["ratio"]
+    assert 0 < tiny["peak_bytes"] < large["peak_bytes"] - 4 * 50e6  # its weights alone
+    assert json.loads(out.read_text(encoding="utf-8")) == [tiny, large]
     assert "medians of 1" in capsys.readouterr().out
 
 

@@ -118,7 +118,7 @@ def depth_of(detector: Detector) -> int:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_recipe(name: str, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe(name: str) -> None:
     row, config, claim = PAPER[name], load_recipe(name), published(name)
     epochs, drops = LAST_STEPS[row.schedule]
     assert (config.detector, config.neck, config.neck_options) == (row.detector, row.neck, row.neck_options)
@@ -133,6 +133,16 @@ def test_recipe(name: str, coco: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert claim.source == row.source
     assert config.detector_options == row.detector_options
 
+
+@pytest.mark.parametrize("name", [name for name in PAPER if name.endswith("_2x")])
+def test_two_schedules_differ_in_the_schedule_alone(name: str) -> None:
+    longer, shorter = (vars(load_recipe(recipe)) for recipe in (name, name.replace("_2x", "_1x")))
+    assert {key for key in longer if longer[key] != shorter[key]} == {"epochs", "drops"}
+
+
+@pytest.mark.parametrize("name", [name for name in PAPER if not name.endswith("_2x")])
+def test_recipe_trains(name: str, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = PAPER[name]
     # one step at small size; frozen layers may stay random, and nothing of hundreds of megabytes is written
     trained: list[Detector] = []
     monkeypatch.setattr(engine, "check_initial_weights", lambda detector, _: trained.append(detector))
