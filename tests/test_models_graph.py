@@ -41,12 +41,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("member", GRID if whole else SAMPLE, ids="-".join)
 
 
-def make(name: str, neck: str = "mse_fpn", backbone: str = SMALL) -> Detector:
-    """A detector with random weights, its heads scaled so that it detects."""
+def make(name: str, neck: str = "mse_fpn", backbone: str = SMALL, **more: dict[str, Any]) -> Detector:
+    """A detector with random weights and `more` options, its heads scaled so that it detects."""
     torch.manual_seed(0)
     has_rpn = name.endswith("rcnn") and name != "fast_rcnn"
     options: dict[str, Any] = {"rpn": {"proposals": (200, 200)}} if has_rpn else {}
     options |= {"mask": {"hidden": 32}} if name == "mask_rcnn" else {}
+    options |= more
     config = Config(
         detector=name,
         backbone=backbone,

@@ -97,6 +97,8 @@ def plan_export(
         raise missing_extra(f"export to {format}", "export")
     weights = find_weights(run)
     config = read_about(weights).config
+    if format == "openvino" and config.neck_options.get("deformable"):
+        raise UserError(f"{run} has deformable convolutions, which OpenVINO lacks: take --format onnx or pt2")
     if size is not None:
         parse_size(size)
     suffix = "" if precision == "fp32" else f"-{precision}"

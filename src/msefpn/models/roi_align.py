@@ -91,22 +91,23 @@ class RoIAlign(nn.Module):
         return torch.cat([images, boxes], dim=-1).flatten(0, 1)
 
     def _masked(self, pyramid: list[Tensor], rois: Tensor, level: Tensor) -> Tensor:
-        """With fixed shapes: every level pools all regions, those of other levels shrunk to a point.
-
-        In ONNX almost to one: of a region without any extent OpenVINO's operator gives no number, which no
-        product removes.
-        """
+        """With fixed shapes: every level pools all regions, those of other levels shrunk to a point."""
         pooled = []
         for i, stride in enumerate(self.strides):
             here = (level == i).to(rois.dtype)
-            corners = rois[:, 1:] * here[:, None]
-            if torch.onnx.is_in_onnx_export():
-                corners = torch.cat([corners[:, :2], corners[:, 2:].maximum(corners[:, :2] + _POINT)], dim=1)
-            values = self._align(pyramid[i], torch.cat([rois[:, :1], corners], dim=1), stride)
+            values = self._align(pyramid[i], torch.cat([rois[:, :1], rois[:, 1:] * here[:, None]], 1), stride)
             pooled.append(values * here[:, None, None, None].to(values.dtype))
         return torch.stack(pooled).sum(dim=0)
 
     def _align(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:
+        """Pool rois (n, 5) from x.
+
+        In ONNX a region has some extent: of one without any OpenVINO's operator gives no number, which no
+        product with zero removes.
+        """
+        if torch.onnx.is_in_onnx_export():
+            start, end = rois[:, 1:3], rois[:, 3:]
+            rois = torch.cat([rois[:, :3], end.maximum(start + _POINT)], dim=1)
         pooled: Tensor = roi_align(x, rois, self.size, 1 / stride, self.sampling_ratio, self.aligned)
         return pooled
 

@@ -123,7 +123,9 @@ class SSDHead(nn.Module):
         logits, deltas = self._heads(pyramid)
         boxes = self.boxes(pyramid, image)
         strides = torch.cat(strides_of(boxes, self.boxes.strides))
-        levels = [(logits.softmax(dim=-1)[..., :-1], deltas, torch.cat(boxes), strides)]
+        # by split: OpenVINO mistakes a slice that is gathered from
+        scores = logits.softmax(dim=-1).split([self.num_classes, 1], dim=-1)[0]
+        levels = [(scores, deltas, torch.cat(boxes), strides)]
         return detect(levels, functools.partial(decode, stds=STDS), sizes, self.selection)
 
     def losses(

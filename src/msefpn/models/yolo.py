@@ -99,9 +99,10 @@ class YOLOHead(nn.Module):
             image: height and width of the padded image, pixels.
         """
         found = self._heads(pyramid)  # (B, N, 5 + K)
-        scores = found[..., 4:5].sigmoid() * found[..., 5:].sigmoid()  # (B, N, K)
+        t, objects, classes = found.split([4, 1, self.num_classes], dim=-1)  # OpenVINO mistakes slices
+        scores = objects.sigmoid() * classes.sigmoid()  # (B, N, K)
         cells = self._cells(pyramid)
-        levels = [(scores, found[..., :4], cells, cells[:, 2].long())]
+        levels = [(scores, t, cells, cells[:, 2].long())]
         return detect(levels, self._boxes, sizes, self.selection)
 
     def losses(

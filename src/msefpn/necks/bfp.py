@@ -36,8 +36,9 @@ class NonLocal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine x (B, C, H, W)."""
-        theta, phi, g = (conv(x).flatten(2).transpose(1, 2) for conv in (self.theta, self.phi, self.g))
-        mixed = F.scaled_dot_product_attention(theta, phi, g, scale=1.0)  # (B, H * W, C)
+        maps = (conv(x).flatten(2).transpose(1, 2) for conv in (self.theta, self.phi, self.g))
+        theta, phi, g = (cells.unsqueeze(1) for cells in maps)  # (B, 1 head, H * W, C): ONNX takes no fewer
+        mixed = F.scaled_dot_product_attention(theta, phi, g, scale=1.0).squeeze(1)
         refined: Tensor = x + self.out(mixed.transpose(1, 2).unflatten(2, x.shape[-2:]))
         return refined
 
