@@ -47,7 +47,7 @@ def assert_alike(found: Detections, expected: Detections, atol: float = 1e-4) ->
 
 def make_run(folder: Path, data: Path) -> Path:
     """A run of a small detector that detects, with random weights; its classes are the data's."""
-    detector = make("faster_rcnn", "mse_fpn")
+    detector = make("faster_rcnn", "mse_fpn", rpn={"proposals": (50, 50)}, roi={"hidden": 256})
     detector.config = replace(detector.config, size="192", batch=2)
     for file in data.glob("*.json"):  # of as many classes as the detector has
         content = json.loads(file.read_text())
@@ -120,20 +120,22 @@ def test_smaller_images_than_the_graph_takes_are_padded(onnx_file: Path) -> None
     assert (found.boxes <= torch.tensor([91, 60, 91, 60])).all()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_openvino_is_onnx(
-    precision: str, model: Any, run: Path, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_openvino_is_eager_and_its_fp16_smaller(
+    model: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(formats, "trace_onnx", lambda detector: copied(model))
-    path = tmp_path / "x.xml"
-    about = formats.describe(load(run), "192", "openvino", precision)
-    formats.write_openvino(load(run), about, path, precision)
-    given = batch("faster_rcnn", *UNSEEN[0])
-    found, expected = load_exported(path)(*given), load_exported(onnx_file)(*given)
-    assert read_about(path) == read_about(run)
-    if precision == "fp32":
-        assert_alike(found, expected)
-    torch.testing.assert_close(found.scores[:, :5], expected.scores[:, :5], atol=0.02, rtol=0)
+    detector, path, half = load(run), tmp_path / "x.xml", tmp_path / "half.xml"
+    for precision, file in (("fp32", path), ("fp16", half)):
+        about = formats.describe(detector, "192", "openvino", precision)
+        formats.write_openvino(detector, about, file, precision)
+        assert read_about(file) == read_about(run)
+    exported = load_exported(path)
+    for size in UNSEEN:
+        given = batch("faster_rcnn", *size)
+        with torch.no_grad():
+            assert_alike(exported(*given), detector(*given))
+    sizes = [file.with_suffix(".bin").stat().st_size for file in (path, half)]
+    assert sizes[1] < 0.65 * sizes[0]
     path.with_suffix(".bin").unlink()
     with pytest.raises(UserError, match=r"x\.bin"):
         load_exported(path)
@@ -156,13 +158,19 @@ def test_fp16_and_int8_are_smaller_and_int8_is_calibrated(
     assert made["int8"] < 0.5 * whole
 
 
-def test_pt2_is_eager(run: Path, tmp_path: Path) -> None:
-    out = tmp_path / "x.pt2"
-    report = msefpn.export(run, format="pt2", precision="fp16", out=out, compare=2, matched=0.5)
-    assert report["passed"]
-    assert read_about(out) == read_about(run)
-    assert (run / "best.safetensors").stat().st_size > 0
-    with zipfile.ZipFile(out) as archive:
+def test_pt2_is_eager(tmp_path: Path) -> None:
+    detector = make("yolov3", "fpn")  # the smallest graph: this one is traced anew
+    with torch.no_grad():
+        expected = [detector(*batch("yolov3", *size)) for size in UNSEEN]
+    file = tmp_path / "x.pt2"
+    formats.write_pt2(detector, formats.describe(detector, "192", "pt2", "fp16"), file, "fp16")
+    exported = load_exported(file)
+    assert exported.classes == detector.classes
+    for size, wanted in zip(UNSEEN, expected, strict=True):
+        found, count = exported(*batch("yolov3", *size)), int(wanted.valid.sum(dim=1).min())
+        assert count >= 5
+        torch.testing.assert_close(found.scores[:, :count], wanted.scores[:, :count], atol=5e-3, rtol=0)
+    with zipfile.ZipFile(file) as archive:
         assert not any(str(ROOT).encode() in archive.read(name) for name in archive.namelist())
 
 
@@ -183,15 +191,17 @@ def test_predict_and_evaluate_take_the_file(
     photos = run.parent / "set" / "val"
     by_file = msefpn.predict(onnx_file, photos, out=tmp_path / "file", score=0.1)
     by_run = msefpn.predict(run, photos, out=tmp_path / "run", score=0.1)
-    assert len(by_file) == len(by_run) > 0
-    scores = [[item["score"] for item in objects] for objects in (by_file, by_run)]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
-    boxes = [{(item["category"], *item["bbox"]) for item in objects} for objects in (by_file, by_run)]
-    assert len(boxes[0] & boxes[1]) > 0.8 * len(boxes[0])
+    found, expected = (
+        {(item["category"], *item["bbox"]): item["score"] for item in objects}
+        for objects in (by_file, by_run)
+    )
+    both = found.keys() & expected.keys()
+    assert len(both) > 0.8 * max(len(found), len(expected)) > 0
+    assert [found[key] for key in both] == pytest.approx([expected[key] for key in both], abs=1e-4)
     numbers = [
         msefpn.evaluate(x, out=tmp_path / name, workers=0)["AP"] for x, name in ((run, "a"), (onnx_file, "b"))
     ]
-    assert numbers[0] == pytest.approx(numbers[1], abs=1e-6)
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-3)
 
 
 def test_standalone_script_agrees_without_torch_and_msefpn(
@@ -238,7 +248,7 @@ def test_broken_foreign_and_newer_files_are_refused_in_a_line(
         (tmp_path / f"noise.{suffix}").write_bytes(b"\x07 this is none")
     for name, words in {
         "foreign.onnx": "not written by msefpn export",
-        "newer.onnx": "newer msefpn",
+        "newer.onnx": "newer version",
         "cut.onnx": "broken",
         "noise.onnx": "broken",
         "noise.xml": "broken",
@@ -279,6 +289,14 @@ def test_what_cannot_be_is_refused_in_a_line(
     assert message in line
     assert line.count("\n") == 1
     assert sorted(run.iterdir()) == before
+
+
+def test_deformable_convolutions_are_refused_for_openvino(tmp_path: Path) -> None:
+    detector = make("retinanet", "fpn")
+    detector.config = replace(detector.config, neck="ac_fpn", neck_options={"deformable": True})
+    save(detector, tmp_path / "best.safetensors")
+    with pytest.raises(UserError, match="deformable convolutions, which OpenVINO lacks"):
+        msefpn.export(tmp_path, format="openvino", compare=0)
 
 
 def test_missing_extra_and_a_file_that_is_there_are_named(
