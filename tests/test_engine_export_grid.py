@@ -120,7 +120,7 @@ def test_detections_are_eager(name: str, options: dict[str, Any], tmp_path: Path
     detector, file = make(name, "fpn", **options), tmp_path / "x.onnx"
     about = describe(detector, "192", "onnx", "fp32")
     write_onnx(detector, about, file)
-    model = openvino.convert_model(file)
+    model = openvino.Core().read_model(file)
     model.set_rt_info(about, KEY)
     openvino.save_model(model, file.with_suffix(".xml"), compress_to_fp16=False)
     for exported in (load_exported(file), load_exported(file.with_suffix(".xml"))):

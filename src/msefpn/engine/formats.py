@@ -85,7 +85,7 @@ def write_openvino(
 
     between = path.with_suffix(".onnx")
     write_onnx(detector, about, between, "int8" if precision == "int8" else "fp32", samples)
-    model = openvino.convert_model(between)
+    model = openvino.Core().read_model(between)  # convert_model would report to its makers
     model.set_rt_info(about, KEY)
     openvino.save_model(model, path, compress_to_fp16=precision == "fp16")
     between.unlink()
