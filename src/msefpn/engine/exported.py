@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from msefpn.checkpoint import About, read_about
 from msefpn.errors import UserError, missing_extra
-from msefpn.models.graph import INPUTS, LEAST, OUTPUTS
+from msefpn.models.graph import INPUTS, OUTPUTS, padded
 from msefpn.structures import Detections, Proposals
 
 Arrays = dict[str, NDArray[Any]]
@@ -43,9 +42,7 @@ class Exported:
 
     def __call__(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
         """Detect, see `msefpn.models.Detector.forward`; smaller images than the graph takes are padded."""
-        height, width = images.shape[2:]
-        images = F.pad(images, (0, max(0, LEAST - width), 0, max(0, LEAST - height)))
-        given = (images, sizes) if proposals is None else (images, sizes, *proposals)
+        given = (padded(images), sizes, *(proposals or ()))
         feed = {name: np.ascontiguousarray(x) for name, x in zip(INPUTS, given, strict=False)}
         found = self._engine(feed)
         values = [torch.as_tensor(found[name]) if name in found else None for name in OUTPUTS]

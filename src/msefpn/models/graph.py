@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msefpn.models.detector import Detector
@@ -24,6 +25,12 @@ INPUTS = ("images", "sizes", "regions", "regions_valid")
 """As in `Detector.forward`; the regions only of a detector that has no RPN."""
 OUTPUTS = Detections._fields
 """Those that are not None for the detector: masks where it draws some, strides where a box has one level."""
+
+
+def padded(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) with zeros at the right and at the bottom, up to the least sides of a graph."""
+    height, width = images.shape[2:]
+    return F.pad(images, (0, max(0, LEAST - width), 0, max(0, LEAST - height)))
 
 
 class _Plain(nn.Module):
