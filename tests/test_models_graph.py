@@ -22,9 +22,12 @@ ROWS = tuple(f"fpn+{name}" if neck.on_top else name for name, neck in NECKS.item
 BACKBONES = ("resnet50", "mobilenetv2_100")
 GRID = tuple(itertools.product(DETECTORS, ROWS, BACKBONES))
 SMALL = "test_resnet"
-SAMPLE = tuple((detector, ROWS[place % len(ROWS)], SMALL) for place, detector in enumerate(DETECTORS))
-UNSEEN = ((3, 192, 224, 190, 221), (1, 224, 160, 224, 131))
-"""Batch, padded height and width, image height and width; none of them is traced, both are odd."""
+SAMPLE = tuple(
+    (detector, ROWS[place % len(ROWS)], BACKBONES[place % len(BACKBONES)])
+    for place, detector in enumerate(DETECTORS)
+)
+UNSEEN = ((3, 192, 224, 190, 221), (1, 224, 160, 224, 131), (1, 160, 224, 160, 224))
+"""Batch, padded height and width, image height and width; none of them is traced, two are odd."""
 CLASSES = re.compile(r"(\w+\.(?:classes|objectness))(?:\.\d)?$")
 SPREAD = {"box.classes": 0.02, "rpn.objectness": 0.3, "head.classes": 0.3}
 """Deviation of the random weights: wide enough to detect, too narrow for scores to saturate and tie.
@@ -139,10 +142,10 @@ def assert_graph_is_eager(detector: Detector, name: str) -> None:
         assert_same(run(*batch(name, *size)), detector(*batch(name, *size)))
 
 
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])  # export has traced the others
 @torch.no_grad()
-def test_compile_fullgraph() -> None:
+def test_compile_fullgraph(name: str) -> None:
     torch._dynamo.reset()
-    name = "faster_rcnn"  # export has traced the others
     detector, graphs = make(name).double(), CompileCounter()
     compiled = torch.compile(detector, fullgraph=True, dynamic=True, backend=graphs)
     compiled(*batch(name, 4, 160, 192, 158, 192))  # 2 would be taken for one with the columns of sizes

@@ -46,7 +46,7 @@ def frozen_resnet() -> nn.Module:
     return body
 
 
-KEPT = {FasterRCNN: 1000, MaskRCNN: 20}
+KEPT = {FasterRCNN: 1000, MaskRCNN: 100}
 """Detections of an image: all of them where they are cheap."""
 
 
@@ -202,7 +202,7 @@ def test_detections_equal(pair: tuple[Any, Detector], batches: list[tuple[Tensor
         for i, truth in enumerate(expected):
             valid = found.valid[i]
             assert len(truth["boxes"]) == valid.sum()
-            assert valid.sum() >= min(50, KEPT.get(type(theirs), 50))
+            assert valid.sum() >= 50
             seen |= set(truth["labels"].tolist())
             scores, boxes, labels = found.scores[i][valid], found.boxes[i][valid], found.labels[i][valid]
             torch.testing.assert_close(scores, truth["scores"], atol=1e-9, rtol=0)

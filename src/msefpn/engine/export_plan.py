@@ -160,4 +160,5 @@ def _split(
 
 def _spread(total: int, count: int) -> list[int]:
     """`count` of `total` indices, evenly."""
-    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()  # type: ignore[no-any-return]
+    indices: list[int] = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
+    return indices
