@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from msefpn.memory import peak_memory
 from msefpn.metrics.coco import NUMBERS, evaluate_coco
+from msefpn.runs.memory import peak_memory
 
 Numbers = tuple[list[float], list[float]]
 """The 12 numbers, and AP of each class in the order of the category ids."""

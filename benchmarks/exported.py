@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from msefpn.checkpoint import FORMATS
-from msefpn.engine.exported import load_exported
-from msefpn.engine.formats import WRITERS, describe
+from msefpn.export.formats import WRITERS, describe
+from msefpn.inference.exported import load_exported
 from msefpn.models import Detector
 from msefpn.structures import Batch, Targets
 

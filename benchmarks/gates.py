@@ -16,10 +16,10 @@ from torch import Tensor
 from msefpn.config import parse_size
 from msefpn.data.coco import read_coco
 from msefpn.data.loader import eval_loader
-from msefpn.engine.run import LAST, read_run
 from msefpn.models import Detector, build, init_weights, load
 from msefpn.necks import GCG, MSEFPN
 from msefpn.necks.layers import strip_means
+from msefpn.runs.folder import LAST, read_run
 
 IMAGES = 8
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.sides import Case, Found, prepare
-from msefpn.memory import peak_memory
+from benchmarks.sides import Case, Predictions, prepare
+from msefpn.runs.memory import peak_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,7 +28,7 @@ class Outcome:
     """Median of the counted calls."""
     peak: float
     """MB beyond the imported libraries, the model included: resident; on a GPU what torch has allocated."""
-    found: Found
+    found: Predictions
     """Detections of the first call; none of a training step."""
 
 

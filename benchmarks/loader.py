@@ -39,8 +39,8 @@ from torchvision.transforms import v2
 from msefpn.config import Config
 from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.loader import train_loader
-from msefpn.memory import keep_freed_memory
 from msefpn.models import build
+from msefpn.runs.memory import keep_freed_memory
 
 BOXES = 7
 """On each image; COCO's mean."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.sides import Case, inputs, our_model
-from msefpn.memory import keep_freed_memory
 from msefpn.metrics.cost import Work, count_work
 from msefpn.models.fold import folded
+from msefpn.runs.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)

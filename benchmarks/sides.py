@@ -22,14 +22,14 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from benchmarks.exported import exported_call
-from msefpn.memory import keep_freed_memory
 from msefpn.models import Detector, build, from_torchvision
 from msefpn.models.fold import folded
+from msefpn.runs.memory import keep_freed_memory
 from msefpn.structures import Targets
 
 NAMES = [f"class {label}" for label in range(1, 91)]
 LABELS = list(range(1, 91))
-Found = list[dict[str, Tensor]]
+Predictions = list[dict[str, Tensor]]
 """For each image `boxes`, `scores` and `labels` (1..90), on the CPU."""
 
 
@@ -79,7 +79,7 @@ SIDES = {
 """The sides and what they are."""
 
 
-def prepare(case: Case) -> tuple[Callable[[], Any], Callable[[Any], Found]]:
+def prepare(case: Case) -> tuple[Callable[[], Any], Callable[[Any], Predictions]]:
     """The call that is timed, and what makes detections of its result."""
     if "kept" in case.changes or (case.side.startswith("ours") and "library" not in case.changes):
         keep_freed_memory()
@@ -194,7 +194,7 @@ def _run(case: Case, model: nn.Module, call: Callable[[], Any]) -> Callable[[], 
     return step if case.train else predict
 
 
-def _as_theirs(found: Any) -> Found:
+def _as_theirs(found: Any) -> Predictions:
     boxes, scores, labels, valid = (torch.as_tensor(x).cpu() for x in found[:4])
     return [
         {"boxes": boxes[i][valid[i]], "scores": scores[i][valid[i]], "labels": labels[i][valid[i]] + 1}
@@ -202,7 +202,7 @@ def _as_theirs(found: Any) -> Found:
     ]
 
 
-def agreement(reference: Found, found: Found, *, iou: float = 0.95) -> float:
+def agreement(reference: Predictions, found: Predictions, *, iou: float = 0.95) -> float:
     """The share of the reference's detections that have one of the same label at the same place."""
     matched = total = 0
     for one, other in zip(reference, found, strict=True):

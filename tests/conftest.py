@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from msefpn.data import synthetic
+from tests import ROOT
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -14,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder of real data beside the checkout; skip where it is missing."""
-    folder = Path(__file__).resolve().parents[2] / "shared"
+    folder = ROOT.parent / "shared"
     if not (folder / "data").is_dir():
         pytest.skip(f"needs the real data in {folder}, which is not here")
     return folder

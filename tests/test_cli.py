@@ -12,8 +12,7 @@ import msefpn
 from msefpn import api
 from msefpn.cli import COMMANDS, command_parser, main, read_docstring
 from msefpn.config import load_recipe
-
-TINY = Path(__file__).with_name("tiny.yaml")
+from tests import TINY
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 
 import msefpn
 from msefpn.cli import COMMANDS, main
+from tests import TINY
 
-TINY = Path(__file__).with_name("tiny.yaml")
 INSIDE = {
     "unknown detector",
     "unknown backbone",

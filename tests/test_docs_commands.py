@@ -26,13 +26,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import msefpn
+from msefpn.ablation import cost, grid
+from msefpn.ablation import worker as cell
 from msefpn.cli import COMMANDS, command_parser, main
 from msefpn.config import Config, load_recipe
 from msefpn.data import synthetic
-from msefpn.engine import cell, cost, grid
 from msefpn.models import DETECTORS, check_neck
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     page.relative_to(ROOT).as_posix()
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))

@@ -4,7 +4,9 @@ import runpy
 from pathlib import Path
 from xml.etree import ElementTree
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+from tests import ROOT
+
+DOCS = ROOT / "docs"
 SVG = "{http://www.w3.org/2000/svg}"
 
 

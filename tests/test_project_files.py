@@ -16,8 +16,8 @@ import yaml
 
 import msefpn
 from msefpn.necks import Neck
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = [item for extra in PROJECT["project"]["optional-dependencies"].values() for item in extra]

@@ -7,12 +7,12 @@ import pytest
 
 from msefpn.config import load_recipe, published, recipe_names
 from msefpn.data import synthetic
-from msefpn.engine import record
-from msefpn.engine import train as engine
-from msefpn.engine.lit import lr_factor
-from msefpn.engine.plan import plan_training
 from msefpn.models import Detector
 from msefpn.necks import NECKS, Stack
+from msefpn.training import recorder as record
+from msefpn.training import train as engine
+from msefpn.training.lightning import lr_factor
+from msefpn.training.plan import plan_training
 
 
 class Row(NamedTuple):
@@ -122,8 +122,8 @@ def test_recipe(name: str) -> None:
     row, config, claim = PAPER[name], load_recipe(name), published(name)
     epochs, drops = LAST_STEPS[row.schedule]
     assert (config.detector, config.neck, config.neck_options) == (row.detector, row.neck, row.neck_options)
-    assert (config.epochs, config.drops, config.schedule, config.warmup) == (epochs, drops, "step", 500)
-    assert (config.optimizer, config.weight_decay, config.clip) == ("sgd", 1e-4, 0)
+    assert (config.epochs, config.milestones, config.schedule, config.warmup) == (epochs, drops, "step", 500)
+    assert (config.optimizer, config.weight_decay, config.grad_clip) == ("sgd", 1e-4, 0)
     assert config.scaled_lr == (0.01 if row.detector == "retinanet" else 0.02)
     assert [lr_factor(config, step, 1000) for step in (0, 500)] == [pytest.approx(0.001), 1]
     assert lr_factor(config, 1000 * drops[1], 1000) == pytest.approx(0.01)
@@ -137,7 +137,7 @@ def test_recipe(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in PAPER if name.endswith("_2x")])
 def test_two_schedules_differ_in_the_schedule_alone(name: str) -> None:
     longer, shorter = (vars(load_recipe(recipe)) for recipe in (name, name.replace("_2x", "_1x")))
-    assert {key for key in longer if longer[key] != shorter[key]} == {"epochs", "drops"}
+    assert {key for key in longer if longer[key] != shorter[key]} == {"epochs", "milestones"}
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER if not name.endswith("_2x")])

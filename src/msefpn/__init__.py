@@ -9,15 +9,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msefpn.api import build, evaluate, export, load, train
-    from msefpn.compare import ablate, cost
+    from msefpn.commands.compare import ablate, cost
+    from msefpn.commands.data import check, convert, split
+    from msefpn.commands.inspect import demo, explain, report
+    from msefpn.commands.models import build, export, load
+    from msefpn.commands.predict import evaluate, predict, stream
+    from msefpn.commands.train import train
     from msefpn.errors import UserError
-    from msefpn.infer import predict, stream
-    from msefpn.look import demo, explain, report
     from msefpn.necks import FPN, GCG, MSEFPN, SEM, SIM
-    from msefpn.prepare import check, convert, split
 
 __version__ = "0.1.0"
+_HOMES = {
+    "errors": ("UserError",),
+    "necks": ("FPN", "GCG", "MSEFPN", "SEM", "SIM"),
+    "commands.compare": ("ablate", "cost"),
+    "commands.data": ("check", "convert", "split"),
+    "commands.inspect": ("demo", "explain", "report"),
+    "commands.models": ("build", "export", "load"),
+    "commands.predict": ("evaluate", "predict", "stream"),
+    "commands.train": ("train",),
+}
+"""Modules and the public names that come from them."""
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "FPN",
     "GCG",
@@ -41,21 +54,12 @@ __all__ = [
     "stream",
     "train",
 ]
-_HOMES = {
-    "UserError": "errors",
-    **dict.fromkeys(("FPN", "GCG", "MSEFPN", "SEM", "SIM"), "necks"),
-    **dict.fromkeys(("ablate", "cost"), "compare"),
-    **dict.fromkeys(("check", "convert", "split"), "prepare"),
-    **dict.fromkeys(("demo", "explain", "report"), "look"),
-    **dict.fromkeys(("predict", "stream"), "infer"),
-}
-"""Where a name comes from, if not from `msefpn.api`."""
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name's module when the name is first used: `import msefpn` alone loads nothing."""
     if name in __all__:
-        return getattr(importlib.import_module(f"msefpn.{_HOMES.get(name, 'api')}"), name)
+        return getattr(importlib.import_module(f"msefpn.{_HOME_OF[name]}"), name)
     raise AttributeError(f"module 'msefpn' has no attribute '{name}'")
 
 

@@ -14,25 +14,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from msefpn import api, compare, infer, look, prepare
+from msefpn.commands import compare, data, models, predict, train
+from msefpn.commands import inspect as inspecting
 from msefpn.config import load_recipe
-from msefpn.engine.run import default_recipe, tells_mistakes
 from msefpn.errors import UserError, unknown_name
-from msefpn.memory import keep_freed_memory
+from msefpn.runs.folder import default_recipe, tells_mistakes
+from msefpn.runs.memory import keep_freed_memory
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    "train": api.train,
-    "evaluate": api.evaluate,
-    "predict": infer.predict,
-    "export": api.export,
-    "check": prepare.check,
-    "convert": prepare.convert,
-    "split": prepare.split,
+    "train": train.train,
+    "evaluate": predict.evaluate,
+    "predict": predict.predict,
+    "export": models.export,
+    "check": data.check,
+    "convert": data.convert,
+    "split": data.split,
     "cost": compare.cost,
     "ablate": compare.ablate,
-    "explain": look.explain,
-    "report": look.report,
-    "demo": look.demo,
+    "explain": inspecting.explain,
+    "report": inspecting.report,
+    "demo": inspecting.demo,
 }
 _POSITIONAL = {("check", "data"): "?", ("demo", "runs"): "*"}
 """Arguments with a default that are given without a name all the same."""

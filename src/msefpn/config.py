@@ -10,7 +10,8 @@ import contextlib
 import dataclasses
 import math
 import typing
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,82 +23,119 @@ from msefpn.errors import UserError, unknown_name
 RECIPES = resources.files("msefpn") / "recipes"
 
 
+def option(
+    default: Any,
+    text: str,
+    *,
+    low: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    choices: Sequence[str] = (),
+    plugin: str = "",
+    flag: bool = True,
+) -> Any:
+    """Describe an option once: its flag, its help and its bounds follow from this.
+
+    Args:
+        default: its value where nothing else is said.
+        text: one noun phrase, for the help and the reference.
+        low: smallest value.
+        above: the value must be above this.
+        below: the value must be below this.
+        choices: the values that there are, of few.
+        plugin: the kind of plug-in that the value names; Python may pass the object itself.
+        flag: whether the command line has a flag for it; `--set` reaches it in any case.
+    """
+    about = {"text": text, "low": low, "above": above, "below": below, "choices": tuple(choices)}
+    about |= {"plugin": plugin, "flag": flag}
+    if isinstance(default, (dict, list)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=about)
+    return dataclasses.field(default=default, metadata=about)
+
+
+def check_bounds(values: Any) -> None:
+    """Check the fields of a dataclass against what `option` says of them. Raises UserError."""
+    for item in dataclasses.fields(values):
+        value, about = getattr(values, item.name), item.metadata
+        if "text" not in about or value is None:
+            continue
+        if about["choices"] and value not in about["choices"]:
+            raise unknown_name(item.name, value, about["choices"])
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if not (about["low"] <= value < about["below"] and about["above"] < value < math.inf):
+            bounds = {"at least": about["low"], "above": about["above"], "below": about["below"]}
+            words = [f"{word} {limit}" for word, limit in bounds.items() if math.isfinite(limit)]
+            raise UserError(f"{item.name} is {value}: it must be finite and {' and '.join(words)}")
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that decides a run. The defaults are the paper's: mmdetection 2.x, 1x schedule."""
 
-    detector: str = "faster_rcnn"
-    """Name in `msefpn.models.DETECTORS`."""
-    detector_options: dict[str, Any] = field(default_factory=dict)
-    """Constructor arguments of the detector."""
-    backbone: str = "resnet50"
-    """Name of a timm model with four levels."""
-    backbone_options: dict[str, Any] = field(default_factory=dict)
-    """Constructor arguments of the backbone: frozen_stages, train_norm."""
-    neck: str = "mse_fpn"
-    """Name in `msefpn.necks.NECKS`."""
-    neck_options: dict[str, Any] = field(default_factory=dict)
-    """Constructor arguments of the neck."""
-    init: str = "imagenet"
-    """Initial weights: imagenet (timm's hub), none, or a file of a backbone or a whole detector."""
-
-    size: str = "1333x800"
-    """Images are resized, ratio kept, to fit into this: longest side x shortest side, or one number."""
-    augment: str = "paper"
-    """Augmentation while training: none, paper (flip), multiscale or strong."""
-
-    epochs: int = 12
-    batch: int = 16
-    """Images per step, over all devices and accumulated passes."""
-    accumulate: int = 1
-    """Forward passes per step."""
-    optimizer: str = "sgd"
-    """sgd (momentum 0.9) or adamw."""
-    lr: float = 0.02
-    """Learning rate for 16 images per step; scaled linearly to `batch`."""
-    weight_decay: float = 1e-4
-    schedule: str = "step"
-    """step (x0.1 after the epochs in `drops`) or cosine (to zero, by step)."""
-    drops: tuple[int, ...] = (8, 11)
-    warmup: int = 500
-    """Steps of linear warm-up from 0.001 of the learning rate."""
-    clip: float = 0.0
-    """Largest gradient norm; 0: not clipped."""
-    ema: float = 0.0
-    """Decay of the exponential moving average of the weights; 0: none."""
-
-    keep_empty: bool = True
-    """Whether images without boxes take part in training; mmdetection leaves them out."""
-
-    seed: int = 0
-    device: str = "auto"
-    """auto, cpu or gpu."""
-    devices: int = 1
-    """Processes or GPUs."""
-    precision: str = "auto"
-    """fp32, bf16, or auto: bf16 on a capable GPU, else fp32."""
-    workers: int = 2
-    """Processes that load images, per device."""
+    detector: str = option("faster_rcnn", "detector, see `msefpn plugins`", plugin="detector")
+    detector_options: dict[str, Any] = option({}, "arguments of the detector", plugin="loss", flag=False)
+    backbone: str = option("resnet50", "timm model with four levels, or a plug-in", plugin="backbone")
+    backbone_options: dict[str, Any] = option(
+        {}, "arguments of the backbone: frozen_stages, train_norm, ...", flag=False
+    )
+    neck: str = option("mse_fpn", "neck, see `msefpn plugins`; with bfp on top as in fpn+bfp", plugin="neck")
+    neck_options: dict[str, Any] = option({}, "arguments of the neck", flag=False)
+    init: str = option(
+        "imagenet", "initial weights: imagenet (timm's hub), none, or a file of a backbone or a detector"
+    )
+    size: str = option(
+        "1333x800", "longest x shortest side, pixels, that images are resized to fit into; or one number"
+    )
+    augment: str = option(
+        "paper",
+        "augmentation while training: none, paper (flip), multiscale, strong (small sets), or a plug-in",
+        plugin="augmentation",
+    )
+    epochs: int = option(12, "passes over the training data", low=1)
+    batch: int = option(16, "images per step, over all devices and accumulated passes", low=1)
+    accumulate: int = option(1, "forward passes per step", low=1)
+    optimizer: str = option("sgd", "sgd (momentum 0.9) or adamw", choices=("sgd", "adamw"))
+    lr: float = option(0.02, "learning rate for 16 images per step; scaled linearly to the batch", above=0)
+    weight_decay: float = option(1e-4, "weight decay", low=0)
+    schedule: str = option(
+        "step",
+        "step (x 0.1 at each milestone) or cosine (to zero, by step)",
+        choices=("step", "cosine"),
+    )
+    milestones: tuple[int, ...] = option((8, 11), "epochs after which the learning rate drops")
+    warmup: int = option(500, "steps of linear warm-up from 0.001 of the learning rate", low=0)
+    grad_clip: float = option(0.0, "largest gradient norm; 0: not clipped", low=0)
+    ema: float = option(
+        0.0, "decay of the exponential moving average of the weights; 0: none", low=0, below=1
+    )
+    patience: int = option(0, "epochs without a better AP after which training stops; 0: never", low=0)
+    keep_empty: bool = option(True, "train on images without objects too; mmdetection leaves them out")
+    logger: tuple[str, ...] = option(
+        ("csv", "jsonl"),
+        "loggers: csv, jsonl, tensorboard, wandb, mlflow, trackio, or plug-ins",
+        plugin="logger",
+    )
+    callback: tuple[str, ...] = option((), "callbacks of plug-ins", plugin="callback")
+    seed: int = option(0, "decides weights, order and augmentation", low=0, below=1 << 64)
+    device: str = option("auto", "auto, cpu or gpu", choices=("auto", "cpu", "gpu"))
+    devices: int = option(1, "number of GPUs, or of processes on the CPU", low=1)
+    precision: str = option(
+        "auto", "fp32, bf16, or auto: bf16 on a capable GPU", choices=("auto", "fp32", "bf16")
+    )
+    workers: int = option(2, "processes that load images, per device", low=0)
+    plugins: dict[str, str] = option(
+        {}, "where names come from that are not the package's own; written by runs", flag=False
+    )
 
     def __post_init__(self) -> None:
         parse_size(self.size)
-        for name, low in _LOWEST.items():
-            if not low <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be finite and at least {low}")
-        if self.seed >= 1 << 64:
-            raise UserError(f"seed is {self.seed}: it must be below 2 to the power of 64")
+        check_bounds(self)
         if self.batch % (self.devices * self.accumulate):
             raise UserError(
                 f"batch {self.batch} cannot be shared by {self.devices} devices x {self.accumulate} passes: "
                 "choose a multiple"
             )
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"lr is {self.lr}: it must be finite and above 0")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"ema is {self.ema}: it must be at least 0 and below 1")
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise unknown_name(name, getattr(self, name), known)
 
     @property
     def learns_masks(self) -> bool:
@@ -113,6 +151,24 @@ class Config:
     def scaled_lr(self) -> float:
         """The learning rate for this run's batch (linear scaling rule, arXiv 1706.02677)."""
         return self.lr * self.batch / 16
+
+    def uses(self, *kinds: str) -> list[tuple[str, str]]:
+        """The names that may be a plug-in's, as pairs of kind and name; of all kinds where none is given."""
+        found = []
+        for item in dataclasses.fields(self):
+            kind, value = item.metadata["plugin"], getattr(self, item.name)
+            if kind and (not kinds or kind in kinds):
+                names = value.split("+") if kind == "neck" else _strings(value)
+                found += [(kind, name) for name in names]
+        return found
+
+
+def _strings(value: Any) -> list[str]:
+    """All strings in a value, also in dictionaries and lists."""
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [text for item in inner for text in _strings(item)]
 
 
 @dataclass(frozen=True)
@@ -131,18 +187,6 @@ class Published:
     """Images a step of that run, over all GPUs."""
 
 
-_LOWEST = {
-    **dict.fromkeys(("epochs", "batch", "accumulate", "devices"), 1),
-    **dict.fromkeys(("workers", "weight_decay", "warmup", "clip", "seed"), 0),
-}
-CHOICES = {
-    "augment": ("none", "paper", "multiscale", "strong"),
-    "optimizer": ("sgd", "adamw"),
-    "schedule": ("step", "cosine"),
-    "device": ("auto", "cpu", "gpu"),
-    "precision": ("auto", "fp32", "bf16"),
-}
-"""The values of keys that have few."""
 _TYPES = typing.get_type_hints(Config)
 _ABOUT = ("parent", "published")
 """Keys of a recipe that are no values."""
@@ -172,7 +216,30 @@ def is_recipe(name: str) -> bool:
 def load_recipe(name: str, **overrides: Any) -> Config:
     """Resolve a recipe (a shipped name or a YAML file) and override the values that are not None."""
     given = {key: value for key, value in overrides.items() if value is not None}
-    return from_dict(_override(_read_chain(name), given), source=name)
+    for key, value in given.items():
+        _coerce(key, value, "options")
+    return from_dict(_override(_read_chain(name), given), source=f"recipe '{name}'")
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Read `key=value` and `key.path=value`, values in YAML, as plain values. Raises UserError."""
+    found: dict[str, Any] = {}
+    for text in settings:
+        path, sign, value = text.partition("=")
+        keys = path.strip().split(".")
+        if not sign or not all(keys):
+            raise UserError(f"--set {text}: write key=value, such as neck_options.gate=none")
+        if keys[0] not in _TYPES:
+            raise UserError(f"--set {text}: {unknown_name('key', keys[0], _TYPES)}")
+        try:
+            content = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {text}: the value is not valid YAML") from None
+        for key in reversed(keys[1:]):
+            content = {key: content}
+        _coerce(keys[0], content, f"--set {text}")
+        found = _merged(found, {keys[0]: content})
+    return found
 
 
 def load_row(name: str, base: str | None, **overrides: Any) -> Config:
@@ -188,7 +255,7 @@ def load_row(name: str, base: str | None, **overrides: Any) -> Config:
         return load_recipe(name, **overrides)
     own = {key: value for key, value in _read_yaml(name).items() if key not in _ABOUT}
     given = {key: value for key, value in overrides.items() if value is not None}
-    return from_dict(_override(_override(_read_chain(base), own), given), source=name)
+    return from_dict(_override(_override(_read_chain(base), own), given), source=f"recipe '{name}'")
 
 
 def published(name: str) -> Published | None:
@@ -208,14 +275,17 @@ def published(name: str) -> Published | None:
     return Published(**about)
 
 
-def from_dict(values: dict[str, Any], source: str) -> Config:
+def from_dict(values: Mapping[str, Any], source: str) -> Config:
     """Build a Config from plain values, as read from YAML. Raises UserError naming `source` and the key."""
     return Config(**{key: _coerce(key, value, source) for key, value in values.items()})
 
 
 def to_yaml(config: Config) -> str:
     """Write a configuration as YAML that `load_recipe` reads back to an equal one."""
-    values = dataclasses.asdict(config) | {"drops": list(config.drops)}
+    values = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(config).items()
+    }
     return yaml.safe_dump(values, sort_keys=False)
 
 
@@ -283,7 +353,7 @@ def _has_names(values: dict[Any, Any]) -> bool:
 
 def _coerce(key: str, value: Any, source: str) -> Any:
     if key not in _TYPES:
-        raise UserError(f"recipe '{source}': {unknown_name('key', key, _TYPES)}")
+        raise UserError(f"{source}: {unknown_name('key', key, _TYPES)}")
     kind = typing.get_origin(_TYPES[key]) or _TYPES[key]
     if isinstance(value, bool) == (kind is bool):  # else True would be the number 1
         with contextlib.suppress(ValueError, OverflowError):
@@ -291,8 +361,16 @@ def _coerce(key: str, value: Any, source: str) -> Any:
                 return float(value)  # YAML reads 1e-4 as a string
             if kind is str and isinstance(value, (str, int)):
                 return str(value)
-            if kind is tuple and isinstance(value, (list, tuple)) and all(type(i) is int for i in value):
-                return tuple(value)
+            if kind is tuple and isinstance(value, (list, tuple)):
+                (item, *_) = typing.get_args(_TYPES[key])
+                if all(type(one) is item for one in value):
+                    return tuple(value)
             if isinstance(value, kind) and kind is not tuple:
                 return value
-    raise UserError(f"recipe '{source}': {key} is {value!r}, but must be of type {kind.__name__}")
+    raise UserError(f"{source}: {key} is {value!r}, but must be of type {kind.__name__}")
+
+
+CHOICES = {
+    item.name: item.metadata["choices"] for item in dataclasses.fields(Config) if item.metadata["choices"]
+}
+"""The values of keys that have few."""

@@ -5,15 +5,15 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The message is one line: what, where, how to mend it."""
+    """A mistake that the user can fix. The message is one line: what is wrong, where, how to fix it."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Say that `name` is no known `kind`, with the closest and all known names."""
+def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
+    """Say that `name` is not a known `kind`, with the closest and all known names, and a hint."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return UserError(f"unknown {kind} '{name}': {hint}known: {', '.join(names)}")
+    guess = f"did you mean '{close[0]}'? " if close else ""
+    return UserError(f"unknown {kind} '{name}': {guess}known: {', '.join(names)}{hint}")
 
 
 def missing_extra(what: str, extra: str) -> UserError:

@@ -59,8 +59,8 @@ class Detections(NamedTuple):
     """(B, D) int64, 0..K-1."""
     valid: Tensor
     """(B, D) bool: a real detection, not padding."""
-    cut: Tensor
-    """(B,) int64, candidates over the score threshold that did not fit before suppression."""
+    num_dropped: Tensor
+    """(B,) int64, candidates over the score threshold that were dropped before NMS."""
     masks: Tensor | None = None
     """(B, D, M, M) float32, 0..1: how likely each cell of a box is on the object; None: no such part."""
     strides: Tensor | None = None

@@ -21,7 +21,7 @@ class CascadeHead(nn.Module):
         ious: IoU from which a region is positive, for each stage.
         stds: what the four deltas are divided by, for each stage.
         weights: weight of the losses of each stage.
-        hidden, samples, score, nms_iou, detections, candidates, min_size: see `RoIHead`.
+        hidden, samples, score, nms_iou, max_per_image, pre_nms_top_k, min_size: see `RoIHead`.
         sampling_ratio: see `RoIAlign`.
         beta: where smooth-L1 turns quadratic; 0: L1.
 
@@ -46,8 +46,8 @@ class CascadeHead(nn.Module):
         samples: int = 512,
         score: float = 0.05,
         nms_iou: float = 0.5,
-        detections: int = 100,
-        candidates: int = 2000,
+        max_per_image: int = 100,
+        pre_nms_top_k: int = 2000,
         min_size: float = 0.0,
         sampling_ratio: int = 0,
         beta: float = 1.0,
@@ -71,8 +71,8 @@ class CascadeHead(nn.Module):
                 samples=samples,
                 score=score,
                 nms_iou=nms_iou,
-                detections=detections,
-                candidates=candidates,
+                max_per_image=max_per_image,
+                pre_nms_top_k=pre_nms_top_k,
                 min_size=min_size,
                 sampling_ratio=sampling_ratio,
                 beta=beta,

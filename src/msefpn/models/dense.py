@@ -60,15 +60,15 @@ def detect(
 
     Args:
         levels: for each level scores (B, N, K), predictions (B, N, 4), anchors (N, P) and their strides (N,).
-            A head whose levels share their `candidates` gives one for all.
+            A head whose levels share their `pre_nms_top_k` gives one for all.
         boxes_of: boxes (B, n, 4), pixels, of predictions (B, n, 4) and their anchors (B, n, P).
         sizes: (B, 2), height and width of each image, pixels.
-        selection: chooses the detections; its `candidates` are those of each of `levels`.
+        selection: chooses the detections; its `pre_nms_top_k` are those of each of `levels`.
         threshold: the scores are logits, and this is `selection.score` as one; None: they are 0..1.
     """
-    boxes, scores, labels, strides, cut = [], [], [], [], []
+    boxes, scores, labels, strides, dropped = [], [], [], [], []
     for every_score, predictions, anchors, stride in levels:
-        score, anchor, label = best_pairs(full_precision(every_score), selection.candidates)
+        score, anchor, label = best_pairs(full_precision(every_score), selection.pre_nms_top_k)
         chosen = full_precision(predictions).gather(1, anchor[..., None].expand(-1, -1, 4))
         boxes.append(clip_boxes(boxes_of(chosen, anchors[anchor]), sizes))
         probability = score if threshold is None else score.sigmoid()
@@ -76,12 +76,12 @@ def detect(
         labels.append(label)
         strides.append(stride[anchor])
         over = every_score > (selection.score if threshold is None else threshold)
-        cut.append((over.flatten(1).sum(dim=1) - selection.candidates).clamp(min=0))
+        dropped.append((over.flatten(1).sum(dim=1) - selection.pre_nms_top_k).clamp(min=0))
     return selection(
         torch.cat(boxes, 1),
         torch.cat(scores, 1),
         torch.cat(labels, 1),
         torch.cat(strides, 1),
         sets=len(scores),
-        cut=torch.stack(cut).sum(dim=0),
+        num_dropped=torch.stack(dropped).sum(dim=0),
     )

@@ -51,7 +51,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "reassign": False,
             "ignore_padding": False,
             "per_image": True,
-            "detections": 300,
+            "max_per_image": 300,
             "min_size": -1.0,
             "clamp_both": False,
             "integer_anchors": True,

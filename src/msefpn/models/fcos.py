@@ -31,8 +31,8 @@ class FCOSHead(nn.Module):
         depth: 3x3 convolutions of each branch before its prediction, each with group normalisation.
         radius: half the side of a box's central region, in strides.
         prior: initial score of every class.
-        score, nms_iou, detections, min_size: see `Selection`.
-        candidates: best (cell, class) pairs of a level that go into suppression.
+        score, nms_iou, max_per_image, min_size: see `Selection`.
+        pre_nms_top_k: best (cell, class) pairs of a level that go into suppression.
         offset: where in a cell its point lies, in strides; see `AnchorGenerator`.
         integer_anchors: see `AnchorGenerator`.
     """
@@ -48,8 +48,8 @@ class FCOSHead(nn.Module):
         prior: float = 0.01,
         score: float = 0.05,
         nms_iou: float = 0.6,
-        detections: int = 100,
-        candidates: int = 1000,
+        max_per_image: int = 100,
+        pre_nms_top_k: int = 1000,
         min_size: float = 0.0,
         offset: float = 0.5,
         integer_anchors: bool = False,
@@ -69,7 +69,7 @@ class FCOSHead(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]  # it has one
         self.matcher = PointMatcher(radius)
-        self.selection = Selection(score, nms_iou, detections, candidates, min_size)
+        self.selection = Selection(score, nms_iou, max_per_image, pre_nms_top_k, min_size)
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
         """Detect.

@@ -41,8 +41,8 @@ class RetinaHead(nn.Module):
         beta: where smooth-L1 turns quadratic; 0: L1.
         balanced_loss: balanced L1 (Libra R-CNN; its RetinaNet has `beta` 0.11), see `losses.box_loss`.
         prior: initial score of every class.
-        score, nms_iou, detections, min_size: see `Selection`.
-        candidates: best (anchor, class) pairs of a level that go into suppression.
+        score, nms_iou, max_per_image, min_size: see `Selection`.
+        pre_nms_top_k: best (anchor, class) pairs of a level that go into suppression.
         clamp_both: see `boxes.decode`.
         integer_anchors: see `AnchorGenerator`.
 
@@ -70,8 +70,8 @@ class RetinaHead(nn.Module):
         prior: float = 0.01,
         score: float = 0.05,
         nms_iou: float = 0.5,
-        detections: int = 100,
-        candidates: int = 1000,
+        max_per_image: int = 100,
+        pre_nms_top_k: int = 1000,
         min_size: float = 0.0,
         clamp_both: bool = True,
         integer_anchors: bool = False,
@@ -94,7 +94,7 @@ class RetinaHead(nn.Module):
         self.ignore_padding, self.per_image = ignore_padding, per_image
         self.beta, self.balanced_loss, self.clamp_both = beta, balanced_loss, clamp_both
         self.threshold = torch.tensor(score, dtype=torch.float64).logit().item()
-        self.selection = Selection(score, nms_iou, detections, candidates, min_size)
+        self.selection = Selection(score, nms_iou, max_per_image, pre_nms_top_k, min_size)
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
         """Detect.

@@ -81,8 +81,8 @@ class RoIHead(nn.Module):
         samples: regions an image that train the head, a quarter of them positive at the most.
         positive_iou: IoU from which a region is positive; below it is negative.
         class_agnostic: one box a region for all classes, not one for each.
-        score, nms_iou, detections, min_size: see `Selection`.
-        candidates: best (region, class) pairs of an image that go into suppression.
+        score, nms_iou, max_per_image, min_size: see `Selection`.
+        pre_nms_top_k: best (region, class) pairs of an image that go into suppression.
         sampling_ratio: see `RoIAlign`.
         aligned: see `RoIAlign`.
         pooling: `level`, from the level of the region's size; or `soft`, from all levels, weighed cell by
@@ -112,8 +112,8 @@ class RoIHead(nn.Module):
         class_agnostic: bool = False,
         score: float = 0.05,
         nms_iou: float = 0.5,
-        detections: int = 100,
-        candidates: int = 2000,
+        max_per_image: int = 100,
+        pre_nms_top_k: int = 2000,
         min_size: float = 0.0,
         sampling_ratio: int = 0,
         aligned: bool = True,
@@ -142,7 +142,7 @@ class RoIHead(nn.Module):
         self.matcher = MaxIoUMatcher(positive_iou, positive_iou)
         make = BalancedSampler if balanced_samples else RandomSampler
         self.sampler = sampler or make(samples, 0.25)
-        self.selection = Selection(score, nms_iou, detections, candidates, min_size)
+        self.selection = Selection(score, nms_iou, max_per_image, pre_nms_top_k, min_size)
         self.beta, self.balanced_loss, self.clamp_both = beta, balanced_loss, clamp_both
 
     def forward(self, pyramid: list[Tensor], proposals: Proposals, sizes: Tensor) -> Detections:

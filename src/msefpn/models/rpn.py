@@ -35,7 +35,7 @@ class RPN(nn.Module):
         anchor_scale: anchor size as a multiple of the stride.
         ratios: anchor height / width.
         proposals: regions kept an image; (training, prediction).
-        candidates: best anchors of a level that go into suppression; (training, prediction).
+        pre_nms_top_k: best anchors of a level that go into suppression; (training, prediction).
         nms_iou: suppression threshold within a level.
         min_size: regions with a side not above this, pixels, are dropped.
         samples: anchors an image that train the heads, half of them positive at the most.
@@ -60,7 +60,7 @@ class RPN(nn.Module):
         anchor_scale: float = 8.0,
         ratios: Sequence[float] = (0.5, 1.0, 2.0),
         proposals: tuple[int, int] = (1000, 1000),
-        candidates: tuple[int, int] = (2000, 1000),
+        pre_nms_top_k: tuple[int, int] = (2000, 1000),
         nms_iou: float = 0.7,
         min_size: float = 0.0,
         samples: int = 256,
@@ -84,7 +84,7 @@ class RPN(nn.Module):
         for layer in (self.conv, self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # these convolutions have one
-        self.proposals, self.candidates = proposals, candidates
+        self.proposals, self.pre_nms_top_k = proposals, pre_nms_top_k
         self.nms_iou, self.min_size = nms_iou, min_size
         self.matcher = MaxIoUMatcher(positive_iou, negative_iou, low_quality_iou, reassign=reassign)
         self.sampler = sampler or RandomSampler(samples, 0.5, negative_ratio=negative_ratio)
@@ -129,7 +129,7 @@ class RPN(nn.Module):
     ) -> Proposals:
         boxes, scores, levels = [], [], []
         for level, (score, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
-            best, index = top_candidates(full_precision(score), self.candidates[phase])
+            best, index = top_candidates(full_precision(score), self.pre_nms_top_k[phase])
             chosen = full_precision(delta).gather(1, index[..., None].expand(-1, -1, 4))
             boxes.append(decode(chosen, anchor[index], STDS, clamp_both=self.clamp_both))
             scores.append(best)

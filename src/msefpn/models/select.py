@@ -17,10 +17,10 @@ class Selection:
     """Candidates must exceed this, 0..1."""
     nms_iou: float
     """Suppression threshold within a class."""
-    detections: int
+    max_per_image: int
     """D, kept an image."""
-    candidates: int
-    """Best ones of a set, a level's or an image's, that go into suppression; the rest is counted as cut."""
+    pre_nms_top_k: int
+    """Best ones of a set, a level's or an image's, that go into suppression; the rest is counted as dropped."""
     min_size: float
     """Boxes with a side not above this, pixels, are dropped."""
 
@@ -32,7 +32,7 @@ class Selection:
         strides: Tensor | None = None,
         *,
         sets: int = 1,
-        cut: Tensor | None = None,
+        num_dropped: Tensor | None = None,
     ) -> Detections:
         """Select.
 
@@ -42,22 +42,22 @@ class Selection:
             labels: (B, N) int64.
             strides: (B, N) int64, of the levels that they come from; None: of none in particular.
             sets: how many sets an image's N candidates come from.
-            cut: (B,) int64, candidates of each image that were cut before.
+            num_dropped: (B,) int64, candidates of each image that were dropped before.
         """
         scores = scores * larger_than(boxes, self.min_size)
-        candidates = sets * self.candidates
-        cut_here = ((scores > self.score).sum(dim=1) - candidates).clamp(min=0)
-        best, index = top_candidates(scores, candidates)
+        pre_nms_top_k = sets * self.pre_nms_top_k
+        dropped = ((scores > self.score).sum(dim=1) - pre_nms_top_k).clamp(min=0)
+        best, index = top_candidates(scores, pre_nms_top_k)
         box = boxes.gather(1, index[..., None].expand(-1, -1, 4))
         label = labels.gather(1, index)
         keep = nms(box, best, label, best > self.score, self.nms_iou)
-        best, last = top_candidates(best.masked_fill(~keep, PAD_SCORE), self.detections)
+        best, last = top_candidates(best.masked_fill(~keep, PAD_SCORE), self.max_per_image)
         valid = best > PAD_SCORE
         return Detections(
             boxes=box.gather(1, last[..., None].expand(-1, -1, 4)) * valid[..., None],
             scores=torch.where(valid, best, 0),
             labels=torch.where(valid, label.gather(1, last), 0),
             valid=valid,
-            cut=cut_here if cut is None else cut_here + cut,
+            num_dropped=dropped if num_dropped is None else dropped + num_dropped,
             strides=None if strides is None else strides.gather(1, index).gather(1, last) * valid,
         )

@@ -77,8 +77,8 @@ class SSDHead(nn.Module):
         largest: see `DefaultBoxes`.
         positive_iou: IoU from which a default box is positive; so is each object's best one.
         negatives: hardest negatives of an image that are learned from, for each of its positives.
-        score, nms_iou, detections, min_size: see `Selection`.
-        candidates: best (box, class) pairs of an image that go into suppression.
+        score, nms_iou, max_per_image, min_size: see `Selection`.
+        pre_nms_top_k: best (box, class) pairs of an image that go into suppression.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class SSDHead(nn.Module):
         negatives: float = 3.0,
         score: float = 0.01,
         nms_iou: float = 0.45,
-        detections: int = 200,
-        candidates: int = 2000,
+        max_per_image: int = 200,
+        pre_nms_top_k: int = 2000,
         min_size: float = 0.0,
     ) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class SSDHead(nn.Module):
             nn.init.zeros_(layer.bias)
         self.matcher = MaxIoUMatcher(positive_iou, positive_iou, 0.0)
         self.negatives = negatives
-        self.selection = Selection(score, nms_iou, detections, candidates, min_size)
+        self.selection = Selection(score, nms_iou, max_per_image, pre_nms_top_k, min_size)
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
         """Detect.

@@ -49,8 +49,8 @@ class YOLOHead(nn.Module):
         num_classes: K; there is no background class.
         anchors: (width, height) of the anchors of each level, pixels.
         ignore_iou: see above.
-        score, nms_iou, detections, min_size: see `Selection`.
-        candidates: best (anchor, class) pairs of an image that go into suppression.
+        score, nms_iou, max_per_image, min_size: see `Selection`.
+        pre_nms_top_k: best (anchor, class) pairs of an image that go into suppression.
 
     Raises:
         ValueError: there are not as many levels of anchors as strides.
@@ -66,8 +66,8 @@ class YOLOHead(nn.Module):
         ignore_iou: float = 0.5,
         score: float = 0.05,
         nms_iou: float = 0.45,
-        detections: int = 100,
-        candidates: int = 1000,
+        max_per_image: int = 100,
+        pre_nms_top_k: int = 1000,
         min_size: float = 0.0,
     ) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class YOLOHead(nn.Module):
             for count in self.counts
         )
         self.ignore_iou = ignore_iou
-        self.selection = Selection(score, nms_iou, detections, candidates, min_size)
+        self.selection = Selection(score, nms_iou, max_per_image, pre_nms_top_k, min_size)
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
         """Detect.

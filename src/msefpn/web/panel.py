@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from msefpn.engine.draw import class_colour
+from msefpn.inference.draw import class_colour
 from msefpn.web.visit import Look, Shown, Visit, all_classes, chosen, drawn, json_name, results
 
 WELCOME = '<div class="welcome">The boxes that are found in your picture appear here.</div>'

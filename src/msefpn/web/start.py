@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from msefpn.engine.predictor import Predictor
-from msefpn.engine.run import BEST
-from msefpn.engine.screen import say
 from msefpn.errors import UserError
+from msefpn.inference.predictor import Predictor
+from msefpn.runs.console import say
+from msefpn.runs.folder import BEST
 from msefpn.web.page import build_page
 from msefpn.web.picture import Limits
 from msefpn.web.serve import is_local, listen, server_of
@@ -21,7 +21,7 @@ RUNS = Path("runs")
 def start(
     runs: Sequence[Path], *, host: str, port: int, limits: Limits, size: str | None, device: str
 ) -> None:
-    """Serve the page until Ctrl-C; see `msefpn.look.demo`."""
+    """Serve the page until Ctrl-C; see `msefpn.commands.inspect.demo`."""
     if len(runs) > 2:
         raise UserError(f"{len(runs)} runs are given: the page shows one, or compares two")
     if limits.megabytes <= 0 or limits.megapixels <= 0:

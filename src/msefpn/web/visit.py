@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from msefpn.data.masks import decode_masks, encode_mask, run_lengths
-from msefpn.engine.detect import Found, as_results
-from msefpn.engine.draw import draw
-from msefpn.engine.predictor import Predictor
+from msefpn.inference.detect import Predictions, as_results
+from msefpn.inference.draw import draw
+from msefpn.inference.predictor import Predictor
 from msefpn.web.picture import Picture
 
 SHOWN = (960, 1280)
@@ -41,9 +41,9 @@ class Look:
     """What one run found on one picture: everything, whatever its score."""
 
     run: str
-    found: Found
+    found: Predictions
     """In pixels of the picture."""
-    small: Found
+    small: Predictions
     """In pixels of what is shown of it, labels in the page's list of classes."""
     seconds: float
     """From pixels to boxes."""

@@ -1,0 +1,87 @@
+"""One training of a grid, in a process that ends when the grid's does: python -m msefpn.ablation.worker TASK."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from msefpn.errors import UserError
+from msefpn.runs.folder import RESUME, is_first_process
+from msefpn.runs.memory import keep_freed_memory
+from msefpn.training.plan import plan_training
+
+PR_SET_PDEATHSIG = 1
+
+
+def command(
+    recipe: Path, seed: int, out: Path, files: dict[str, Path], changed: dict[str, str | int]
+) -> list[str]:
+    """The command line of a cell.
+
+    Args:
+        recipe: YAML file of the row.
+        seed: of this cell.
+        out: its run folder. A run that is there is gone on with, unless it has not finished an epoch.
+        files: `Sources`' keys.
+        changed: device and workers, which a run that goes on may do otherwise.
+    """
+    task = {
+        "parent": os.getpid(),
+        "recipe": str(recipe),
+        "seed": seed,
+        "out": str(out),
+        "files": {key: str(path) for key, path in files.items()},
+        "changed": changed,
+    }
+    return [sys.executable, "-m", "msefpn.ablation.worker", json.dumps(task)]
+
+
+def main() -> int:
+    """Train as the task says; return the exit code: 0, 2 for a user's mistake, 130 where it was stopped."""
+    task = json.loads(sys.argv[1])
+    if is_first_process():  # the others end with this one
+        _end_with(task["parent"])
+    keep_freed_memory()
+    out = Path(task["out"])
+    resume = (out / RESUME).exists()
+    if not resume and is_first_process():
+        shutil.rmtree(out, ignore_errors=True)  # of an attempt that was killed in its first epoch
+    own = {} if resume else {"recipe": task["recipe"], "files": task["files"]}
+    options = task["changed"] | ({} if resume else {"seed": task["seed"]})
+    try:
+        plan = plan_training(
+            None,
+            own.get("files", {}),
+            recipe=own.get("recipe"),
+            out=task["out"],
+            resume=resume,
+            steps=None,
+            options=options,
+        )
+        from msefpn.training.train import train  # noqa: PLC0415  slow to import
+
+        train(plan)
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _end_with(parent: int) -> None:
+    """Let the system end this process with its parent, also where that is killed; Linux only."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # files are replaced whole: no time is needed to end well
+    if os.getppid() != parent:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

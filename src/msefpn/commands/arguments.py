@@ -1,0 +1,77 @@
+"""Arguments of the public functions that are fields of a dataclass: one field, one place.
+
+A function that is decorated with `takes` has, as keyword arguments, the fields that the dataclass describes with
+`msefpn.config.option`. Its signature, its help and the flags of its command follow from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def takes(
+    record: type[Any], *, without: Collection[str] = (), only: Collection[str] = ()
+) -> Callable[[F], F]:
+    """Give a function's `**options` the fields of a dataclass, None where not given.
+
+    Args:
+        record: the dataclass.
+        without: fields that the function does not take.
+        only: the fields that it takes; empty: all that have a flag, and from Python the others too.
+    """
+
+    def describe(function: F) -> F:
+        hints = typing.get_type_hints(record)
+        chosen = [
+            item
+            for item in dataclasses.fields(record)
+            if "text" in item.metadata and item.name not in without and (not only or item.name in only)
+        ]
+        own = inspect.signature(function)
+        first = [item for item in own.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
+        more = [
+            inspect.Parameter(
+                item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hints[item.name] | None
+            )
+            for item in chosen
+        ]
+        function.__signature__ = own.replace(parameters=[*first, *more])  # type: ignore[attr-defined]
+        function.__options__ = {item.name: item for item in chosen}  # type: ignore[attr-defined]
+        lines = "".join(f"    {item.name}: {item.metadata['text']}\n" for item in chosen)
+        text = inspect.getdoc(function) or ""
+        function.__doc__ = (
+            text.replace("\n\nReturns:", f"\n{lines.rstrip()}\n\nReturns:", 1) if lines else text
+        )
+        return function
+
+    return describe
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, dataclasses.Field[Any]]:
+    """The fields that `takes` gave a function, by name."""
+    fields: dict[str, dataclasses.Field[Any]] = getattr(function, "__options__", {})
+    return fields
+
+
+def as_path(value: str | Path | None) -> Path | None:
+    """Turn what a user gave into a path; None stays None."""
+    return None if value is None else Path(value)
+
+
+def as_text(value: str | Path | int | None) -> str | None:
+    """Turn what a user gave into a text; None stays None."""
+    return None if value is None else str(value)
+
+
+def as_list(value: Sequence[Any] | str | Path | None) -> list[Any]:
+    """Turn one name or path into a list of one, and None into an empty list; a list stays one."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, (str, Path)) else list(value)

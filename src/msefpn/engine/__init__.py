@@ -1,1 +1,0 @@
-"""A model and data into a run folder; a run folder and images into detections."""

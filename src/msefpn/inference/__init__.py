@@ -1,0 +1,1 @@
+"""Detection with what was trained: from images to boxes, whatever asks for it."""

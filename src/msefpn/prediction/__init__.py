@@ -1,0 +1,1 @@
+"""`msefpn predict`: sources of images in, pictures, tables and texts out."""

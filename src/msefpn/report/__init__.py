@@ -1,0 +1,1 @@
+"""The page about runs and data sets: what their folders hold, gathered and drawn."""

@@ -1,0 +1,273 @@
+"""The page of a data set: images with their boxes, sizes and shapes against the pyramid, classes, faults."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from msefpn.data.advice import ANCHORS, STRIDES, as_size, resized_boxes
+from msefpn.data.check import Check, SplitCheck
+from msefpn.data.coco import CocoData
+from msefpn.data.images import ImageFault, read_reduced
+from msefpn.html.charts import Series, bar_chart, column_chart
+from msefpn.html.page import (
+    Html,
+    Section,
+    Tile,
+    alert,
+    code,
+    gallery,
+    grid,
+    joined,
+    missing,
+    page,
+    picture,
+    tag,
+    tiles,
+)
+
+PAGE = "check.html"
+_SIDES = (6, 11, 23, 45, 91, 181, 362, 724)
+"""Between the bins of box sizes, pixels: half an octave from the anchors, each bin has one closest."""
+_RATIOS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
+"""Between the bins of shapes: logarithm to base 2 of width over height."""
+_RATIO_NAMES = ("<1:4", "1:4", "1:2.8", "1:2", "1:1.4", "1:1", "1.4:1", "2:1", "2.8:1", ">4:1")
+_CROWDS = (0, 1, 2, 3, 6, 11, 21, 51, 101)
+"""The least number of boxes of each bin of images."""
+_COLOURS = (
+    *("#ff3b30", "#34c759", "#0a84ff", "#ffd60a", "#ff2fd0", "#00e5e5"),
+    *("#ff9500", "#af52de", "#b4ff00", "#b9b9b9", "#8b5a2b", "#0050c8"),
+)
+_SHEET = 24
+"""Images on the sheet, and as many again where classes are still unseen."""
+_SIDE = 560  # pixels of the longest side of a picture
+_CLASSES = 80  # that get a bar
+
+
+def write(check: Check, out: Path) -> None:
+    """Write `check.html` into a folder. Nothing is loaded by it: the pictures are in it."""
+    (out / PAGE).write_text(_page(check), encoding="utf-8")
+
+
+def choose(data: CocoData, size: tuple[int, int], most: int = _SHEET) -> list[tuple[int, str]]:
+    """Choose images that tell most: the densest, the emptiest, the smallest boxes, and every class once.
+
+    Args:
+        data: a split.
+        size: longest and shortest side that images will be resized to fit into, pixels.
+        most: so many images; twice as many where classes are still unseen.
+
+    Returns:
+        Index of the image and why it was chosen; each image once.
+    """
+    counts = np.diff(data.offsets)
+    reasons: dict[int, str] = {}
+
+    def take(indices: Sequence[int] | NDArray[np.int64], reason: str) -> None:
+        for index in indices:
+            reasons.setdefault(int(index), reason)
+
+    take(np.argsort(-counts, kind="stable")[:3], "most boxes")
+    take(np.argsort(counts, kind="stable")[:2], "fewest boxes")
+    side = np.sqrt(resized_boxes(data, size).prod(1))
+    owner = np.repeat(np.arange(len(data)), counts)[~data.crowd]
+    small = list(dict.fromkeys(owner[np.argsort(side, kind="stable")].tolist()))
+    take(small[:3], "smallest boxes")
+    take(small[::-1][:2], "largest boxes")
+    seen = {int(label) for index in reasons for label in data.boxes_of(index)[1]}
+    for label in np.argsort(np.bincount(data.labels, minlength=len(data.classes)), kind="stable").tolist():
+        if (
+            label not in seen
+            and len(reasons) < 2 * most
+            and (rows := np.flatnonzero(data.labels == label)).size
+        ):
+            holders = np.searchsorted(data.offsets, rows, side="right") - 1
+            # of those with the class, the one with most of what is unseen
+            gains = [len(set(data.boxes_of(index)[1].tolist()) - seen) for index in holders]
+            best = int(holders[int(np.argmax(gains))])
+            take([best], f"shows {data.classes[label]}")
+            seen |= set(data.boxes_of(best)[1].tolist())
+    rest = np.random.default_rng(0).permutation(len(data))
+    take([index for index in rest if int(index) not in reasons][: max(0, most - len(reasons))], "by chance")
+    return list(reasons.items())
+
+
+def drawn(data: CocoData, index: int) -> tuple[bytes, Html]:
+    """Draw the boxes of an image into a small JPEG, and write the key to their colours: class and count.
+
+    Crowd regions have a thin line. Raises FileNotFoundError and ImageFault.
+    """
+    height, width = data.sizes[index].tolist()
+    factor = min(1.0, _SIDE / max(height, width))
+    small = (max(1, round(width * factor)), max(1, round(height * factor)))
+    pixels, _ = read_reduced(data.path_of(index), (height, width), small[::-1])
+    image = Image.fromarray(pixels).resize(small, Image.Resampling.LANCZOS)
+    boxes, labels, crowd = data.boxes_of(index)
+    colours: dict[int, str] = {}
+    for label in sorted(set(labels.tolist())):
+        own = _COLOURS[label % len(_COLOURS)]
+        free = [colour for colour in _COLOURS if colour not in colours.values()]
+        colours[label] = own if own in free or not free else free[0]
+    pen = ImageDraw.Draw(image)
+    scale = [small[0] / width, small[1] / height] * 2
+    thick = 1 if len(boxes) > 40 else 2
+    for box, label, region in zip(boxes.tolist(), labels.tolist(), crowd, strict=True):
+        left, top, right, bottom = (side * by for side, by in zip(box, scale, strict=True))
+        corners = (left, top, max(left + 1, right - 1), max(top + 1, bottom - 1))
+        pen.rectangle(corners, outline=colours[label], width=1 if region else thick)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=82)
+    found = Counter(labels.tolist())
+    keys = [
+        tag(
+            "span",
+            tag("span", class_="swatch", style=f"--c:{colour}"),
+            f"{found[label]} {data.classes[label]}",
+            style="white-space:nowrap",
+        )
+        for label, colour in colours.items()
+    ]
+    return file.getvalue(), joined(keys, ", ") if keys else Html("no boxes")
+
+
+def _page(check: Check) -> str:
+    splits = [split for split in check.splits if split.data is not None]
+    verdict = "ready to train" if check.usable else "not ready: mend what stops a run"
+    sections = [_advice(check)]
+    if splits:
+        sections += [_sheet(splits[0], check.size), _sizes(splits, check.size), _classes(splits)]
+    sections.append(_faults(check))
+    title = f"Data set {check.splits[0].file.parent.name or check.splits[0].file.name}"
+    lead = f"{verdict}; sizes are after a resize into {as_size(check.size)}"
+    return page(title, lead, sections, footer="written by msefpn check")
+
+
+def _advice(check: Check) -> Section:
+    numbers = [
+        Tile(f"{split.name} images", f"{split.images:,}", note=f"{split.empty:,} without boxes")
+        for split in check.splits
+    ]
+    numbers += [
+        Tile(
+            f"{split.name} boxes",
+            f"{split.boxes:,}",
+            note=f"{split.crowd:,} crowd regions" if split.crowd else "",
+        )
+        for split in check.splits
+    ]
+    sizes = check.splits[0].sizes
+    if sizes is not None:
+        numbers.append(Tile("median box", f"{sizes.quantiles[50]:.0f}", "px", "root of the area"))
+        numbers.append(Tile("too small", f"{sizes.tiny_share:.1%}", note="under two cells of stride 4"))
+    stops = [f"{split.name}: {fault}" for split in check.splits for fault in split.report.stops[:3]]
+    stops += [check.missing] * bool(check.missing)
+    marks = [alert(text) for text in (*stops, *check.differences)]
+    return Section(
+        "In short", [*marks, tag("ul", *(tag("li", text) for text in check.advice)), tiles(numbers)]
+    )
+
+
+def _sheet(split: SplitCheck, size: tuple[int, int]) -> Section:
+    assert split.data is not None
+    shots = []
+    for index, reason in choose(split.data, size):
+        name = split.data.names[index]
+        try:
+            image, key = drawn(split.data, index)
+        except (OSError, ImageFault) as error:
+            shots.append(missing(f"{name}: {error}"))
+            continue
+        caption = joined([tag("b", reason), Html(": "), name, Html("<br>"), key])
+        shots.append(picture(image, f"{name} with its boxes", caption))
+    about = "The densest, the emptiest, the smallest and largest boxes, each class, and some by chance."
+    return Section(f"Images of {split.name}", [gallery(shots)], about, "Images")
+
+
+def _sizes(splits: Sequence[SplitCheck], size: tuple[int, int]) -> Section:
+    names = [f"<{_SIDES[0]}", *map(str, _SIDES)]
+    middles = np.sqrt(np.array([4.0, *_SIDES]) * np.array([*_SIDES, 1024.0]))
+    levels = np.abs(np.log2(middles[:, None] / np.array(ANCHORS))).argmin(1)
+    extents = {split.name: resized_boxes(split.data, size) for split in splits if split.data is not None}
+    sides = {
+        name: np.digitize(np.sqrt(extent.prod(1)), _SIDES) for name, extent in extents.items() if len(extent)
+    }
+    shapes = {
+        name: np.digitize(np.log2(extent[:, 0] / extent[:, 1]), _RATIOS)
+        for name, extent in extents.items()
+        if len(extent)
+    }
+    numbers = {
+        split.name: np.digitize(np.diff(split.data.offsets), _CROWDS) - 1
+        for split in splits
+        if split.data is not None
+    }
+    ends = [f"{low}-{high - 1}" if high - low > 1 else str(low) for low, high in itertools.pairwise(_CROWDS)]
+    parts = [
+        column_chart(
+            "Box sizes against the pyramid's levels",
+            names,
+            _shares(sides, len(names)),
+            _percent,
+            below=[
+                ("stride", [STRIDES[level] for level in levels]),
+                ("anchor", [ANCHORS[level] for level in levels]),
+            ],
+            about="Root of the area from so many pixels on; stride and anchor of the closest level",
+        ),
+        column_chart(
+            "Shapes against the anchors",
+            _RATIO_NAMES,
+            _shares(shapes, len(_RATIO_NAMES)),
+            _percent,
+            below=[("anchor", ["1:2"] * 4 + ["1:1"] * 2 + ["2:1"] * 4)],
+            about="Width to height from so much on; shape of the closest anchor",
+        ),
+        column_chart(
+            "Boxes per image",
+            [*ends, f">{_CROWDS[-1] - 1}"],
+            _shares(numbers, len(_CROWDS)),
+            _percent,
+        ),
+    ]
+    about = f"Boxes, crowd regions aside, after a resize into {as_size(size)}; per cent of each split."
+    return Section("Sizes and shapes", parts, about, "Sizes")
+
+
+def _shares(bins: dict[str, NDArray[np.int64]], count: int) -> list[Series]:
+    return [
+        Series(name, (np.bincount(rows, minlength=count) / len(rows)).tolist(), color=number)
+        for number, (name, rows) in enumerate(bins.items())
+    ]
+
+
+def _percent(share: float) -> str:
+    return "" if not share else "<1" if share < 0.005 else f"{100 * share:.0f}"
+
+
+def _classes(splits: Sequence[SplitCheck]) -> Section:
+    order = sorted(splits[0].per_class, key=lambda name: -splits[0].per_class[name])[:_CLASSES]
+    series = [
+        Series(split.name, [float(split.per_class.get(name, 0)) for name in order], color=number)
+        for number, split in enumerate(splits)
+    ]
+    chart = bar_chart("Boxes per class", order, series, lambda count: f"{count:,.0f}")
+    rest = len(splits[0].per_class) - len(order)
+    more = f"The {_CLASSES} most frequent; {rest} more have fewer." if rest > 0 else ""
+    return Section("Classes", [grid(chart)], more)
+
+
+def _faults(check: Check) -> Section:
+    lines = []
+    for split in check.splits:
+        lines += [f"{split.name}: {split.file}", *(f"  {line}" for line in split.report.lines(20))]
+        lines += ["  no faults"] * (not split.report.faults)
+    return Section(
+        "Faults", [code("\n".join([*check.read, *lines]), wrap=True)], "What is unusual, and what is done."
+    )

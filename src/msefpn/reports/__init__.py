@@ -1,1 +1,0 @@
-"""Files of runs to tables and plots."""

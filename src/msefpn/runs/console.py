@@ -1,0 +1,239 @@
+"""What the user sees: progress while training or detecting, and tables of numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+from rich.text import Text
+
+from msefpn.metrics.coco import MASK, NUMBERS
+
+_MEANING = {
+    "AP": "IoU 0.50 to 0.95",
+    "AP50": "IoU 0.50",
+    "AP75": "IoU 0.75",
+    "APs": "area under 32 x 32 px",
+    "APm": "area 32 x 32 to 96 x 96 px",
+    "APl": "area over 96 x 96 px",
+    "AR1": "1 detection per image",
+    "AR10": "10 detections per image",
+    "AR100": "100 detections per image",
+    "ARs": "area under 32 x 32 px",
+    "ARm": "area 32 x 32 to 96 x 96 px",
+    "ARl": "area over 96 x 96 px",
+}
+
+
+def say(*lines: str) -> None:
+    """Print lines as they are, without markup."""
+    for line in lines:
+        print(line, flush=True)
+
+
+def show_numbers(numbers: Mapping[str, Any]) -> None:
+    """Print the 12 numbers and AP per class, of boxes and masks; '-' where there was nothing to find."""
+    kinds = {"box": "", "mask": MASK} if f"{MASK}AP" in numbers else {"value": ""}
+    table = Table("number", *kinds, "of")
+    for name in NUMBERS:
+        values = (_number(numbers[prefix + name]) for prefix in kinds.values())
+        table.add_row(name, *values, _MEANING[name])
+    per_class = Table("class", *(f"{prefix}AP".replace("_", " ") for prefix in kinds.values()))
+    for name in numbers["per_class"]:
+        values = (_number(numbers[f"{prefix}per_class"][name]) for prefix in kinds.values())
+        per_class.add_row(name, *values)
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    console.print(per_class)
+
+
+def show_dropped(count: int) -> None:
+    """Say how many candidates were not looked at, if any; see `Detections.num_dropped`."""
+    if count:
+        say(f"{count} candidates over the score threshold were dropped before NMS")
+
+
+def show_costs(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print what each row costs; parts that a row has not are left empty."""
+    parts = list(dict.fromkeys(part for row in rows for part in row["macs"] if part != "all"))
+    heads = ["row", "params M", "trained M", *parts, "GMAC", "time", "peak MB"]
+    columns = (Column(head, no_wrap=True) for head in heads)
+    table = Table(*columns, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for row in rows:
+        macs = [f"{row['macs'][part] / 1e9:.1f}" if part in row["macs"] else "" for part in [*parts, "all"]]
+        millions = [f"{row[key] / 1e6:.2f}" for key in ("parameters", "trainable")]
+        memory = f"{row['peak_bytes'] / 2**20:.0f}" if row["peak_bytes"] else ""
+        table.add_row(row["row"], *millions, *macs, f"{row['ratio']:.2f}", memory)
+    _print_wide(table)
+
+
+def show_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of texts."""
+    table = Table(*heads, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    _print_wide(table)
+
+
+def _print_wide(table: Table) -> None:
+    """Print a table; whole lines where the output is no terminal."""
+    width = None if Console().is_terminal else 200
+    Console(markup=False, highlight=False, width=width).print(table)
+
+
+def _number(value: float) -> str:
+    return "-" if value < 0 else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as 1:23 or 1:02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class _Speed(ProgressColumn):
+    """Units per second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        """Return the speed; nothing before there is one."""
+        return Text("" if task.speed is None else f"{task.speed:.1f} {self.unit}/s")
+
+
+class Bar:
+    """A progress bar over images, or another unit; nothing where the output is no terminal.
+
+    Args:
+        text: what is done.
+        total: units there are; None: nobody knows.
+        unit: their name.
+    """
+
+    def __init__(self, text: str, total: int | None, unit: str = "images") -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(f"{unit},"),
+            _Speed(unit),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self.progress = Progress(*columns, transient=True, disable=not Console().is_terminal)
+        self.task = self.progress.add_task(text, total=total)
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def seen(self, count: int) -> None:
+        """Move on by some units."""
+        self.progress.advance(self.task, count)
+
+
+class _TwoLines(Progress):
+    """A bar with a line of text under it, cut at the terminal's width."""
+
+    text = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return what is drawn."""
+        yield from super().get_renderables()
+        yield Text(self.text, no_wrap=True, overflow="ellipsis")
+
+
+class TrainingScreen:
+    """A bar with losses, learning rate, speed and time left on a terminal; a line per epoch everywhere."""
+
+    def __init__(self, epochs: int, first: int) -> None:
+        self.epochs = epochs
+        self.first = first
+        self.began = time.monotonic()
+        self.progress = _TwoLines(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            transient=True,
+            disable=not Console().is_terminal,
+        )
+        self.task: TaskID | None = None
+        self.images = 0
+        self.training = 0.0
+        self.started = self.began
+        self.fraction = 0.0
+
+    def start_epoch(self, epoch: int, batches: int) -> None:
+        """Begin an epoch, counted from 0."""
+        self.started, self.images = time.monotonic(), 0
+        self._show(f"epoch {epoch + 1}/{self.epochs}", batches)
+
+    def batch(self, epoch: int, index: int, batches: int, images: int, values: Mapping[str, float]) -> None:
+        """Show one batch; `values` are its losses and the learning rate."""
+        self.images += images
+        self.training = time.monotonic() - self.started
+        self.fraction = (epoch - self.first + (index + 1) / batches) / (self.epochs - self.first)
+        if self.task is not None and not self.progress.disable:
+            self.progress.text = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
+            speed = f"{self.speed:.1f} images/s  left {duration(self.left)}"
+            self.progress.update(self.task, advance=1, speed=speed)
+
+    def start_evaluation(self, epoch: int, batches: int) -> None:
+        """Begin the evaluation after an epoch, counted from 0."""
+        self._show(f"epoch {epoch + 1}/{self.epochs}, evaluation", batches)
+
+    def evaluated(self, images: int) -> None:
+        """Show that one more batch, of `images`, is evaluated."""
+        if self.task is not None:
+            self.progress.update(self.task, advance=1)
+
+    @property
+    def speed(self) -> float:
+        """Images per second of this epoch's training."""
+        return self.images / max(self.training, 1e-9)
+
+    @property
+    def left(self) -> float:
+        """Seconds to the end of the run, evaluations included."""
+        return (time.monotonic() - self.began) * (1 / max(self.fraction, 1e-9) - 1)
+
+    def end_epoch(self, row: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
+        """Print the line of an epoch."""
+        self.progress.stop()
+        masks = f"mask AP {_number(numbers[MASK + 'AP'])}  " if f"{MASK}AP" in numbers else ""
+        say(
+            f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4g}  AP {_number(numbers['AP'])}  "
+            f"AP50 {_number(numbers['AP50'])}  {masks}lr {row['lr']:.3g}  {self.speed:.1f} images/s  "
+            f"left {duration(self.left)}"
+        )
+
+    def _show(self, text: str, total: int) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+        self.progress.start()
+        self.task = self.progress.add_task(text, total=total, speed="")
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        self.progress.stop()

@@ -1,0 +1,1 @@
+"""From a configuration and data to weights in a run folder."""

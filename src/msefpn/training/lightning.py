@@ -1,0 +1,348 @@
+"""Training on pytorch-lightning; no other file imports it.
+
+All random state is derived from (seed, process, epoch, batch), and the learning rate from the step, so that
+nothing has to be carried over an interruption but weights, optimizer and averages.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import warnings
+from collections import Counter
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor, distributed
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD, AdamW, Optimizer
+
+from msefpn.config import Config, parse_size
+from msefpn.data.coco import CocoData
+from msefpn.data.ground_truth import category_ids_for, truth_of
+from msefpn.data.loader import eval_loader, mixed_seed, train_loader
+from msefpn.errors import UserError
+from msefpn.inference.detect import Predictions, as_results, detect, merge_predictions, telling_memory
+from msefpn.metrics.coco import evaluate_coco
+from msefpn.models import Detector
+from msefpn.runs.console import TrainingScreen, show_dropped
+from msefpn.runs.folder import is_first_process
+from msefpn.structures import Batch
+from msefpn.training.ema import Ema
+from msefpn.training.recorder import Recorder
+
+
+def lr_factor(config: Config, step: int, steps_per_epoch: int) -> float:
+    """Learning rate of a step as a part of the scaled one: warm-up, then drops or a cosine."""
+    if config.schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * step / (config.epochs * steps_per_epoch)))
+    else:
+        factor = 0.1 ** sum(step // steps_per_epoch >= milestone for milestone in config.milestones)
+    if step < config.warmup:
+        factor *= 1 - (1 - step / config.warmup) * (1 - 0.001)  # mmcv's LrUpdaterHook, linear
+    return factor
+
+
+class Training(pl.LightningModule):
+    """A detector in training.
+
+    Args:
+        detector: the weights to begin with are its own.
+        config: decides the training.
+        train_data: what is learned from.
+        val_data: what is evaluated on after each epoch.
+        fingerprint: of `train_data`; kept with the state.
+        state: what `read_resume` read, to go on from.
+        recorder: of the first process; None in the others.
+        screen: of the first process; None in the others.
+        steps: stop after that many; None: at the end.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        config: Config,
+        train_data: CocoData,
+        val_data: CocoData,
+        *,
+        fingerprint: int,
+        state: dict[str, Any] | None,
+        recorder: Recorder | None,
+        screen: TrainingScreen | None,
+        steps: int | None,
+    ) -> None:
+        super().__init__()
+        self.detector = detector
+        self.config = config
+        self.train_data = train_data
+        self.val_data = val_data
+        self.category_ids = category_ids_for(
+            detector.classes, val_data, f"the training data {train_data.file}"
+        )
+        self.fingerprint = fingerprint
+        self.state = state
+        self.recorder = recorder
+        self.screen = screen
+        self.limit = steps
+        self.step = 0 if state is None else int(state["step"])
+        self.ema: Ema | None = None
+        self.lr = 0.0
+        self.sums: Counter[str] = Counter()
+
+    @property
+    def per_pass(self) -> int:
+        """Images of one forward pass on one device."""
+        return self.config.batch // (self.config.devices * self.config.accumulate)
+
+    def train_dataloader(self) -> Any:
+        """Lightning asks for it at the start of every epoch."""
+        return train_loader(
+            self.train_data,
+            size=parse_size(self.config.size),
+            augment=self.config.augment,
+            batch=self.per_pass,
+            workers=self.config.workers,
+            seed=self.config.seed,
+            epoch=self.trainer.current_epoch,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+            keep_empty=self.config.keep_empty,
+        )
+
+    def configure_optimizers(self) -> Optimizer:
+        """SGD as mmdetection has it, or AdamW; norms and biases decay too."""
+        weights = [weight for weight in self.detector.parameters() if weight.requires_grad]
+        decay = self.config.weight_decay
+        optimizer: Optimizer
+        if self.config.optimizer == "sgd":
+            optimizer = SGD(weights, lr=self.config.scaled_lr, momentum=0.9, weight_decay=decay)
+        else:
+            optimizer = AdamW(weights, lr=self.config.scaled_lr, weight_decay=decay)
+        if self.state is not None:
+            optimizer.load_state_dict(self.state["optimizer"])
+        return optimizer
+
+    def on_train_start(self) -> None:
+        """Begin the averages, when the weights are on their device."""
+        if self.config.ema:
+            self.ema = Ema(self.detector, self.config.ema)
+            if self.state is not None and self.state["ema"] is not None:
+                self.ema.load(self.state["ema"])
+        self.state = None
+
+    def on_train_epoch_start(self) -> None:
+        """Begin to count anew."""
+        self.detector.train()
+        self.sums.clear()
+        if self.screen is not None:
+            self.screen.start_epoch(self.current_epoch, int(self.trainer.num_training_batches))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set the learning rate, and seed what is random inside the model, like the samplers."""
+        steps_per_epoch = math.ceil(int(self.trainer.num_training_batches) / self.config.accumulate)
+        self.lr = self.config.scaled_lr * lr_factor(self.config, self.step, steps_per_epoch)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.lr
+        torch.manual_seed(mixed_seed(self.config.seed, self.global_rank, self.current_epoch, batch_idx))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the sum of the losses. Raises UserError in every process where it is not finite in one."""
+        losses = self.detector.losses(batch.images, batch.sizes, batch.targets, batch.proposals)
+        total = torch.stack(list(losses.values())).sum()
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        self._stop_if_not_finite(values, batch)
+        values["loss"] = sum(values.values())
+        self.sums.update(values)
+        if self.screen is not None:
+            batches = int(self.trainer.num_training_batches)
+            images = len(batch.images) * self.trainer.world_size
+            shown = {"loss": values["loss"], "lr": self.lr, **values}
+            self.screen.batch(self.current_epoch, batch_idx, batches, images, shown)
+        if self.recorder is not None and self.step % 10 == 0 and batch_idx % self.config.accumulate == 0:
+            self.recorder.step(self.step, values | {"lr": self.lr})
+        return total
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """Count the step and average the weights."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.step)
+        if self.limit is not None and self.step >= self.limit:
+            self.trainer.should_stop = True
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Note how far the epoch is."""
+        self.batches_done = batch_idx + 1
+
+    def on_train_epoch_end(self) -> None:
+        """Evaluate, and keep the epoch; one that `steps` has cut short is not one to go on from."""
+        if self.trainer.world_size > 1:
+            self._average_statistics()
+        if self.ema is None:
+            found = self._evaluate()
+        else:
+            with self.ema.swapped():
+                found = self._evaluate()
+        if self.recorder is None or self.screen is None:
+            return
+        results = as_results(found, self.category_ids)
+        numbers = evaluate_coco(truth_of(self.val_data), results, masks=self.config.learns_masks)
+        numbers |= {"num_dropped": found.num_dropped}
+        row = {"epoch": self.current_epoch + 1, "step": self.step, "lr": self.lr}
+        row |= {name: round(value / self.batches_done, 6) for name, value in sorted(self.sums.items())}
+        row |= {"images_per_second": round(self.screen.speed, 2)}
+        weights = self.detector.state_dict() if self.ema is None else self.ema.weights
+        whole = self.batches_done == self.trainer.num_training_batches
+        self.recorder.epoch(row, numbers, results, self.detector, weights, whole=whole)
+        if whole:
+            self.recorder.commit(self._state())
+        self.screen.end_epoch(row, numbers)
+        show_dropped(found.num_dropped)
+
+    def _average_statistics(self) -> None:
+        """Batch normalisation has seen other images in each process: evaluate and keep the mean of all."""
+        weights = [self.detector.state_dict()] + ([] if self.ema is None else [self.ema.weights])
+        for name, module in self.detector.named_modules():
+            if isinstance(module, _BatchNorm) and module.training:
+                for statistic in (f"{name}.running_mean", f"{name}.running_var"):
+                    for tensors in weights:
+                        distributed.all_reduce(tensors[statistic])
+                        tensors[statistic] /= self.trainer.world_size
+
+    def _evaluate(self) -> Predictions:
+        """Detections on the validation data, of all processes together."""
+        loader = eval_loader(
+            self.val_data,
+            size=parse_size(self.config.size),
+            batch=self.per_pass,
+            workers=self.config.workers,
+            rank=self.global_rank,
+            world=self.trainer.world_size,
+        )
+        if self.screen is None:
+            found = detect(self.detector, loader, self.device)
+        else:
+            self.screen.start_evaluation(self.current_epoch, len(loader))
+            found = detect(self.detector, loader, self.device, self.screen.evaluated)
+        if self.trainer.world_size == 1:
+            return found
+        parts: list[Any] = [None] * self.trainer.world_size
+        distributed.all_gather_object(parts, found)
+        return merge_predictions(parts)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "epoch": self.current_epoch + 1,
+            "step": self.step,
+            "best": None if self.recorder is None else self.recorder.best,
+            "detector": self.detector.state_dict(),
+            "optimizer": self.trainer.optimizers[0].state_dict(),
+            "ema": None if self.ema is None else self.ema.weights,
+            "classes": list(self.detector.classes),
+            "category_ids": list(self.detector.category_ids),
+            "data": self.fingerprint,
+        }
+
+    def _stop_if_not_finite(self, losses: dict[str, float], batch: Batch) -> None:
+        bad = [name for name, value in losses.items() if not math.isfinite(value)]
+        faults: list[Any] = [(bad, batch.ids.tolist())]
+        if self.trainer.world_size > 1:
+            any_bad = torch.tensor(float(bool(bad)), device=self.device)
+            distributed.all_reduce(any_bad)
+            if any_bad > 0:
+                faults = [None] * self.trainer.world_size
+                distributed.all_gather_object(faults, (bad, batch.ids.tolist()))
+        for names, ids in faults:
+            if names:
+                if self.global_rank > 0:  # the first process says it; `fit` ends this one in silence
+                    raise distributed.DistError
+                raise UserError(
+                    f"{', '.join(names)} not finite at step {self.step + 1} with the images of id {ids}: "
+                    "lower --lr or look at these images; the last whole epoch is kept"
+                )
+
+
+def fit(training: Training, device: torch.device, precision: str, first_epoch: int) -> None:
+    """Train from `first_epoch`, counted from 0, to the end.
+
+    Args:
+        training: what to train.
+        device: its kind, not its number, counts.
+        precision: fp32 or bf16.
+        first_epoch: epochs that are done.
+
+    Raises:
+        UserError: a loss is not finite, an image unreadable, the memory or the disk full, or another process
+            of the run has stopped.
+        KeyboardInterrupt: on SIGINT and SIGTERM.
+    """
+    config = training.config
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    strategy = _Processes(find_unused_parameters=False, broadcast_buffers=False)
+    trainer = pl.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=config.devices,
+        strategy=strategy if config.devices > 1 else "auto",
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+        max_epochs=config.epochs,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.grad_clip or None,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    progress.ready = progress.started = progress.processed = progress.completed = first_epoch
+    try:
+        with warnings.catch_warnings(), telling_memory(config.batch, parse_size(config.size)):
+            warnings.filterwarnings("ignore", module=r"pytorch_lightning|torch\.(utils\.data|optim)")
+            trainer.fit(training)
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        raise _ended_by_another() from None
+    except (SystemExit, SIGTERMException):
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
+        raise KeyboardInterrupt from None
+    finally:
+        if training.screen is not None:
+            training.screen.close()
+
+
+class _Processes(DDPStrategy):
+    """Several processes, started by the first, that end together."""
+
+    def on_exception(self, exception: BaseException) -> None:
+        """In the first process, end the others and be killed by none of them: it has to say why it ends."""
+        super().on_exception(exception)
+        launcher: Any = self.launcher
+        if launcher is not None:
+            launcher.kill(signal.SIGKILL)
+            launcher.procs.clear()  # Lightning's observer kills this process for any that has failed
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective operation failed because another process is gone; gloo has no type for it."""
+    lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(error, distributed.DistError) or any(text in str(error) for text in lost)
+
+
+def _ended_by_another() -> BaseException:
+    """What a process raises that stops because another one has; of all these only the first says so."""
+    if is_first_process():
+        return UserError("another process of this run stopped: its own line tells why")
+    return SystemExit(2)

@@ -1,0 +1,65 @@
+"""What detectors cost."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import msefpn
+from msefpn.ablation.cost import Request, counts, rows_of
+from msefpn.config import parse_size
+from msefpn.errors import UserError
+from tests import TINY
+
+
+def counted(names: list[str], size: str) -> list[dict[str, Any]]:
+    """Count alone, without times and memory: one prediction of each row."""
+    request = Request(classes=80, batch=1, size=parse_size(size), device="cpu")
+    rows = rows_of(names, None, "faster_rcnn_r50_mse_fpn_1x")
+    return [counts(request.prepare(config)) for config in rows.values()]
+
+
+def test_published_cost_of_faster_rcnn() -> None:
+    fpn, mse_fpn = counted(["fpn", "mse_fpn"], "1280x800")
+    assert fpn["macs"]["all"] / 1e9 == pytest.approx(206.3, abs=0.1)
+    assert fpn["trainable"] / 1e6 == pytest.approx(41.53, abs=0.01)
+    assert (mse_fpn["macs"]["neck"] - fpn["macs"]["neck"]) / 1e9 == pytest.approx(64.18 - 58.0, abs=0.01)
+    assert mse_fpn["parameters"] - fpn["parameters"] == 28_885_088 - 3_344_384
+
+
+def test_a_table_holds_counts_times_and_peaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, names = tmp_path / "cost.json", [str(TINY), "mse_fpn"]
+    tiny, large = msefpn.cost(names, size="160x96", rounds=1, out=out)
+    for row, own in zip((tiny, large), counted(names, "160x96"), strict=True):
+        assert own == {key: row[key] for key in own}
+    assert [tiny["row"], large["row"]] == names
+    assert tiny["ratio"] == 1 < large["ratio"]
+    assert 0 < tiny["peak_bytes"] < large["peak_bytes"] - 4 * 50e6  # its weights alone
+    assert json.loads(out.read_text(encoding="utf-8")) == [tiny, large]
+    assert "medians of 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "reason"),
+    [
+        (["fpm"], {}, "unknown neck or recipe 'fpm': did you mean 'fpn'"),
+        (["bfp"], {}, "write fpn\\+bfp"),
+        (["fpn"], {"rounds": 0}, "rounds is 0"),
+        (["fpn"], {"classes": 0}, "classes is 0"),
+        (["fpn"], {"out": TINY}, "is there already"),
+        (["fpn"], {"device": "tpu"}, "unknown device 'tpu'"),
+    ],
+)
+def test_mistakes(names: list[str], options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        msefpn.cost(names, recipe=TINY, size=64, **options)
+
+
+def test_a_row_keeps_what_the_recipe_says() -> None:
+    rows = rows_of(["pafpn", "small_data"], "small_data", "quickstart", backbone="resnet18")
+    assert [(row.neck, row.backbone) for row in rows.values()] == [
+        ("pafpn", "resnet18"),
+        ("mse_fpn", "resnet18"),
+    ]
+    assert rows["pafpn"].neck_options == {"out_channels": 128}

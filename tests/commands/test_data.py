@@ -1,0 +1,177 @@
+"""convert, split and check as commands, and data of other formats as it is."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import msefpn
+from msefpn.cli import main
+from msefpn.data.advice import advise
+from msefpn.data.coco import CocoData, read_coco
+from msefpn.errors import UserError
+from msefpn.report.dataset import choose
+from msefpn.runs.folder import write_run
+from msefpn.training.plan import plan_evaluation, plan_training
+from tests import TINY
+
+
+@pytest.fixture(scope="module")
+def yolo(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the small set in YOLO's layout."""
+    folder = tmp_path_factory.mktemp("yolo") / "shapes"
+    msefpn.convert(tiny_set, out=folder, to="yolo")
+    return folder
+
+
+def test_convert_there_and_back(yolo: Path, tiny_set: Path, tmp_path: Path) -> None:
+    done = msefpn.convert(yolo, out=tmp_path / "back", link=True)
+    assert done.format == "yolo"
+    assert done.images == {"train": 12, "val": 5}
+    for split in ("train", "val"):
+        old, _ = read_coco(tiny_set / f"{split}.json", tiny_set / split)
+        new, _ = read_coco(tmp_path / "back" / f"{split}.json", tmp_path / "back" / split)
+        assert (old.names, old.classes) == (new.names, new.classes)
+        np.testing.assert_allclose(old.boxes, new.boxes, atol=1e-3)
+        assert (tmp_path / "back" / split / new.names[0]).is_symlink()
+
+
+def test_real_boxes_agree_there_and_back(shared: Path, tmp_path: Path) -> None:
+    bccd = shared / "data" / "bccd"
+    msefpn.convert(bccd, out=tmp_path / "yolo", to="yolo", link=True)
+    msefpn.convert(tmp_path / "yolo", out=tmp_path / "coco", link=True)
+    for split in ("train", "test"):
+        old, _ = read_coco(bccd / f"{split}.json", bccd / split)
+        new, _ = read_coco(tmp_path / "coco" / f"{split}.json", tmp_path / "coco" / split)
+        assert (old.names, old.classes) == (new.names, new.classes)
+        np.testing.assert_array_equal(old.labels, new.labels)
+        np.testing.assert_allclose(old.boxes, new.boxes, atol=1e-3)
+
+
+def test_what_is_left_out_is_named_and_counted(
+    yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    msefpn.convert(yolo, out=source, to="yolo")
+    label = next((source / "labels" / "train").iterdir())
+    label.write_text("0 one two three four\n")
+    capsys.readouterr()
+    assert main(["convert", str(source), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert f"left out: {label}: line 1: could not convert" in said
+    assert "1 files left out, see" in said
+    assert str(label) in (tmp_path / "out" / "left_out.txt").read_text()
+    assert len(json.loads((tmp_path / "out" / "train.json").read_text())["images"]) == 11
+
+
+def test_nothing_of_the_users_is_overwritten(
+    yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for command in ("convert", "split", "check"):
+        assert main([command, str(yolo), "--out", str(tmp_path)]) == 2
+        assert f"out '{tmp_path}' is not empty" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_train_evaluate_and_resume_on_a_yolo_folder_as_it_is(yolo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "mine"
+    before = sorted(yolo.rglob("*"))
+    plan = plan_training(yolo, {}, recipe=TINY, out=out, resume=False, steps=None, options={})
+    assert len(plan.train) == 12
+    assert plan.sources.train_json.parent.parent == tmp_path / "runs" / "converted"
+    assert plan.train.path_of(0).resolve().is_relative_to(yolo.resolve())
+    out.mkdir(parents=True)
+    write_run(out, plan.config, plan.sources)
+    (out / "resume.ckpt").write_bytes(b"")
+    for data in (None, yolo, yolo / "data.yaml"):
+        again = plan_training(data, {}, recipe=None, out=out, resume=True, steps=None, options={})
+        assert again.sources == plan.sources
+    assert sorted(yolo.rglob("*")) == before
+
+
+def test_a_yolo_folder_without_val_names_split(
+    yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "one"
+    source.mkdir()
+    (source / "data.yaml").write_text((yolo / "data.yaml").read_text().replace("val: images/val\n", ""))
+    for name in ("images", "labels"):
+        (source / name).symlink_to(yolo / name)
+    with pytest.raises(UserError, match=f"has no val split, only train: 'msefpn split {source} --out NEW'"):
+        plan_training(source, {}, recipe=TINY, out=tmp_path / "o", resume=False, steps=None, options={})
+    assert main(["check", str(source)]) == 2
+    assert "val: stops a run" in capsys.readouterr().out
+    assert main(["split", str(source), "--out", str(tmp_path / "both"), "--val", "0.3", "--link"]) == 0
+    assert "share of val" in capsys.readouterr().out
+    assert msefpn.check(tmp_path / "both").splits[1].images in (3, 4, 5)
+
+
+def test_evaluation_on_a_yolo_folder(yolo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    plan = plan_training(yolo, {}, recipe=TINY, out=run, resume=False, steps=None, options={})
+    monkeypatch.setattr("msefpn.training.plan.read_about", lambda _: plan)
+    run.mkdir()
+    options = {"file": None, "images": None, "proposals": None, "batch": None, "size": None, "workers": 0}
+    found = plan_evaluation(run, yolo, split="val", out=None, **options)  # type: ignore[arg-type]
+    assert len(found.data) == 5
+    assert found.data.file.is_relative_to(run / "converted")
+
+
+def test_check_draws_a_page(tiny_set: Path, tmp_path: Path) -> None:
+    data = tmp_path / "<b>data"
+    msefpn.convert(tiny_set, out=data)
+    content = json.loads((data / "train.json").read_text())
+    content["categories"][0]["name"] = "<script>alert(1)</script>"
+    for split in ("train", "val"):
+        whole = json.loads((data / f"{split}.json").read_text())
+        (data / f"{split}.json").write_text(json.dumps(whole | {"categories": content["categories"]}))
+    msefpn.check(data, size=160, out=tmp_path / "page")
+    text = (tmp_path / "page" / "check.html").read_text()
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert "<b>data" not in text
+    assert text.count("data:image/jpeg;base64,") == 12
+    assert all(title in text for title in ("Box sizes against", "Shapes against", "Boxes per class"))
+
+
+def _data(side: float, *, image: int = 640, labels: int = 20) -> CocoData:
+    """Return square boxes of a side, each on its own square image."""
+    return CocoData(
+        file=Path("x.json"),
+        folder=Path("x"),
+        names=[f"{index}.jpg" for index in range(labels)],
+        ids=np.arange(labels),
+        sizes=np.full((labels, 2), image),
+        offsets=np.arange(labels + 1),
+        boxes=np.tile(np.array([[0, 0, side, side]], dtype=np.float32), (labels, 1)),
+        areas=np.ones(labels),
+        labels=np.zeros(labels, dtype=np.int64),
+        crowd=np.zeros(labels, dtype=np.bool_),
+        classes=("thing",),
+        category_ids=(1,),
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (_data(6), "100% of the boxes are under 8 px after the resize into 640: train with --size 864, or"),
+        (_data(2), "too many for a larger --size alone (2560): predict with --tile"),
+        (_data(40), "sizes fit: keep --size 640"),
+        (_data(200), "19 of 20 boxes are over 200 px: --size 320 shows them too, in about 25% of the time"),
+        (_data(40, image=320), "the images are enlarged 2.0 times"),
+        (_data(40, labels=4), "under 10 training boxes: thing 4"),
+    ],
+)
+def test_advice_follows_the_numbers(data: CocoData, says: str) -> None:
+    assert says in " ".join(advise(data, (640, 640)))
+
+
+def test_the_sheet_shows_every_class(tiny_set: Path) -> None:
+    data, _ = read_coco(tiny_set / "train.json", tiny_set / "train")
+    chosen = dict(choose(data, (160, 160), most=6))
+    assert {int(label) for index in chosen for label in data.boxes_of(index)[1]} == set(data.labels.tolist())
+    counts = np.diff(data.offsets)
+    assert {int(counts.argmax()), int(counts.argmin())} <= chosen.keys()

@@ -1,0 +1,325 @@
+"""Exporting a run: files that say what they are, detect as the run does, and refuse in one line."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import msefpn
+from msefpn.checkpoint import KEY, read_about
+from msefpn.cli import main
+from msefpn.errors import UserError
+from msefpn.export import formats
+from msefpn.export.parity import compare
+from msefpn.inference.detect import Predictions
+from msefpn.inference.exported import load_exported
+from msefpn.models import load, save
+from msefpn.runs.folder import Sources, write_run
+from msefpn.structures import Detections
+from tests import ROOT
+from tests.models.test_graph import UNSEEN, batch, make
+
+
+def copied(model: Any) -> Any:
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
+
+
+def assert_alike(found: Detections, expected: Detections, atol: float = 1e-4) -> None:
+    """The same scores, and boxes but for those that float32 cannot put in order."""
+    count = int(expected.valid.sum(dim=1).min())
+    assert count >= 5
+    torch.testing.assert_close(found.scores[:, :count], expected.scores[:, :count], atol=atol, rtol=0)
+    same = (found.boxes - expected.boxes).abs()[:, :count].amax(dim=2) < 100 * atol
+    assert same.float().mean() > 0.8
+
+
+def make_run(folder: Path, data: Path) -> Path:
+    """A run of a small detector that detects, with random weights; its classes are the data's."""
+    detector = make("faster_rcnn", "mse_fpn", rpn={"proposals": (50, 50)}, roi={"hidden": 256})
+    detector.config = replace(detector.config, size="192", batch=2)
+    for file in data.glob("*.json"):  # of as many classes as the detector has
+        content = json.loads(file.read_text())
+        content["categories"] = content["categories"][: len(detector.classes)]
+        known = {item["id"]: item["name"] for item in content["categories"]}
+        content["annotations"] = [x for x in content["annotations"] if x["category_id"] in known]
+        file.write_text(json.dumps(content))
+        detector.classes = tuple(known.values())
+    folder.mkdir()
+    save(detector, folder / "best.safetensors")
+    write_run(
+        folder, detector.config, Sources(data / "train.json", data / "train", data / "val.json", data / "val")
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    shutil.copytree(tiny_set, folder / "set")
+    return make_run(folder / "run", folder / "set")
+
+
+@pytest.fixture(scope="module")
+def report(run: Path) -> dict[str, Any]:
+    return msefpn.export(run, compare=3)
+
+
+@pytest.fixture(scope="module")
+def onnx_file(run: Path, report: dict[str, Any]) -> Path:
+    return run / str(report["file"])
+
+
+@pytest.fixture(scope="module")
+def model(onnx_file: Path) -> Any:
+    """The graph, to make other files of without tracing it again."""
+    onnx = pytest.importorskip("onnx")
+    return onnx.load(onnx_file)
+
+
+def test_file_is_whole_and_says_what_it_is(run: Path, report: dict[str, Any], model: Any) -> None:
+    assert report["passed"]
+    assert report["matched"] > 0.99
+    assert report["largest_score_difference"] < 1e-4
+    assert json.loads((run / "detector.onnx.parity.json").read_text()) == report
+    assert sorted(x.name for x in run.iterdir() if "detector" in x.name) == [
+        "detector.onnx",
+        "detector.onnx.parity.json",
+    ]
+    assert read_about(run / "detector.onnx") == read_about(run)
+    about = json.loads(next(entry.value for entry in model.metadata_props if entry.key == KEY))
+    assert about["size"] == [192, 192]
+    assert about["mean"] == load(run).mean.flatten().tolist()
+    assert {"msefpn", "torch", "onnx"} <= set(about["made_with"])
+    assert str(ROOT).encode() not in (run / "detector.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("size", UNSEEN)
+def test_onnx_is_eager_at_sizes_and_batches_that_were_not_traced(
+    run: Path, onnx_file: Path, size: tuple[int, int, int, int, int]
+) -> None:
+    given = batch("faster_rcnn", *size)
+    with torch.no_grad():
+        assert_alike(load_exported(onnx_file)(*given), load(run)(*given))
+
+
+def test_smaller_images_than_the_graph_takes_are_padded(onnx_file: Path) -> None:
+    found = load_exported(onnx_file)(*batch("faster_rcnn", 2, 64, 96, 60, 91))
+    assert found.valid.any()
+    assert (found.boxes <= torch.tensor([91, 60, 91, 60])).all()
+
+
+def test_openvino_is_eager_and_its_fp16_smaller(
+    model: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "trace_onnx", lambda detector: copied(model))
+    detector, path, half = load(run), tmp_path / "x.xml", tmp_path / "half.xml"
+    for precision, file in (("fp32", path), ("fp16", half)):
+        about = formats.describe(detector, "192", "openvino", precision)
+        formats.write_openvino(detector, about, file, precision)
+        assert read_about(file) == read_about(run)
+    exported = load_exported(path)
+    for size in UNSEEN:
+        given = batch("faster_rcnn", *size)
+        with torch.no_grad():
+            assert_alike(exported(*given), detector(*given))
+    sizes = [file.with_suffix(".bin").stat().st_size for file in (path, half)]
+    assert sizes[1] < 0.65 * sizes[0]
+    path.with_suffix(".bin").unlink()
+    with pytest.raises(UserError, match=r"x\.bin"):
+        load_exported(path)
+
+
+def test_fp16_and_int8_are_smaller_and_int8_is_calibrated(
+    model: Any, run: Path, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "trace_onnx", lambda detector: copied(model))
+    photos = run.parent / "set" / "train"
+    made = {}
+    for precision in ("fp16", "int8"):
+        more: dict[str, Any] = {"calibrate": photos, "samples": 3} if precision == "int8" else {}
+        out = tmp_path / f"{precision}.onnx"
+        report = msefpn.export(run, precision=precision, out=out, compare=2, matched=0, ap_drop=1, **more)
+        assert report["matched"] > 0.5
+        made[precision] = out.stat().st_size
+    whole = onnx_file.stat().st_size
+    assert made["fp16"] < 0.65 * whole
+    assert made["int8"] < 0.5 * whole
+
+
+def test_pt2_is_eager(tmp_path: Path) -> None:
+    detector = make("yolov3", "fpn")  # the smallest graph: this one is traced anew
+    with torch.no_grad():
+        expected = [detector(*batch("yolov3", *size)) for size in UNSEEN]
+    file = tmp_path / "x.pt2"
+    formats.write_pt2(detector, formats.describe(detector, "192", "pt2", "fp16"), file, "fp16")
+    exported = load_exported(file)
+    assert exported.classes == detector.classes
+    for size, wanted in zip(UNSEEN, expected, strict=True):
+        found, count = exported(*batch("yolov3", *size)), int(wanted.valid.sum(dim=1).min())
+        assert count >= 5
+        torch.testing.assert_close(found.scores[:, :count], wanted.scores[:, :count], atol=5e-3, rtol=0)
+    with zipfile.ZipFile(file) as archive:
+        assert not any(str(ROOT).encode() in archive.read(name) for name in archive.namelist())
+
+
+def test_over_the_limit_the_file_is_named_failing_and_the_command_says_1(
+    model: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(formats, "trace_onnx", lambda detector: copied(model))
+    out = tmp_path / "x.onnx"
+    assert main(["export", str(run), "--out", str(out), "--compare", "2", "--matched", "1.1"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["x.failed.onnx", "x.failed.onnx.parity.json"]
+
+
+def test_predict_and_evaluate_take_the_file(
+    run: Path, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos = run.parent / "set" / "val"
+    by_file = msefpn.predict(onnx_file, photos, out=tmp_path / "file", score=0.1)
+    by_run = msefpn.predict(run, photos, out=tmp_path / "run", score=0.1)
+    found, expected = (
+        {(item["category"], *item["bbox"]): item["score"] for item in objects}
+        for objects in (by_file, by_run)
+    )
+    both = found.keys() & expected.keys()
+    assert len(both) > 0.8 * max(len(found), len(expected)) > 0
+    assert [found[key] for key in both] == pytest.approx([expected[key] for key in both], abs=1e-4)
+    numbers = [
+        msefpn.evaluate(x, out=tmp_path / name, workers=0)["AP"] for x, name in ((run, "a"), (onnx_file, "b"))
+    ]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-3)
+
+
+def test_standalone_script_agrees_without_torch_and_msefpn(
+    run: Path, onnx_file: Path, tmp_path: Path
+) -> None:
+    photo = min((run.parent / "set" / "val").iterdir())
+    script = ROOT / "examples" / "onnx_detect.py"
+    code = (
+        "import runpy, sys; sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'msefpn'])); "
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    words = [str(script), str(onnx_file), str(photo), "--out", str(tmp_path / "found.png"), "--score", "0.2"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    expected = msefpn.predict(run, photo, out=tmp_path / "ours", score=0.0)
+    assert found
+    for item in found:  # Pillow and torchvision round a resized pixel differently
+        left, top, right, bottom = item["box"]
+        near = [
+            other
+            for other in expected
+            if other["category"] == item["class"]
+            and other["bbox"] == pytest.approx([left, top, right - left, bottom - top], abs=2)
+        ]
+        assert any(other["score"] == pytest.approx(item["score"], abs=0.05) for other in near)
+    before, after = (np.asarray(Image.open(x).convert("RGB")) for x in (photo, tmp_path / "found.png"))
+    assert before.shape == after.shape
+    assert (before != after).any()
+
+
+def test_broken_foreign_and_newer_files_are_refused_in_a_line(
+    model: Any, onnx_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    foreign, newer = copied(model), copied(model)
+    del foreign.metadata_props[:]
+    entry = next(entry for entry in newer.metadata_props if entry.key == KEY)
+    entry.value = json.dumps(json.loads(entry.value) | {"version": 99})
+    onnx.save(foreign, tmp_path / "foreign.onnx")
+    onnx.save(newer, tmp_path / "newer.onnx")
+    (tmp_path / "cut.onnx").write_bytes(onnx_file.read_bytes()[:2000])
+    for suffix in ("onnx", "xml", "pt2"):
+        (tmp_path / f"noise.{suffix}").write_bytes(b"\x07 this is none")
+    for name, words in {
+        "foreign.onnx": "not written by msefpn export",
+        "newer.onnx": "newer version",
+        "cut.onnx": "broken",
+        "noise.onnx": "broken",
+        "noise.xml": "broken",
+        "noise.pt2": "broken",
+        "none.onnx": "no weights",
+    }.items():
+        assert main(["predict", str(tmp_path / name), str(ROOT / "docs" / "images")]) == 2
+        line = capsys.readouterr().err
+        assert words in line
+        assert name in line
+        assert line.count("\n") == 1
+    with pytest.raises(UserError, match="exported file"):
+        load(onnx_file)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format", "tflite"], "unknown format 'tflite'"),
+        (["--precision", "int4"], "unknown precision 'int4'"),
+        (["--format", "pt2", "--precision", "int8"], "pt2 has no int8"),
+        (["--out", "x.xml"], "must end in .onnx"),
+        (["--out", "RUN/best.safetensors/x.onnx"], "is a file"),
+        (["--calibrate", "photos"], "not calibrated"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--compare", "-1"], "compare is -1"),
+        (["--precision", "int8", "--calibrate", "nowhere"], "no image found"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(
+    run: Path, words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(run.iterdir())
+    words = [word.replace("RUN", str(run)) for word in words]
+    out = [] if "--out" in words else ["--out", str(tmp_path / ("x.pt2" if "pt2" in words else "x.onnx"))]
+    assert main(["export", str(run), *words, *out]) == 2
+    line = capsys.readouterr().err
+    assert message in line
+    assert line.count("\n") == 1
+    assert sorted(run.iterdir()) == before
+
+
+def test_deformable_convolutions_are_refused_for_openvino(tmp_path: Path) -> None:
+    detector = make("retinanet", "fpn")
+    detector.config = replace(detector.config, neck="ac_fpn", neck_options={"deformable": True})
+    save(detector, tmp_path / "best.safetensors")
+    with pytest.raises(UserError, match="deformable convolutions, which OpenVINO lacks"):
+        msefpn.export(tmp_path, format="openvino", compare=0)
+
+
+def test_missing_extra_and_a_file_that_is_there_are_named(
+    run: Path, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="is there already"):
+        msefpn.export(run)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "msefpn\[export\]"'):
+        msefpn.export(run, out=run / "other.onnx")
+
+
+def found(image: int, boxes: list[list[float]], scores: list[float], labels: list[int]) -> Predictions:
+    ids = np.full(len(boxes), image)
+    return Predictions(ids, np.array(boxes, np.float32), np.array(scores, np.float32), np.array(labels))
+
+
+def test_compare_pairs_by_class_and_overlap_and_counts_both_sides() -> None:
+    box, other = [0.0, 0, 100, 100], [200.0, 0, 260, 60]
+    before = found(1, [box, other], [0.9, 0.05], [0, 1])
+    same = compare(before, found(1, [[0, 0, 100, 99], other], [0.8, 0.05], [0, 1]), 0.95)
+    assert (same.objects, same.matched) == (2, 1)
+    assert [same.score, same.box] == pytest.approx([0.1, 1])
+    assert compare(before, found(1, [box, other], [0.9, 0.05], [1, 1]), 0.95).matched == 0
+    assert compare(before, found(2, [box], [0.9], [0]), 0.95).matched == 0
+    assert compare(before, found(1, [box, box], [0.9, 0.9], [0, 0]), 0.95).matched == pytest.approx(2 / 3)
+    assert compare(before, found(1, [box], [0.9], [0]), 0.95).matched == 1  # 0.05 is below the floor
