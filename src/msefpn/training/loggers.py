@@ -8,9 +8,12 @@ written; a package that is missing is told there.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import io
 import json
+import os
+import uuid
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +25,8 @@ from msefpn.training.callbacks import Callback, Run
 
 EVERY = 10
 """Steps between two that are written down."""
+_IDS = ".trackers"
+"""Folder in the run folder for the ids that trackers know the run by."""
 
 
 def _need(package: str, extra: str) -> None:
@@ -157,3 +162,115 @@ class TensorBoardLogger(_Tracker):
     def end(self, reason: str) -> None:
         """Close the writer."""
         self.board.close()
+
+
+@register("logger", "wandb")
+class WandbLogger(_Tracker):
+    """Weights & Biases; needs the extra `wandb`. `WANDB_MODE=offline` keeps everything in the run folder.
+
+    A run that is resumed goes on under the same id.
+    """
+
+    def __init__(self) -> None:
+        _need("wandb", "wandb")
+
+    def start(self, run: Run) -> None:
+        """Begin the tracker's run, in the project `msefpn` unless WANDB_PROJECT names another."""
+        super().start(run)
+        import wandb
+
+        quiet = wandb.Settings(console="off", silent=True, x_disable_stats=True)
+        self.tracked = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "msefpn"),
+            name=run.out.name,
+            id=_id_of(run, "wandb"),
+            resume="allow",
+            dir=str(run.out),
+            config=dataclasses.asdict(run.config),
+            settings=quiet,
+        )
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Log scalars."""
+        self.tracked.log(values, step=step)
+
+    def end(self, reason: str) -> None:
+        """Finish; a run that failed is marked so."""
+        self.tracked.finish(exit_code=int(reason in ("failed", "interrupted")))
+
+
+@register("logger", "mlflow")
+class MLflowLogger(_Tracker):
+    """MLflow; needs the extra `mlflow`. Without MLFLOW_TRACKING_URI it writes `mlruns/` in the run folder."""
+
+    def __init__(self) -> None:
+        _need("mlflow", "mlflow")
+
+    def start(self, run: Run) -> None:
+        """Begin the tracker's run, in the experiment `msefpn` unless MLFLOW_EXPERIMENT_NAME names another."""
+        super().start(run)
+        local = "MLFLOW_TRACKING_URI" not in os.environ
+        if local:
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        from mlflow.tracking import MlflowClient
+
+        self.client = MlflowClient(tracking_uri=(run.out / "mlruns").absolute().as_uri() if local else None)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "msefpn")
+        known = self.client.get_experiment_by_name(name)
+        experiment = self.client.create_experiment(name) if known is None else known.experiment_id
+        file = run.out / _IDS / "mlflow"
+        if run.step and file.is_file():
+            self.id = file.read_text(encoding="utf-8")
+            self.client.set_terminated(self.id, "RUNNING")
+        else:
+            self.id = self.client.create_run(experiment, run_name=run.out.name).info.run_id
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(self.id, encoding="utf-8")
+            for key, value in dataclasses.asdict(run.config).items():
+                self.client.log_param(self.id, key, value)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Log scalars."""
+        for name, value in values.items():
+            self.client.log_metric(self.id, name, value, step=step)
+
+    def end(self, reason: str) -> None:
+        """Finish."""
+        status = {"failed": "FAILED", "interrupted": "KILLED"}.get(reason, "FINISHED")
+        self.client.set_terminated(self.id, status)
+
+
+@register("logger", "trackio")
+class TrackioLogger(_Tracker):
+    """trackio; needs the extra `trackio`. Without TRACKIO_DIR it writes `trackio/` in the run folder."""
+
+    def __init__(self) -> None:
+        _need("trackio", "trackio")
+
+    def start(self, run: Run) -> None:
+        """Begin the tracker's run, in the project `msefpn`."""
+        super().start(run)
+        os.environ.setdefault("TRACKIO_DIR", str(run.out / "trackio"))  # read when it is imported
+        import trackio
+
+        config = {key: str(value) for key, value in dataclasses.asdict(run.config).items()}
+        self.tracked = trackio.init(
+            project="msefpn", name=run.out.name, config=config, resume="allow", embed=False
+        )
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Log scalars."""
+        self.tracked.log(values, step=step)
+
+    def end(self, reason: str) -> None:
+        """Finish."""
+        self.tracked.finish()
+
+
+def _id_of(run: Run, tracker: str) -> str:
+    """An id of the run for a tracker, kept in the run folder."""
+    file = run.out / _IDS / tracker
+    if not file.is_file():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return file.read_text(encoding="utf-8")
