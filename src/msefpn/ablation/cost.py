@@ -18,7 +18,8 @@ from msefpn.config import Config, from_dict, is_recipe, load_recipe, load_row, p
 from msefpn.errors import UserError, unknown_name
 from msefpn.inference.detect import pick_device, telling_memory
 from msefpn.metrics.cost import count_parameters, count_work
-from msefpn.models import Detector, TwoStage, build, check_neck
+from msefpn.models import Detector, build, check_neck_name
+from msefpn.models.roi import RoIHead
 from msefpn.models.fold import folded
 from msefpn.necks import NECKS
 from msefpn.runs.console import Bar, say, show_costs
@@ -48,11 +49,12 @@ class Request:
         torch.manual_seed(0)
         detector = build(config, [f"class {i}" for i in range(self.classes)]).eval().to(self.device)
         width, height = (-(-side // 32) * 32 for side in self.size)
-        if isinstance(detector, TwoStage) and detector.mask is not None:  # masks are drawn where it detects
-            detector.roi.selection = dataclasses.replace(detector.roi.selection, score=0.0)
+        for head in detector.modules() if detector.learns_masks else ():  # masks are drawn where it detects
+            if isinstance(head, RoIHead):
+                head.selection = dataclasses.replace(head.selection, score=0.0)
         images = torch.randint(0, 256, (self.batch, 3, height, width), dtype=torch.uint8, device=self.device)
         sizes = torch.tensor([[height, width]] * self.batch, device=self.device)
-        return detector, images, sizes, self._regions(height, width) if config.takes_proposals else None
+        return detector, images, sizes, self._regions(height, width) if detector.takes_proposals else None
 
     def _regions(self, height: int, width: int) -> Proposals:
         """Boxes at random, of 16 pixels to the whole image."""
@@ -84,7 +86,7 @@ def rows_of(names: Sequence[str], recipe: str | None, default: str, **options: A
         if is_recipe(name):
             rows[name] = load_row(name, recipe, **options)
         elif set(name.split("+")) <= set(NECKS):
-            check_neck(name)
+            check_neck_name(name)
             rows[name] = load_recipe(recipe or default, **options, neck=name)
         else:
             raise unknown_name("neck or recipe", name, [*NECKS, *recipe_names()])
