@@ -35,7 +35,7 @@ def test_a_row_is_its_own_lines_over_a_recipe() -> None:
     assert (row.optimizer, row.size) == (base.optimizer, base.size)
     assert row.detector_options["roi"] == base.detector_options["roi"] | {
         "balanced_samples": True,
-        "balanced_loss": True,
+        "box_loss": "balanced_l1",
         "beta": 1.0,
     }
     assert load_row("libra_rcnn_r101_2x", None) == load_recipe("libra_rcnn_r101_2x")

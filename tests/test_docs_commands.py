@@ -31,7 +31,8 @@ from msefpn.ablation import worker as cell
 from msefpn.cli import COMMANDS, command_parser, main
 from msefpn.config import Config, load_recipe
 from msefpn.data import synthetic
-from msefpn.models import DETECTORS, check_neck
+from msefpn.models import check_neck_name
+from msefpn.plugins import known
 from tests import ROOT
 
 PAGES = [
@@ -209,8 +210,8 @@ def check_names(name: str, given: dict[str, Any]) -> None:
     else:
         return
     for config in configs.values():
-        check_neck(config.neck)
-        assert config.detector in DETECTORS
+        check_neck_name(config.neck)
+        assert config.detector in known("detector")
 
 
 def run_command(command: str, sandbox: Sandbox, *, only_parse: bool) -> None:

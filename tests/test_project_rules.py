@@ -18,8 +18,9 @@ import pytest
 
 from msefpn.config import Config, load_recipe, recipe_names
 from msefpn.errors import UserError
-from msefpn.models import DETECTORS, build, check_neck
+from msefpn.models import build, check_neck_name
 from msefpn.necks import NECKS, Neck
+from msefpn.plugins import known as known_plugins
 from tests import ROOT
 
 SOURCE = ROOT / "src" / "msefpn"
@@ -312,7 +313,7 @@ def test_neck_is_documented_and_keeps_the_signature(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "known"), [("neck", NECKS), ("detector", DETECTORS), ("backbone", ["resnet50"])]
+    ("field", "known"), [("neck", NECKS), ("detector", known_plugins("detector")), ("backbone", ["resnet50"])]
 )
 def test_unknown_name_prints_the_known_ones(field: str, known: Collection[str]) -> None:
     changed: dict[str, Any] = {field: "resnet5O"}
@@ -327,5 +328,5 @@ def test_every_recipe_resolves() -> None:
     assert "quickstart" in recipe_names()
     for name in recipe_names():
         config = load_recipe(name)
-        check_neck(config.neck)
-        assert config.detector in DETECTORS
+        check_neck_name(config.neck)
+        assert config.detector in known_plugins("detector")

@@ -49,7 +49,7 @@ def reading(**options: Any) -> Row:
 ZOO, NONE = "mmdetection 2.x, COCO val2017", "no published figure"
 LIBRA = {
     "rpn": {"negative_ratio": 5.0},
-    "roi": {"balanced_samples": True, "balanced_loss": True, "beta": 1.0},
+    "roi": {"balanced_samples": True, "box_loss": "balanced_l1", "beta": 1.0},
 }
 AUG = {"roi": {"consistent": 0.25, "pooling": "soft"}}
 PAPER = {

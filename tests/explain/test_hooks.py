@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from msefpn.explain.hooks import Capture, watching
-from msefpn.models import check_neck
+from msefpn.models import check_neck_name
 from msefpn.necks import NECKS, Neck
 from msefpn.necks.mse_fpn import GATES, MSEFPN
 from msefpn.necks.stack import Stack
@@ -112,7 +112,7 @@ def test_mse_fpn_shows_sem_and_sim_by_the_papers_equations() -> None:
 
 @pytest.mark.parametrize("first", ["fpn", "aug_fpn", "mse_fpn"])
 def test_stack_shows_what_lies_between(first: str) -> None:
-    check_neck(f"{first}+bfp")
+    check_neck_name(f"{first}+bfp")
     below = build(first)
     neck = Stack([below, NECKS["bfp"]([16] * 5, below.out_strides, 16)]).eval()
     capture, maps, _ = watched(neck)

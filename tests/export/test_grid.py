@@ -18,9 +18,9 @@ from msefpn.checkpoint import KEY
 from msefpn.config import Config
 from msefpn.export.formats import describe, write_onnx
 from msefpn.inference.exported import load_exported
-from msefpn.models import DETECTORS
 from msefpn.models.graph import trace_onnx
 from msefpn.necks import BFP, FPN, GATES, NECKS, Neck, Stack
+from msefpn.plugins import known
 from msefpn.structures import Proposals
 from tests.models.test_graph import ROWS, batch, make
 
@@ -113,7 +113,8 @@ def test_maps_of_a_neck_are_eager(row: str, options: dict[str, Any], tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in DETECTORS), ("faster_rcnn", {"roi": {"pooling": "soft"}})]
+    ("name", "options"),
+    [*((name, {}) for name in known("detector")), ("faster_rcnn", {"roi": {"pooling": "soft"}})],
 )
 @torch.no_grad()
 def test_detections_are_eager(name: str, options: dict[str, Any], tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_losses(head: CascadeHead) -> None:
     # The proposal, 30 px right of the truth: IoU 70 / 130 = 0.54, positive at 0.5; moved by -1 x 0.1 x 100 px
     # to 20 px: 80 / 120 = 0.67, positive at 0.6; moved by 0: negative at 0.7. The truth is a region of every
     # stage and its own target.
-    found = {name: loss.item() for name, loss in head.losses([], PROPOSALS, SIZES, GROUND_TRUTH).items()}
+    found = {name: loss.item() for name, loss in head.losses([], PROPOSALS, SIZES, GROUND_TRUTH)[0].items()}
     hit = math.log(math.exp(LOGIT) + 2) - LOGIT
     miss = math.log(math.exp(LOGIT) + 2)
     smooth = {0: 0.0, 1: 0.5, 2: 1.5, 4: 3.5}  # of a distance, beta 1

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from msefpn.config import Config
 from msefpn.errors import UserError
-from msefpn.models import DETECTORS, Detector, OneStage, build, init_weights, load, save
-from msefpn.models.backbone import Backbone
+from msefpn.models import Detector, OneStage, build, init_weights, load, save
+from msefpn.models.backbone import make_backbone
 from msefpn.models.cascade import CascadeHead
 from msefpn.models.matching import BalancedSampler
 from msefpn.models.retina import RetinaHead
 from msefpn.models.roi import RoIHead
 from msefpn.models.rpn import RPN
+from msefpn.plugins import known
 from msefpn.structures import Proposals, Targets
 
 
@@ -53,7 +54,7 @@ HARD: dict[str, Tensor] = {
 
 
 @pytest.mark.parametrize("case", HARD)
-@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("detector", known("detector"))
 def test_hard_batches_train_every_parameter(detector: str, case: str) -> None:
     model = make(detector).train()
     losses = model.losses(IMAGES, SIZES, targets_of(HARD[case]), REGIONS)
@@ -95,6 +96,8 @@ MMDETECTION: dict[type, dict[str, Any]] = {
         "negative_ratio": None,
         "sampler": None,
         "border": None,
+        "box_loss": "smooth_l1",
+        "class_loss": "binary_cross_entropy",
     },
     RoIHead: SHARED
     | SELECTION
@@ -106,7 +109,8 @@ MMDETECTION: dict[type, dict[str, Any]] = {
         "pre_nms_top_k": 2000,
     }
     | {"sampling_ratio": 0, "aligned": True, "sampler": None, "pooling": "level", "consistent": 0.0}
-    | {"balanced_samples": False, "balanced_loss": False, "class_agnostic": False},
+    | {"balanced_samples": False, "class_agnostic": False}
+    | {"box_loss": "smooth_l1", "class_loss": "cross_entropy"},
     CascadeHead: SELECTION
     | {
         "hidden": 1024,
@@ -115,6 +119,8 @@ MMDETECTION: dict[type, dict[str, Any]] = {
         "min_size": 0.0,
         "sampling_ratio": 0,
         "beta": 1.0,
+        "box_loss": "smooth_l1",
+        "class_loss": "cross_entropy",
     }
     | {"ious": (0.5, 0.6, 0.7), "weights": (1.0, 0.5, 0.25)}
     | {"stds": ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))},
@@ -122,7 +128,8 @@ MMDETECTION: dict[type, dict[str, Any]] = {
     | ANCHORS
     | SELECTION
     | {"depth": 4, "norm": False, "anchor_scale": 4.0, "positive_iou": 0.5, "negative_iou": 0.4}
-    | {"per_image": False, "prior": 0.01, "pre_nms_top_k": 1000, "balanced_loss": False},
+    | {"per_image": False, "prior": 0.01, "pre_nms_top_k": 1000}
+    | {"box_loss": "smooth_l1", "class_loss": "focal"},
 }
 """Arguments of the heads as mmdetection 2.28.2 has them; `pre_nms_top_k` of RoIHead is ours."""
 
@@ -160,7 +167,7 @@ def test_proposals_of_a_cascade() -> None:
     cascade: Any = make("cascade_rcnn")
     plain: Any = make()
     rpn = cascade.rpn
-    assert (rpn.proposals, rpn.border, rpn.beta) == ((2000, 1000), 0.0, 1 / 9)
+    assert (rpn.proposals, rpn.border, rpn.box_loss.keywords) == ((2000, 1000), 0.0, {"beta": 1 / 9})
     assert (rpn.pre_nms_top_k, plain.rpn.border) == ((2000, 1000), None)
 
 
@@ -171,7 +178,7 @@ def test_schedule_of_mmdetection() -> None:
 
 
 def test_freezing_of_mmdetection() -> None:
-    backbone = Backbone("resnet50").train()
+    backbone = make_backbone("resnet50").train()
     frozen = {name for name, p in backbone.body.named_parameters() if not p.requires_grad}
     assert frozen == {
         n for n, _ in backbone.body.named_parameters() if n.startswith(("conv1", "bn1", "layer1"))
@@ -181,7 +188,7 @@ def test_freezing_of_mmdetection() -> None:
 
 
 def test_training_the_norms() -> None:
-    backbone = Backbone("resnet50", frozen_stages=1, train_norm=True).train()
+    backbone = make_backbone("resnet50", frozen_stages=1, train_norm=True).train()
     assert not backbone.body.layer1[0].bn1.training
     assert backbone.body.layer2[0].bn1.training
     assert not backbone.eval().body.layer2[0].bn1.training
@@ -197,7 +204,7 @@ def test_training_the_norms() -> None:
     ],
 )
 def test_backbones(name: str, channels: list[int]) -> None:
-    backbone = Backbone(name).eval()
+    backbone = make_backbone(name).eval()
     with torch.no_grad():
         maps = backbone(torch.rand(1, 3, 96, 160))
     assert backbone.channels == channels
@@ -216,7 +223,7 @@ def test_backbones(name: str, channels: list[int]) -> None:
 )
 def test_backbones_that_do_not_fit(name: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        Backbone(name)
+        make_backbone(name)
 
 
 @pytest.mark.parametrize(
@@ -234,10 +241,15 @@ def test_backbones_that_do_not_fit(name: str, reason: str) -> None:
         ({"neck": "fpn+pafpn"}, "pafpn reads a backbone's maps: it can only come first"),
         ({"detector_options": {"roi": {"pooling": "hard"}}}, "roi: pooling 'hard' is unknown"),
         ({"detector_options": {"roi": {"consistent": 0.25}}}, "laterals, such as aug_fpn"),
-        ({"detector_options": {"roi": {"balanced_loss": True}}}, "roi: balanced_loss divides by beta"),
+        ({"detector_options": {"roi": {"box_loss": "balanced_l1"}}}, "roi: balanced_l1 divides by beta"),
+        ({"detector_options": {"rpn": {"box_loss": "l2"}}}, "unknown loss 'l2': did you mean 'l1'"),
         (
-            {"detector": "retinanet", "detector_options": {"head": {"balanced_loss": True}}},
-            "head: balanced_loss divides by beta",
+            {"detector": "retinanet", "detector_options": {"head": {"box_loss": "balanced_l1"}}},
+            "head: balanced_l1 divides by beta",
+        ),
+        (
+            {"detector": "retinanet", "detector_options": {"head": {"class_loss": "l1"}}},
+            r"class_loss 'l1' gives",
         ),
         (
             {"detector": "retinanet", "detector_options": {"roi": {"pooling": "soft"}}},
@@ -251,7 +263,7 @@ def test_wrong_options_are_refused(options: dict[str, Any], reason: str) -> None
         make(**options)
 
 
-@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("detector", known("detector"))
 def test_options_reach_the_selection(detector: str) -> None:
     options = {"score": 0.1, "nms_iou": 0.3, "max_per_image": 50, "pre_nms_top_k": 70, "min_size": 2.0}
     part = "roi" if detector.endswith("rcnn") else "head"
@@ -309,7 +321,7 @@ def test_seeds_are_paired_over_necks(neck: str) -> None:
 
 
 def test_libra_rcnn() -> None:
-    roi = {"balanced_samples": True, "balanced_loss": True, "beta": 1.0}
+    roi = {"balanced_samples": True, "box_loss": "balanced_l1", "beta": 1.0}
     options = {"rpn": {"negative_ratio": 5}, "roi": roi}
     model: Any = make(neck="fpn+bfp", detector_options=options)
     losses = model.losses(IMAGES, SIZES, targets_of(HARD["one object"]))
@@ -329,7 +341,8 @@ def test_any_score_threshold(score: float) -> None:
 def test_detections_have_an_area() -> None:
     model = make("retinanet", detector_options={"head": {"score": 0.0}}).eval()
     assert isinstance(model, OneStage)
-    torch.nn.init.normal_(model.head.deltas.weight, std=0.5)
+    head: Any = model.head
+    torch.nn.init.normal_(head.deltas.weight, std=0.5)
     with torch.no_grad():
         found = model(torch.zeros(1, 3, 128, 320, dtype=torch.uint8), torch.tensor([[128, 60]]))
     sides = (found.boxes[..., 2:] - found.boxes[..., :2])[found.valid]
@@ -345,7 +358,7 @@ def test_norms_of_the_retina_head(channels: int) -> None:
     assert not torch.allclose(plain(100 * x), plain(x), atol=0.01)
 
 
-@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("detector", known("detector"))
 def test_save_and_load(detector: str, tmp_path: Path) -> None:
     model = make(detector).eval()
     save(model, tmp_path / "best.safetensors")

@@ -5,14 +5,13 @@ import torch
 
 from msefpn.config import Config
 from msefpn.models import TwoStage, build
-from msefpn.models.roi import RoIHead
 from msefpn.structures import Proposals
 
 IMAGES = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 SIZES = torch.tensor([[96, 120], [80, 128]])
 
 
-def make() -> TwoStage[RoIHead]:
+def make() -> TwoStage:
     """One that calls anything a detection."""
     torch.manual_seed(0)
     config = Config(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from msefpn.models.backbone import Backbone
+from msefpn.models.backbone import make_backbone
 from msefpn.models.fold import FoldedConv, folded, join
 
 NAMES = ["resnet18", "mobilenetv2_100", "regnetx_002", "densenet121"]
@@ -121,7 +121,7 @@ def test_what_branches_on_values_stays_as_it_is() -> None:
 
 
 def test_a_backbone_is_joined_and_trains_some_norms_only() -> None:
-    backbone = Backbone("resnet18", train_norm=True, frozen_stages=1)
+    backbone = make_backbone("resnet18", train_norm=True, frozen_stages=1)
     joined = [module for module in backbone.modules() if isinstance(module, FoldedConv)]
     assert len(joined) == 20
     assert {module.norm[0].training for module in joined} == {True, False}

@@ -14,12 +14,14 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from msefpn.config import Config
-from msefpn.models import DETECTORS, Detector, build
+from msefpn.models import Detector, build
 from msefpn.necks import NECKS
+from msefpn.plugins import known
 from msefpn.structures import Detections, Proposals, Targets
 
 ROWS = tuple(f"fpn+{name}" if neck.on_top else name for name, neck in NECKS.items())
 BACKBONES = ("resnet50", "mobilenetv2_100")
+DETECTORS = tuple(known("detector"))
 GRID = tuple(itertools.product(DETECTORS, ROWS, BACKBONES))
 SMALL = "test_resnet"
 SAMPLE = tuple(

@@ -6,14 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msefpn.models.mask import MaskHead, paste
-from msefpn.models.roi import Trained
+from msefpn.models.matching import SampledRegions
 from msefpn.structures import Targets
 
 
-def trained(rois: Tensor, truth: list[list[int]], positive: list[list[bool]]) -> Trained:
+def trained(rois: Tensor, truth: list[list[int]], positive: list[list[bool]]) -> SampledRegions:
     """Regions (B, S, 4) of which only those marked are positive."""
     count = rois.shape[:2]
-    return Trained(
+    return SampledRegions(
         rois, torch.zeros(*count, 1, 4), torch.ones(count).bool(), torch.tensor(truth), torch.tensor(positive)
     )
 
@@ -59,7 +59,7 @@ def test_share_of_a_cell() -> None:
     rois[0, 0, 2] = 8 + 8 * 8
     rois[0, 0, 0] = 10  # cells begin at 10, 17.75, 25.5: the second is covered from 17.75 to 24
     assert targets.masks is not None
-    aims = [head(binary=b)._aim(rois[0], torch.tensor([0]), targets.masks)[0] for b in (True, False)]
+    aims = [head(binary=b)._targets(rois[0], torch.tensor([0]), targets.masks)[0] for b in (True, False)]
     assert aims[0][:, :2].eq(1).all()
     assert aims[0][:, 2:].eq(0).all()
     assert aims[1][:, 0].eq(1).all()

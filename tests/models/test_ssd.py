@@ -75,7 +75,7 @@ def test_matching(maps: list[Tensor], head: SSDHead) -> None:
     for i, truth in enumerate(BOXES):
         theirs = SSDMatcher(0.5)(box_iou(truth, boxes))
         assert torch.equal(match.positive[i], theirs >= 0)
-        assert torch.equal(match.truth[i][match.positive[i]], theirs[theirs >= 0])
+        assert torch.equal(match.ground_truth[i][match.positive[i]], theirs[theirs >= 0])
         assert match.positive[i].sum() >= len(truth)
 
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from msefpn.config import Config
-from msefpn.models import Detector, build
-from msefpn.models.detector import OneStage, TwoStage
+from msefpn.models import Detector, OneStage, TwoStage, build
 from msefpn.models.roi import RoIHead
 from msefpn.structures import Detections, Proposals
 
@@ -27,7 +26,7 @@ def make(name: str, **options: object) -> Detector:
 
 def found_on(detector: Detector, pyramid: list[torch.Tensor]) -> Detections:
     if isinstance(detector, OneStage):
-        for layer in detector.head.modules():
+        for layer in detector.get_submodule("head").modules():
             if isinstance(layer, torch.nn.Conv2d):
                 torch.nn.init.normal_(layer.weight, std=0.2)  # so that scores differ
         detections: Detections = detector.head(pyramid, SIZES, (128, 160))

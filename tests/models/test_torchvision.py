@@ -145,7 +145,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, Detector]:
         kept = KEPT[type(theirs)]
         ours.roi.selection = replace(ours.roi.selection, pre_nms_top_k=10**5, max_per_image=kept)
     elif isinstance(ours, OneStage):
-        count = 1000 if isinstance(theirs, FCOS) else ours.head.selection.detections
+        count = 1000 if isinstance(theirs, FCOS) else ours.head.selection.max_per_image
         ours.head.selection = replace(ours.head.selection, pre_nms_top_k=10**5, max_per_image=count)
     return theirs, ours
 

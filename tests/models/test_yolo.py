@@ -42,22 +42,22 @@ def test_each_object_has_the_anchor_of_its_shape_in_its_centres_cell(head: YOLOH
     found = head.assign(GRIDS, given)
     first, second = index(0, 5, 2, 1), index(1, 2, 4, 2)
     assert found.positive.nonzero()[:, 1].tolist() == [first, second]
-    assert found.truth[0, [first, second]].tolist() == [0, 1]
-    assert found.aim[0, first].tolist() == pytest.approx([20 / 8 - 2, 41 / 8 - 5, 0, 0], abs=1e-6)
+    assert found.ground_truth[0, [first, second]].tolist() == [0, 1]
+    assert found.target[0, first].tolist() == pytest.approx([20 / 8 - 2, 41 / 8 - 5, 0, 0], abs=1e-6)
     ratio = [math.log(60 / 59), math.log(120 / 119)]
-    assert found.aim[0, second].tolist() == pytest.approx([70 / 16 - 4, 33 / 16 - 2, *ratio], abs=1e-6)
+    assert found.target[0, second].tolist() == pytest.approx([70 / 16 - 4, 33 / 16 - 2, *ratio], abs=1e-6)
 
 
 def test_of_two_objects_with_one_anchor_the_later_has_it(head: YOLOHead) -> None:
     found = head.assign(GRIDS, targets([12, 26, 28, 56], [13, 26, 29, 56]))
     assert found.positive.sum() == 1
-    assert found.truth[found.positive].tolist() == [1]
+    assert found.ground_truth[found.positive].tolist() == [1]
 
 
 def test_a_centre_on_the_far_border_stays_inside(head: YOLOHead) -> None:
     found = head.assign(GRIDS, targets([118, 86, 138, 106]))  # centre (128, 96): the corner of the image
     assert found.positive.nonzero()[:, 1].tolist() == [index(0, 11, 15, 1)]
-    assert found.aim[found.positive].tolist()[0][:2] == [1.0, 1.0]
+    assert found.target[found.positive].tolist()[0][:2] == [1.0, 1.0]
 
 
 def test_padding_is_no_object(head: YOLOHead) -> None:

@@ -21,7 +21,7 @@ from msefpn.config import load_recipe
 from msefpn.inference.detect import Predictions
 from msefpn.inference.predictor import Predictor
 from msefpn.models import build, save
-from msefpn.models.detector import TwoStage
+from msefpn.models.roi import RoIHead
 from msefpn.web.page import build_page
 from msefpn.web.picture import Limits
 from msefpn.web.serve import listen, server_of
@@ -50,8 +50,8 @@ class Counted(Predictor):
 def weights(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     detector = build(load_recipe(str(TINY)), CLASSES, category_ids=[3, 7])
-    assert isinstance(detector, TwoStage)
-    detector.roi.box.classes.weight.data.mul_(40)  # so that scores differ
+    (head,) = (module for module in detector.modules() if isinstance(module, RoIHead))
+    head.box.classes.weight.data.mul_(40)  # so that scores differ
     folder.mkdir()
     save(detector, folder / "best.safetensors")
     return folder

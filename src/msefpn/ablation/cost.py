@@ -19,8 +19,9 @@ from msefpn.config import Config, from_dict, is_recipe, load_recipe, load_row, p
 from msefpn.errors import UserError, unknown_name
 from msefpn.inference.detect import pick_device, telling_memory
 from msefpn.metrics.cost import count_parameters, count_work
-from msefpn.models import Detector, TwoStage, build, check_neck
+from msefpn.models import Detector, build, check_neck_name
 from msefpn.models.fold import folded
+from msefpn.models.roi import RoIHead
 from msefpn.runs.console import Bar, say, show_costs
 from msefpn.runs.folder import write_text
 from msefpn.runs.memory import peak_memory
@@ -48,8 +49,9 @@ class Workload:
         torch.manual_seed(0)
         detector = build(config, [f"class {i}" for i in range(self.classes)]).eval().to(self.device)
         width, height = (-(-side // 32) * 32 for side in self.size)
-        if isinstance(detector, TwoStage) and detector.learns_masks:  # masks are drawn where it detects
-            detector.roi.selection = dataclasses.replace(detector.roi.selection, score=0.0)
+        for head in detector.modules() if detector.learns_masks else ():  # masks are drawn where it detects
+            if isinstance(head, RoIHead):
+                head.selection = dataclasses.replace(head.selection, score=0.0)
         images = torch.randint(0, 256, (self.batch, 3, height, width), dtype=torch.uint8, device=self.device)
         sizes = torch.tensor([[height, width]] * self.batch, device=self.device)
         regions = self._regions(height, width) if detector.takes_proposals else None
@@ -85,7 +87,7 @@ def row_configs(names: Sequence[str], recipe: str | None, default: str, **option
         if is_recipe(name):
             rows[name] = load_row(name, recipe, **options)
         elif set(name.split("+")) <= set(necks):
-            check_neck(name)
+            check_neck_name(name)
             rows[name] = load_recipe(recipe or default, **options, neck=name)
         else:
             raise unknown_name("neck or recipe", name, [*necks, *recipe_names()], "; your own: --plugin FILE")

@@ -20,7 +20,7 @@ from msefpn.config import parse_size
 from msefpn.errors import UserError
 from msefpn.export.quantize import quantize
 from msefpn.models import Detector
-from msefpn.models.graph import LEAST, MOST, trace, trace_onnx
+from msefpn.models.graph import MAX_SIDE, MIN_SIDE, trace, trace_onnx
 from msefpn.structures import Batch
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -48,7 +48,7 @@ def describe(detector: Detector, size: str, kind: str, precision: str) -> str:
         "mean": [round(x, 4) for x in detector.mean.flatten().tolist()],
         "std": [round(x, 4) for x in (1 / detector.scale).flatten().tolist()],
         "multiple": 32,
-        "sides": [LEAST, MOST],
+        "sides": [MIN_SIDE, MAX_SIDE],
         "precision": precision,
         "config": asdict(replace(detector.config, size=size)),
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from msefpn.checkpoint import About, read_about
 from msefpn.errors import UserError, missing_extra
-from msefpn.models.graph import INPUTS, OUTPUTS, padded
+from msefpn.models.graph import INPUT_NAMES, OUTPUT_NAMES, padded
 from msefpn.structures import Detections, Proposals
 
 Arrays = dict[str, NDArray[Any]]
@@ -43,9 +43,9 @@ class Exported:
     def __call__(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
         """Detect, see `msefpn.models.Detector.forward`; smaller images than the graph takes are padded."""
         given = (padded(images), sizes, *(proposals or ()))
-        feed = {name: np.ascontiguousarray(x) for name, x in zip(INPUTS, given, strict=False)}
+        feed = {name: np.ascontiguousarray(x) for name, x in zip(INPUT_NAMES, given, strict=False)}
         found = self._engine(feed)
-        values = [torch.as_tensor(found[name]) if name in found else None for name in OUTPUTS]
+        values = [torch.as_tensor(found[name]) if name in found else None for name in OUTPUT_NAMES]
         return Detections(*values)  # type: ignore[arg-type]  # the last two may be None
 
 

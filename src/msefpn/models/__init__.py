@@ -1,18 +1,17 @@
 """Detectors: backbone, neck and head, from a batch of images to losses or detections."""
 
-from msefpn.models.detector import Detector, OneStage, TwoStage
-from msefpn.models.factory import DETECTORS, build, check_neck
+from msefpn.models.detectors import Detector, OneStage, TwoStage
+from msefpn.models.factory import build, check_neck_name
 from msefpn.models.torchvision_weights import from_torchvision
 from msefpn.models.weights import InitReport, init_weights, load, save
 
 __all__ = [
-    "DETECTORS",
     "Detector",
     "InitReport",
     "OneStage",
     "TwoStage",
     "build",
-    "check_neck",
+    "check_neck_name",
     "from_torchvision",
     "init_weights",
     "load",

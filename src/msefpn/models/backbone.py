@@ -1,68 +1,127 @@
-"""Backbones: any timm model that gives four feature levels at strides 4, 8, 16 and 32."""
+"""Backbones: timm's models with four levels, and those of plug-ins, as detectors use them.
+
+A backbone of your own is a class or function under `@register("backbone", NAME)`, called with the
+configuration's `backbone_options`, that returns a module. See `Body` for what it must have:
+
+    @register("backbone", "torchvision_resnet18")
+    def resnet18():
+        body = create_feature_extractor(torchvision.models.resnet18(), {f"layer{i}": f"c{i}" for i in (1, 2, 3, 4)})
+        body.channels, body.strides = [64, 128, 256, 512], [4, 8, 16, 32]
+        return body
+"""
 
 import contextlib
 import difflib
 import functools
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import timm
 import torch
 from torch import Tensor, nn
 
 from msefpn.errors import UserError
+from msefpn.models.construct import check_options, construct
 from msefpn.models.fold import join
+from msefpn.plugins import known
 
-STRIDES = [4, 8, 16, 32]
-SMALLEST_EPS = 1e-30
+_STRIDES = [4, 8, 16, 32]
+_SMALLEST_EPS = 1e-30
 """Stands for an epsilon of 0, which torch 2.11's batch normalisation refuses; no variance notices it."""
+_MEAN, _STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+"""ImageNet's, RGB, 0..255."""
+_OWN_OPTIONS = ("frozen_stages", "train_norm", "norm_eps")
+"""Of any backbone, see `Backbone`."""
+
+
+class Body(Protocol):
+    """What a plug-in returns: a module that gives maps. Besides, it may have these attributes:
+
+    mean, std: (3,) of the images that its weights were trained on, 0..255, RGB; else ImageNet's.
+    stages: names of its submodules in the order of the data, the stem first, for `frozen_stages`.
+    """
+
+    channels: Sequence[int]
+    """Channels of the maps, finest first."""
+    strides: Sequence[int]
+    """Their strides, input pixels per cell, each twice the one before."""
+
+    def __call__(self, images: Tensor) -> Any:
+        """The maps (B, channels[i], H / strides[i], W / strides[i]) of images (B, 3, H, W).
+
+        A list, a tuple, a dictionary in this order, or an object whose `feature_maps` are these.
+        """
+
+
+@dataclass(frozen=True)
+class Source:
+    """A module that gives maps, and what is known of it."""
+
+    body: nn.Module
+    channels: list[int]
+    strides: list[int]
+    mean: list[float]
+    std: list[float]
+    stages: list[list[str]]
+    """Names of the parameters of the stem and each stage; empty: they cannot be told."""
+    stage_names: list[str]
+    """What the stages are called, for messages; the stem's is the first."""
+    nhwc: bool = False
+    """Whether its maps are (B, H, W, C)."""
+    timm_name: str | None = None
+    """Of a model of timm's, whose ImageNet weights timm's hub has."""
 
 
 class Backbone(nn.Module):
-    """A timm model as a feature extractor, frozen as mmdetection freezes its backbones.
+    """A module that gives maps, frozen as mmdetection freezes its backbones, its fixed norms folded.
 
     Args:
-        name: timm's name of the model.
-        frozen_stages: 0: the stem; 1: also the first stage (up to the map of stride 4), and so on; -1: none.
+        source: the module.
+        name: what configurations call it.
+        frozen_stages: 0: the stem; 1: also the first stage, and so on; -1: none; None: 1, or -1 where the
+            stages cannot be told.
         train_norm: let batch normalisation update its statistics; else they stay fixed, scale and shift are
             trained outside the frozen stages, and the convolution before does all of the work, see `fold`.
         norm_eps: epsilon of batch normalisation; None: the model's own.
 
     Attributes:
-        channels: channels of the four maps.
+        channels: channels of the maps, finest first.
         strides: their strides.
         mean: (3,) mean of the images that the weights were trained on, 0..255, RGB.
         std: (3,) their standard deviation.
+        frozen: names of the frozen parameters.
+        timm_name: of a model of timm's, whose ImageNet weights timm's hub has; else None.
 
     Raises:
-        UserError: the name is unknown or the model has not these four levels.
+        UserError: `frozen_stages` is not one of the stages.
     """
 
     def __init__(
         self,
+        source: Source,
         name: str,
         *,
-        frozen_stages: int = 1,
+        frozen_stages: int | None = None,
         train_norm: bool = False,
         norm_eps: float | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.train_norm = name, train_norm
-        self.body, modules = _extractor(name)
-        self.channels: list[int] = self.body.feature_info.channels()
-        self.strides = list(STRIDES)
-        self.nhwc = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
-        cfg = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
-        self.mean = [255 * value for value in cfg.mean]
-        self.std = [255 * value for value in cfg.std]
+        self.name, self.train_norm, self.timm_name = name, train_norm, source.timm_name
+        self.body: Any = source.body
+        self.channels, self.strides = list(source.channels), list(source.strides)
+        self.mean, self.std, self.nhwc = source.mean, source.std, source.nhwc
         for module in self.norms():
-            module.eps = module.eps if norm_eps is None else max(norm_eps, SMALLEST_EPS)
-        self.frozen = _freeze(self.body, modules, frozen_stages)
+            module.eps = module.eps if norm_eps is None else max(norm_eps, _SMALLEST_EPS)
+        if frozen_stages is None:
+            frozen_stages = 1 if source.stages else -1
+        self.frozen = _freeze(source, frozen_stages)
         join(self.body)
         self.train()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps (B, channels[i], H / strides[i], W / strides[i]) of normalised images (B, 3, H, W)."""
-        maps: list[Tensor] = self.body(x)
+        maps = as_maps(self.body(x))
         return [x.permute(0, 3, 1, 2) for x in maps] if self.nhwc else maps
 
     def norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -78,29 +137,147 @@ class Backbone(nn.Module):
         return self
 
 
-def _extractor(name: str) -> tuple[Any, list[str]]:
-    """The model and the names of the modules that give its four maps."""
+def make_backbone(
+    name: str,
+    *,
+    frozen_stages: int | None = None,
+    train_norm: bool = False,
+    norm_eps: float | None = None,
+    **options: Any,
+) -> Backbone:
+    """Build a backbone with random weights, or those that a plug-in gives it.
+
+    Args:
+        name: timm's name of a model, or a plug-in's.
+        frozen_stages, train_norm, norm_eps: see `Backbone`.
+        options: arguments of a plug-in.
+
+    Raises:
+        UserError: an unknown name or option, or a timm model without levels of strides 4, 8, 16 and 32.
+    """
+    if (plugin := known("backbone").get(name)) is not None:
+        if timm.is_model(name):
+            raise UserError(f"backbone '{name}' of {plugin.origin} has the name of one of timm's: rename it")
+        source = _of_plugin(f"backbone '{name}' ({plugin.origin})", plugin.object, options)
+    else:
+        check_options(_of_timm, "backbone_options", options, taken=1, more=_OWN_OPTIONS)
+        source = _of_timm(name)
+    return Backbone(source, name, frozen_stages=frozen_stages, train_norm=train_norm, norm_eps=norm_eps)
+
+
+def as_maps(output: Any) -> list[Tensor]:
+    """The maps of what a body returned."""
+    found = getattr(output, "feature_maps", output)
+    return list(found.values()) if isinstance(found, Mapping) else list(found)
+
+
+def _of_plugin(owner: str, factory: Callable[..., Any], options: dict[str, Any]) -> Source:
+    check_options(factory, "backbone_options", options, more=_OWN_OPTIONS)
+    body: Any = construct(factory, "backbone_options", **options)
+    if not isinstance(body, nn.Module):
+        raise UserError(f"{owner} gives a {type(body).__name__}: return a torch.nn.Module")
+    for name in ("channels", "strides"):
+        values = getattr(body, name, None)
+        if not isinstance(values, Sequence) or not all(isinstance(value, int) for value in values):
+            raise UserError(
+                f"{owner} lacks the attribute {name}: set it to a list, of one int for each of its maps"
+            )
+    stages = getattr(body, "stages", None)
+    if not isinstance(stages, (list, tuple)) or not all(isinstance(stage, str) for stage in stages):
+        stages = []  # none, or an attribute of another meaning
+    for stage in stages:
+        if stage not in dict(body.named_modules()):
+            raise UserError(f"{owner} has no submodule '{stage}', which its attribute stages names")
+    names = [name for name, _ in body.named_parameters()]
+    return Source(
+        body,
+        channels=list(body.channels),
+        strides=list(body.strides),
+        mean=torch.as_tensor(getattr(body, "mean", _MEAN)).flatten().tolist(),
+        std=torch.as_tensor(getattr(body, "std", _STD)).flatten().tolist(),
+        stages=[[name for name in names if name.startswith(f"{stage}.")] for stage in stages],
+        stage_names=list(stages),
+    )
+
+
+def _of_timm(name: str) -> Source:
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        own = list(known("backbone"))
+        close = difflib.get_close_matches(name.split(".")[0], timm.list_models() + own, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has all names"
         raise UserError(f"unknown backbone '{name}': {hint}")
     body = _create(name, _levels(name))
-    return body, body.feature_info.module_name()
+    cfg = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    modules = body.feature_info.module_name()
+    return Source(
+        body,
+        channels=body.feature_info.channels(),
+        strides=list(_STRIDES),
+        mean=[255 * value for value in cfg.mean],
+        std=[255 * value for value in cfg.std],
+        stages=_stages(body, modules),
+        stage_names=[modules[0], *modules],
+        nhwc=getattr(body, "output_fmt", "NCHW") == "NHWC",
+        timm_name=name,
+    )
+
+
+def _stages(body: nn.Module, modules: list[str]) -> list[list[str]]:
+    """Names of the parameters of timm's stem and stages: in the order in which they are registered.
+
+    The stem is what comes before the first stage.
+    """
+    names = [name for name, _ in body.named_parameters()]
+    stages: list[list[str]] = []
+    start = 0
+    for stage in modules:
+        prefixes = (f"{stage}.", f"{stage.replace('.', '_')}.")  # timm flattens some of the names
+        inside = [index for index, name in enumerate(names) if name.startswith(prefixes)]
+        if not stages:
+            stages.append(names[: inside[0]] if inside else [])
+            start = len(stages[0])
+        end = inside[-1] + 1 if inside else start
+        stages.append(names[start:end])
+        start = max(start, end)
+    return stages
+
+
+def _freeze(source: Source, stages: int) -> list[str]:
+    """Freeze the parameters of the stem and so many stages; give their names."""
+    most = len(source.stage_names) - 1
+    if most < 0 <= stages:
+        raise UserError(
+            f"frozen_stages is {stages}, but the backbone does not name its stages: give it the attribute "
+            "stages, or set frozen_stages: -1 in backbone_options"
+        )
+    if not -1 <= stages <= most:
+        raise UserError(f"frozen_stages is {stages}: it must be -1 (none) to {most}")
+    if stages == -1:
+        return []
+    if source.timm_name and not source.stages[max(stages, 1)]:
+        raise UserError(
+            f"frozen_stages is {stages}, but which parameters belong to {source.stage_names[stages]} cannot "
+            "be told: set frozen_stages: -1 in backbone_options"
+        )
+    frozen = [name for names in source.stages[: stages + 1] for name in names]
+    for name in frozen:
+        source.body.get_parameter(name).requires_grad_(False)
+    return frozen
 
 
 @functools.cache
 def _levels(name: str) -> tuple[int, ...]:
-    """timm's indices of the four levels, proved by a forward without data at a size of no round number."""
+    """timm's indices of the four levels, checked by a forward without data at sides that differ."""
     try:
         with torch.device("meta"):
             info = _create(name, None).feature_info
             found = dict(zip(info.reduction(), info.out_indices, strict=True))
-            if not set(STRIDES) <= set(found):
+            if not set(_STRIDES) <= set(found):
                 raise UserError(
                     f"backbone '{name}' does not fit: its levels have strides {sorted(found)}, "
                     "but 4, 8, 16 and 32 are needed"
                 )
-            levels = tuple(found[stride] for stride in STRIDES)
+            levels = tuple(found[stride] for stride in _STRIDES)
             body = _create(name, levels)
             maps = body(torch.empty(1, 3, 96, 160))
     except UserError:
@@ -108,12 +285,12 @@ def _levels(name: str) -> tuple[int, ...]:
     except Exception as error:  # timm's models each refuse in their own way
         reason = str(error).split("\n")[0] or type(error).__name__
         raise UserError(
-            f"backbone '{name}' does not fit: it gives no four levels for images of any size "
+            f"backbone '{name}' does not fit: it does not give four levels for images of any size "
             f"({reason}); choose one that does, such as resnet50 or convnext_tiny"
         ) from None
     axis = slice(1, 3) if getattr(body, "output_fmt", "NCHW") == "NHWC" else slice(2, 4)
-    if any(tuple(x.shape[axis]) != (96 // s, 160 // s) for x, s in zip(maps, STRIDES, strict=True)):
-        raise UserError(f"backbone '{name}' does not fit: its maps have not the strides 4, 8, 16 and 32")
+    if any(tuple(x.shape[axis]) != (96 // s, 160 // s) for x, s in zip(maps, _STRIDES, strict=True)):
+        raise UserError(f"backbone '{name}' does not fit: the strides of its maps are not 4, 8, 16 and 32")
     return levels
 
 
@@ -121,28 +298,7 @@ def _create(name: str, levels: tuple[int, ...] | None) -> Any:
     """Create the model; those with windows of a fixed image size are told to pad and take any size."""
     options: dict[str, Any] = {} if levels is None else {"out_indices": levels}
     any_size: dict[str, Any] = {"strict_img_size": False, "dynamic_img_pad": True}
-    for known in (any_size, {"strict_img_size": False}, {}):
+    for accepted in (any_size, {"strict_img_size": False}, {}):
         with contextlib.suppress(TypeError):
-            return timm.create_model(name, features_only=True, **options, **known)
+            return timm.create_model(name, features_only=True, **options, **accepted)
     raise UserError(f"backbone '{name}' cannot be created by timm {timm.__version__}")
-
-
-def _freeze(body: nn.Module, modules: list[str], stages: int) -> list[str]:
-    """Freeze all parameters registered up to the end of a stage; give their names."""
-    if not -1 <= stages <= len(modules):
-        raise UserError(f"frozen_stages is {stages}: it must be -1 (none) to {len(modules)}")
-    if stages == -1:
-        return []
-    stage = modules[max(stages, 1) - 1]
-    prefixes = (f"{stage}.", f"{stage.replace('.', '_')}.")  # timm flattens some of the names
-    names = [name for name, _ in body.named_parameters()]
-    inside = [index for index, name in enumerate(names) if name.startswith(prefixes)]
-    if not inside:
-        raise UserError(
-            f"frozen_stages is {stages}, but which parameters belong to {stage} cannot be told: "
-            "set frozen_stages: -1 in backbone_options"
-        )
-    frozen = names[: inside[0] if stages == 0 else inside[-1] + 1]
-    for name in frozen:
-        body.get_parameter(name).requires_grad_(False)
-    return frozen

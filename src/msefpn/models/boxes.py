@@ -47,7 +47,7 @@ def decode(deltas: Tensor, anchors: Tensor, stds: Sequence[float], *, clamp_both
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
-def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
+def clip_to_images(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Clip boxes (B, N, 4) to their images' sizes (B, 2: height, width)."""
     limit = sizes.flip(-1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4) as x, y, x, y
     return boxes.clamp(min=0).minimum(limit)

@@ -1,10 +1,12 @@
 """Cascade R-CNN's head: Cai and Vasconcelos, arXiv 1712.00726; the defaults are mmdetection 2.x's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
+from msefpn.models.matching import SampledRegions
 from msefpn.models.roi import RoIHead
 from msefpn.structures import Detections, Proposals, Targets
 
@@ -23,7 +25,8 @@ class CascadeHead(nn.Module):
         weights: weight of the losses of each stage.
         hidden, samples, score, nms_iou, max_per_image, pre_nms_top_k, min_size: see `RoIHead`.
         sampling_ratio: see `RoIAlign`.
-        beta: where smooth-L1 turns quadratic; 0: L1.
+        box_loss, class_loss: see `RoIHead`.
+        beta: where smooth L1 turns quadratic; 0: L1.
 
     Raises:
         ValueError: the stages' arguments differ in length.
@@ -50,6 +53,8 @@ class CascadeHead(nn.Module):
         pre_nms_top_k: int = 2000,
         min_size: float = 0.0,
         sampling_ratio: int = 0,
+        box_loss: str = "smooth_l1",
+        class_loss: str = "cross_entropy",
         beta: float = 1.0,
     ) -> None:
         super().__init__()
@@ -75,6 +80,8 @@ class CascadeHead(nn.Module):
                 pre_nms_top_k=pre_nms_top_k,
                 min_size=min_size,
                 sampling_ratio=sampling_ratio,
+                box_loss=box_loss,
+                class_loss=class_loss,
                 beta=beta,
             )
             for iou, deviations in zip(ious, stds, strict=True)
@@ -93,18 +100,23 @@ class CascadeHead(nn.Module):
         return last.selected(torch.stack(logits).mean(dim=0), rois[:, :, None], regions)
 
     def losses(
-        self, pyramid: list[Tensor], proposals: Proposals, sizes: Tensor, targets: Targets
-    ) -> dict[str, Tensor]:
-        """The losses `stage1_class`, `stage1_box`, ... of all stages, weighted.
+        self,
+        pyramid: list[Tensor],
+        proposals: Proposals,
+        sizes: Tensor,
+        targets: Targets,
+        aux: Mapping[str, list[Tensor]] = MappingProxyType({}),
+    ) -> tuple[dict[str, Tensor], SampledRegions]:
+        """The losses `stage1_class`, `stage1_box`, ... of all stages, weighted, and the last stage's regions.
 
         A stage learns on regions sampled from the boxes of the one before and the ground truth.
         """
         losses = {}
         for number, (stage, weight) in enumerate(zip(self.stages, self.weights, strict=True), 1):
-            found, trained = stage.losses(pyramid, proposals, targets)  # type: ignore[operator]  # likewise
+            found, regions = stage.losses(pyramid, proposals, sizes, targets, aux)  # type: ignore[operator]  # likewise
             for name, loss in found.items():
                 losses[name.replace("roi", f"stage{number}")] = weight * loss
             with torch.no_grad():
-                boxes = stage.decoded(trained.deltas, trained.rois, sizes).squeeze(2)  # type: ignore[operator]
-            proposals = Proposals(boxes, trained.proposed)
-        return losses
+                boxes = stage.decoded(regions.deltas, regions.rois, sizes).squeeze(2)  # type: ignore[operator]
+            proposals = Proposals(boxes, regions.proposed)
+        return losses, regions

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from msefpn.models.boxes import PAD_SCORE, clip_boxes, full_precision, top_candidates
+from msefpn.models.boxes import PAD_SCORE, clip_to_images, full_precision, top_candidates
 from msefpn.models.select import Selection
 from msefpn.necks.layers import group_norm
 from msefpn.structures import Detections
@@ -48,7 +48,7 @@ def best_pairs(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return score, anchor.gather(1, pair // classes), pair % classes
 
 
-def detect(
+def select_detections(
     levels: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]],
     boxes_of: Callable[[Tensor, Tensor], Tensor],
     sizes: Tensor,
@@ -70,7 +70,7 @@ def detect(
     for every_score, predictions, anchors, stride in levels:
         score, anchor, label = best_pairs(full_precision(every_score), selection.pre_nms_top_k)
         chosen = full_precision(predictions).gather(1, anchor[..., None].expand(-1, -1, 4))
-        boxes.append(clip_boxes(boxes_of(chosen, anchors[anchor]), sizes))
+        boxes.append(clip_to_images(boxes_of(chosen, anchors[anchor]), sizes))
         probability = score if threshold is None else score.sigmoid()
         scores.append(torch.where(score > PAD_SCORE, probability, 0))
         labels.append(label)

@@ -10,8 +10,8 @@ from torchvision.ops import generalized_box_iou_loss
 
 from msefpn.models.anchors import AnchorGenerator
 from msefpn.models.boxes import full_precision
-from msefpn.models.dense import by_cell, detect, strides_of, tower
-from msefpn.models.losses import focal_loss
+from msefpn.models.dense import by_cell, select_detections, strides_of, tower
+from msefpn.models.losses import make_class_loss
 from msefpn.models.matching import PointMatcher
 from msefpn.models.select import Selection
 from msefpn.structures import Detections, Targets
@@ -30,6 +30,7 @@ class FCOSHead(nn.Module):
         num_classes: K; there is no background class.
         depth: 3x3 convolutions of each branch before its prediction, each with group normalisation.
         radius: half the side of a box's central region, in strides.
+        class_loss: name of the loss of the classes, see `losses.ClassLoss`.
         prior: initial score of every class.
         score, nms_iou, max_per_image, min_size: see `Selection`.
         pre_nms_top_k: best (cell, class) pairs of a level that go into suppression.
@@ -45,6 +46,7 @@ class FCOSHead(nn.Module):
         *,
         depth: int = 4,
         radius: float = 1.5,
+        class_loss: str = "focal",
         prior: float = 0.01,
         score: float = 0.05,
         nms_iou: float = 0.6,
@@ -69,6 +71,7 @@ class FCOSHead(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]  # it has one
         self.matcher = PointMatcher(radius)
+        self.class_loss = make_class_loss(class_loss)
         self.selection = Selection(score, nms_iou, max_per_image, pre_nms_top_k, min_size)
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
@@ -86,27 +89,27 @@ class FCOSHead(nn.Module):
         ]
         anchors = self.anchors(pyramid, image)
         levels = zip(scores, distances, anchors, strides_of(anchors, self.anchors.strides), strict=True)
-        return detect(levels, _boxes, sizes, self.selection)
+        return select_detections(levels, _boxes, sizes, self.selection)
 
     def losses(
         self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int], targets: Targets
     ) -> dict[str, Tensor]:
-        """The losses `fcos_class` (focal), `fcos_box` (GIoU), `fcos_centre`, each by the positive cells."""
+        """The losses `fcos_class`, `fcos_box` (GIoU), `fcos_centre`, each by the positive cells."""
         logits, distances, centreness = (torch.cat(parts, 1) for parts in self._heads(pyramid))
         levels = self.anchors(pyramid, image)
         match = self.matcher(levels, targets)
-        labels = targets.labels.gather(1, match.truth)
+        labels = targets.labels.gather(1, match.ground_truth)
+        labels = torch.where(match.positive, labels, self.num_classes)
         count = match.positive.sum().clamp(min=1)
-        weight = torch.ones_like(centreness)
         image_row, cell = match.positive.nonzero(as_tuple=True)
         anchors = torch.cat(levels)[cell]  # (P, 4)
-        truth = targets.boxes[image_row, match.truth[match.positive]]
-        found = _boxes(distances[match.positive], anchors)
-        aim = _centreness(anchors, truth)
-        centre = F.binary_cross_entropy_with_logits(centreness[match.positive], aim, reduction="sum")
+        ground_truth = targets.boxes[image_row, match.ground_truth[match.positive]]
+        boxes = _boxes(distances[match.positive], anchors)
+        target = _centreness(anchors, ground_truth)
+        centre = F.binary_cross_entropy_with_logits(centreness[match.positive], target, reduction="sum")
         return {
-            "fcos_class": focal_loss(logits, match.positive, labels, weight) / count,
-            "fcos_box": generalized_box_iou_loss(found, truth, reduction="sum") / count,
+            "fcos_class": self.class_loss(logits, labels).sum() / count,
+            "fcos_box": generalized_box_iou_loss(boxes, ground_truth, reduction="sum") / count,
             "fcos_centre": centre / count,
         }
 
@@ -129,8 +132,8 @@ def _boxes(distances: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat([centre - distances[..., :2] * side, centre + distances[..., 2:] * side], dim=-1)
 
 
-def _centreness(anchors: Tensor, truth: Tensor) -> Tensor:
-    """sqrt(min(l, r) / max(l, r) min(t, b) / max(t, b)) (P,) of anchors' centres in truth, both (P, 4)."""
+def _centreness(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """sqrt(min(l, r) / max(l, r) min(t, b) / max(t, b)) (P,) of anchors' centres in boxes, both (P, 4)."""
     centre = (anchors[:, :2] + anchors[:, 2:]) / 2
-    near, far = centre - truth[:, :2], truth[:, 2:] - centre  # (P, 2)
+    near, far = centre - boxes[:, :2], boxes[:, 2:] - centre  # (P, 2)
     return (near.minimum(far) / near.maximum(far)).prod(dim=1).sqrt()

@@ -12,25 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msefpn.models.detector import Detector
+from msefpn.models.detectors import Detector
 from msefpn.models.fold import folded
 from msefpn.structures import Detections, Proposals
 
-LEAST, MOST = 160, 8192
+MIN_SIDE, MAX_SIDE = 160, 8192
 """Bounds of the padded height and width, pixels, multiples of 32. Below, the coarsest map has a single cell,
 which a graph of free size cannot tell from a side to be repeated."""
-MOST_IMAGES = 1024
+MAX_IMAGES = 1024
 """Bound of the batch."""
-INPUTS = ("images", "sizes", "regions", "regions_valid")
+INPUT_NAMES = ("images", "sizes", "regions", "regions_valid")
 """As in `Detector.forward`; the regions only of a detector that has no RPN."""
-OUTPUTS = Detections._fields
+OUTPUT_NAMES = Detections._fields
 """Those that are not None for the detector: masks where it draws some, strides where a box has one level."""
 
 
 def padded(images: Tensor) -> Tensor:
     """Images (B, 3, H, W) with zeros at the right and at the bottom, up to the least sides of a graph."""
     height, width = images.shape[2:]
-    return F.pad(images, (0, max(0, LEAST - width), 0, max(0, LEAST - height)))
+    return F.pad(images, (0, max(0, MIN_SIDE - width), 0, max(0, MIN_SIDE - height)))
 
 
 class _Plain(nn.Module):
@@ -55,7 +55,7 @@ class _Plain(nn.Module):
 
 
 def trace(detector: Detector) -> torch.export.ExportedProgram:
-    """Trace a detector in evaluation mode; the program takes `INPUTS` and gives `OUTPUTS` by name."""
+    """Trace a detector in evaluation mode; the program takes `INPUT_NAMES` and gives `OUTPUT_NAMES` by name."""
     given, shapes = _example(detector)
     with torch.no_grad(), folded(detector), _quiet():
         program = torch.export.export(_Plain(detector), given, dynamic_shapes=shapes)
@@ -65,7 +65,7 @@ def trace(detector: Detector) -> torch.export.ExportedProgram:
 
 
 def trace_onnx(detector: Detector) -> Any:
-    """Trace a detector in evaluation mode to an `onnx.ModelProto` of `INPUTS` and `OUTPUTS`."""
+    """Trace a detector in evaluation mode to an `onnx.ModelProto` of `INPUT_NAMES` and `OUTPUT_NAMES`."""
     given, shapes = _example(detector)
     with torch.no_grad(), folded(detector), _quiet():
         plain = _Plain(detector)
@@ -75,7 +75,7 @@ def trace_onnx(detector: Detector) -> Any:
             given,
             dynamo=True,
             verbose=False,
-            input_names=INPUTS[: len(given)],
+            input_names=INPUT_NAMES[: len(given)],
             output_names=names,
             dynamic_shapes=shapes,
         )
@@ -89,12 +89,14 @@ def trace_onnx(detector: Detector) -> Any:
 
 def _example(detector: Detector) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
     """Inputs to trace with, and their dimensions that stay free."""
-    images = torch.zeros(2, 3, LEAST, LEAST + 32, dtype=torch.uint8)
-    sizes = torch.tensor([[LEAST - 2, LEAST + 32]] * 2)
-    count = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
-    height, width = (32 * torch.export.Dim(x, min=LEAST // 32, max=MOST // 32) for x in ("rows", "columns"))
+    images = torch.zeros(2, 3, MIN_SIDE, MIN_SIDE + 32, dtype=torch.uint8)
+    sizes = torch.tensor([[MIN_SIDE - 2, MIN_SIDE + 32]] * 2)
+    count = torch.export.Dim("batch", min=1, max=MAX_IMAGES)
+    height, width = (
+        32 * torch.export.Dim(x, min=MIN_SIDE // 32, max=MAX_SIDE // 32) for x in ("rows", "columns")
+    )
     shapes: tuple[dict[int, Any], ...] = ({0: count, 2: height, 3: width}, {0: count})
-    if not detector.config.takes_proposals:
+    if not detector.takes_proposals:
         return (images, sizes), shapes
     regions = torch.tensor([8.0, 8, 90, 120]).expand(2, 24, 4)
     free = {0: count, 1: torch.export.Dim("regions", min=2, max=1 << 16)}

@@ -1,83 +1,155 @@
-"""Losses, all summed: the heads divide by their own counts."""
+"""Losses of the heads, by name: boxes' and classes'. None is reduced: the heads weigh, sum and divide.
 
+A loss of your own is a function, or a class whose objects are called like one (a module may learn):
+
+    @register("loss", "log_cosh")
+    def log_cosh(prediction, target, *, beta=1.0):
+        return beta * ((prediction - target) / beta).cosh().log()
+
+It is chosen by the options of a head, such as `box_loss: log_cosh` under `roi`.
+"""
+
+import functools
+import inspect
 import math
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from msefpn.plugins import find, register
 
-def box_loss(
-    prediction: Tensor, target: Tensor, mask: Tensor, beta: float, *, balanced: bool = False
+
+class BoxLoss(Protocol):
+    """A distance of box deltas, what `box_loss` of a head names."""
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The losses (..., 4), or (...) for whole boxes, of deltas (..., 4: x, y, w, h), see `boxes.encode`.
+
+        Where it also takes `beta` by keyword, it is given the head's.
+        """
+
+
+class ClassLoss(Protocol):
+    """What `class_loss` of a head names."""
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The losses (...) of logits (..., C) and labels (...) int64, finite for any finite logits.
+
+        Of a head with a background class (RoIHead, SSDHead), labels are 0..C-1, background last, and scores
+        are the softmax of the logits. Of one whose classes are independent (RPN with C = 1, RetinaHead,
+        FCOSHead) scores are their sigmoid, and the label C says that there is no object.
+        """
+
+
+@register("loss", "l1")
+def l1(prediction: Tensor, target: Tensor) -> Tensor:
+    """L1 of each delta."""
+    return F.l1_loss(prediction, target, reduction="none")
+
+
+@register("loss", "smooth_l1")
+def smooth_l1(prediction: Tensor, target: Tensor, *, beta: float) -> Tensor:
+    """Smooth L1 of each delta (Fast R-CNN, equation 3): quadratic below `beta`; 0: L1."""
+    return F.smooth_l1_loss(prediction, target, reduction="none", beta=beta)
+
+
+@register("loss", "balanced_l1")
+def balanced_l1(
+    prediction: Tensor, target: Tensor, *, beta: float, alpha: float = 0.5, gamma: float = 1.5
 ) -> Tensor:
-    """Sum of the distances of deltas (..., 4) where `mask` (...) holds.
+    """Balanced L1 of each delta (Libra R-CNN, arXiv 1904.02701, section 3.3).
 
-    Args:
-        prediction: (..., 4).
-        target: (..., 4).
-        mask: (...) bool.
-        beta: smooth-L1 is quadratic below it (Fast R-CNN, equation 3); 0: L1. Balanced: where inliers end.
-        balanced: balanced L1, see `balanced_l1`, in place of smooth-L1.
+    With x the distance and b = exp(gamma / alpha) - 1, it is alpha / b (b x + 1) ln(b x / beta + 1) - alpha x
+    for x < beta, else gamma x + gamma / b - alpha beta: inliers weigh more than under smooth L1, whose
+    gradient gamma bounds. Raises ValueError for a `beta` of 0.
     """
-    if balanced:
-        loss = balanced_l1((prediction - target).abs(), beta)
-    else:
-        loss = F.smooth_l1_loss(prediction, target, reduction="none", beta=beta)
-    return (loss * mask[..., None]).sum()
-
-
-def check_beta(beta: float, *, balanced: bool) -> None:
-    """Raise ValueError for a beta that `box_loss` cannot take."""
-    if balanced and beta <= 0:
-        raise ValueError(f"balanced_loss divides by beta: it is {beta:g}, but must be above 0, such as 1")
-
-
-def balanced_l1(x: Tensor, beta: float, *, alpha: float = 0.5, gamma: float = 1.5) -> Tensor:
-    """Balanced L1 of distances x, any shape (Libra R-CNN, arXiv 1904.02701, section 3.3).
-
-    alpha / b (b x + 1) ln(b x / beta + 1) - alpha x for x < beta, else gamma x + gamma / b - alpha beta, with
-    b = exp(gamma / alpha) - 1: inliers weigh more than under smooth-L1, whose gradient gamma bounds.
-    """
+    if beta <= 0:
+        raise ValueError(f"balanced_l1 divides by beta: it is {beta:g}, but must be above 0, such as 1")
+    x = (prediction - target).abs()
     b = math.exp(gamma / alpha) - 1
     inlier = alpha / b * (b * x + 1) * (b * x / beta + 1).log() - alpha * x
     return torch.where(x < beta, inlier, gamma * x + gamma / b - alpha * beta)
 
 
-def focal_loss(
-    logits: Tensor,
-    positive: Tensor,
-    labels: Tensor,
-    weight: Tensor,
-    *,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
-) -> Tensor:
-    """Sum of the sigmoid focal loss (arXiv 1708.02002, equation 5).
+@register("loss", "cross_entropy")
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Softmax cross-entropy."""
+    loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+    return loss.view_as(labels)
 
-    All entries are summed as negatives, then the few positive ones are corrected: no one-hot matrix is made.
+
+@register("loss", "binary_cross_entropy")
+def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of each class, summed over the classes."""
+    target = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)
+    return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none").sum(dim=-1)
+
+
+@register("loss", "focal")
+def focal(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Sigmoid focal loss (arXiv 1708.02002, equation 5), summed over the classes.
+
+    All classes count as negatives, then the label's own is corrected: no one-hot matrix is made.
 
     Args:
-        logits: (B, N, K).
-        positive: (B, N) bool, anchors with an object.
-        labels: (B, N) int64, its class, where positive.
-        weight: (B, N), of each anchor; 0: it takes no part.
+        logits: (..., C).
+        labels: (...) int64; C: no object.
         alpha: weight of the positives; negatives weigh 1 - alpha.
         gamma: focusing exponent.
     """
-    as_negative = (1 - alpha) * logits.sigmoid().pow(gamma) * F.softplus(logits)  # (B, N, K)
-    at = (*positive.nonzero(as_tuple=True), labels[positive])
-    as_positive = alpha * (-logits[at]).sigmoid().pow(gamma) * F.softplus(-logits[at])
-    correction = (as_positive - as_negative[at]) * weight[positive]
-    return (as_negative.sum(dim=2) * weight).sum() + correction.sum()
+    as_negative = (1 - alpha) * logits.sigmoid().pow(gamma) * F.softplus(logits)  # (..., C)
+    classes = logits.shape[-1]
+    index = labels.clamp(max=classes - 1)[..., None]
+    own = logits.gather(-1, index)
+    as_positive = alpha * (-own).sigmoid().pow(gamma) * F.softplus(-own)
+    correction = (as_positive - as_negative.gather(-1, index)).squeeze(-1)
+    return as_negative.sum(dim=-1) + torch.where(labels < classes, correction, 0)
 
 
-def class_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """Sum of softmax cross-entropies of logits (B, S, K) and labels (B, S) where `mask` (B, S) holds."""
-    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    return (loss * mask.flatten()).sum()
+def make_box_loss(name: str, beta: float) -> BoxLoss:
+    """The box loss of a name, with a head's `beta` where it takes one.
+
+    Raises:
+        UserError: an unknown name.
+        ValueError: it refuses the `beta`, or its result has another shape than `BoxLoss` says.
+    """
+    loss: BoxLoss = _make(name, beta=beta)
+    deltas = torch.zeros(2, 3, 4)
+    _check_shape(name, loss(deltas, deltas), ((2, 3, 4), (2, 3)), "box", "deltas (2, 3, 4)")
+    return loss
 
 
-def object_loss(logits: Tensor, positive: Tensor, mask: Tensor) -> Tensor:
-    """Sum of binary cross-entropies of logits (B, S) where `mask` (B, S) holds."""
-    loss = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="none")
-    return torch.where(mask, loss, 0).sum()
+def make_class_loss(name: str) -> ClassLoss:
+    """The class loss of a name.
+
+    Raises:
+        UserError: an unknown name.
+        ValueError: its result has another shape than `ClassLoss` says.
+    """
+    loss: ClassLoss = _make(name)
+    found = loss(torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long))
+    _check_shape(name, found, ((2, 3),), "class", "logits (2, 3, 4)")
+    return loss
+
+
+def weighted_sum(losses: Tensor, weight: Tensor) -> Tensor:
+    """Sum of losses (...) or (..., 4), each times its weight (...), which may be bool."""
+    return (losses * (weight if losses.ndim == weight.ndim else weight[..., None])).sum()
+
+
+def _make(name: str, **given: Any) -> Any:
+    loss = find("loss", name)
+    takes = inspect.signature(loss).parameters
+    options = {key: value for key, value in given.items() if key in takes}
+    if isinstance(loss, type):
+        return loss(**options)
+    return functools.partial(loss, **options) if options else loss
+
+
+def _check_shape(name: str, found: Any, known: tuple[tuple[int, ...], ...], kind: str, of: str) -> None:
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if shape not in known:
+        text = " or ".join(map(str, known))
+        raise ValueError(f"{kind}_loss '{name}' gives {shape} for {of}: give {text}, without a reduction")

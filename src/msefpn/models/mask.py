@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from msefpn.models.boxes import full_precision
-from msefpn.models.roi import Trained
+from msefpn.models.matching import SampledRegions
 from msefpn.models.roi_align import RoIAlign
 from msefpn.structures import Targets
 
@@ -68,30 +68,31 @@ class MaskHead(nn.Module):
         masks = self._own(self._logits(self.pool(pyramid, boxes)), labels.flatten())
         return masks.sigmoid().view(*labels.shape, *masks.shape[1:])
 
-    def losses(self, pyramid: list[Tensor], trained: Trained, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, pyramid: list[Tensor], regions: SampledRegions, targets: Targets) -> dict[str, Tensor]:
         """The loss `mask`: binary cross-entropy, averaged over the cells of all positive regions.
 
         Raises ValueError for targets without masks.
         """
         if targets.masks is None:
             raise ValueError("a mask head learns from masks: give targets that have them")
-        most = max(1, int(trained.positive.sum(dim=1).max()))
-        positive = trained.positive[:, :most]  # (B, P), positive ones come first
-        rois, truth = trained.rois[:, :most], trained.truth[:, :most]
+        most = max(1, int(regions.positive.sum(dim=1).max()))
+        positive = regions.positive[:, :most]  # (B, P), positive ones come first
+        rois, row = regions.rois[:, :most], regions.ground_truth[:, :most]
         pooled = self.pool(pyramid, rois).unflatten(0, positive.shape)[positive]
-        logits = self._own(self._logits(pooled), targets.labels.gather(1, truth)[positive])
-        images = torch.arange(len(truth), device=truth.device)[:, None]
-        aim = self._aim(rois[positive], (images * targets.masks.shape[1] + truth)[positive], targets.masks)
-        loss = F.binary_cross_entropy_with_logits(logits, aim, reduction="sum")
-        return {"mask": loss / max(1, aim.numel())}
+        logits = self._own(self._logits(pooled), targets.labels.gather(1, row)[positive])
+        images = torch.arange(len(row), device=row.device)[:, None]
+        rows = (images * targets.masks.shape[1] + row)[positive]
+        target = self._targets(rois[positive], rows, targets.masks)
+        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+        return {"mask": loss / max(1, target.numel())}
 
-    def _aim(self, rois: Tensor, rows: Tensor, masks: Tensor) -> Tensor:
+    def _targets(self, rois: Tensor, rows: Tensor, masks: Tensor) -> Tensor:
         """The masks at `rows` (P,) of all masks (B, G, H, W), cut out by rois (P, 4): (P, M, M)."""
         used, place = rows.unique(return_inverse=True)
         maps = masks.flatten(0, 1)[used][:, None].to(rois.dtype)
         places = torch.cat([place[:, None].to(rois.dtype), rois], dim=1)
-        aim: Tensor = roi_align(maps, places, 2 * self.pool.size, aligned=self.pool.aligned).squeeze(1)
-        return (aim >= 0.5).to(aim.dtype) if self.binary else aim
+        cut: Tensor = roi_align(maps, places, 2 * self.pool.size, aligned=self.pool.aligned).squeeze(1)
+        return (cut >= 0.5).to(cut.dtype) if self.binary else cut
 
     def _logits(self, pooled: Tensor) -> Tensor:
         """(N, K, M, M), float32, of regions (N, C, size, size)."""

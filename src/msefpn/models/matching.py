@@ -12,7 +12,7 @@ from msefpn.structures import Targets
 class Match(NamedTuple):
     """Assignment of N boxes of each image."""
 
-    truth: Tensor
+    ground_truth: Tensor
     """(B, N) int64, row of the assigned ground truth; meaningful where positive."""
     positive: Tensor
     """(B, N) bool."""
@@ -114,8 +114,8 @@ class PointMatcher:
             low = self.low if level else 0.0
             high = self.high if level < len(anchors) - 1 else float("inf")
             parts += [self._smallest(part, low, high, targets) for part in boxes.split(rows)]
-        truth, positive = (torch.cat(values, dim=1) for values in zip(*parts, strict=True))
-        return Match(truth, positive, ~positive, torch.zeros_like(truth, dtype=targets.boxes.dtype))
+        row, positive = (torch.cat(values, dim=1) for values in zip(*parts, strict=True))
+        return Match(row, positive, ~positive, torch.zeros_like(row, dtype=targets.boxes.dtype))
 
     def _smallest(self, boxes: Tensor, low: float, high: float, targets: Targets) -> tuple[Tensor, Tensor]:
         """Row of the smallest fitting ground truth, and whether there is one: both (B, n)."""
@@ -132,7 +132,7 @@ class PointMatcher:
         return smallest.indices, smallest.values.isfinite()
 
 
-class Sample(NamedTuple):
+class SampledBoxes(NamedTuple):
     """A fixed count S of boxes drawn from an assignment, positives first."""
 
     chosen: Tensor
@@ -141,6 +141,21 @@ class Sample(NamedTuple):
     """(B, S) bool."""
     valid: Tensor
     """(B, S) bool: drawn; False where an image has too few boxes."""
+
+
+class SampledRegions(NamedTuple):
+    """The regions that a region head was trained on, for a mask head and the next stage. S: regions an image."""
+
+    rois: Tensor
+    """(B, S, 4), pixels of the padded image."""
+    deltas: Tensor
+    """(B, S, K or 1, 4) that were predicted."""
+    proposed: Tensor
+    """(B, S) bool: drawn from the proposals, and not ground truth or padding."""
+    ground_truth: Tensor
+    """(B, S) int64, row of the assigned ground truth; meaningful where positive."""
+    positive: Tensor
+    """(B, S) bool, the positive ones first."""
 
 
 class RandomSampler:
@@ -171,7 +186,7 @@ class RandomSampler:
         return keys
 
     @torch.no_grad()
-    def __call__(self, match: Match) -> Sample:
+    def __call__(self, match: Match) -> SampledBoxes:
         """Draw from a match of at least one box."""
         keys = self.keys(match.positive)
         total = keys.shape[1]
@@ -189,7 +204,7 @@ class RandomSampler:
         index = torch.cat([positive, negative], dim=1)
         order = valid.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : self.count]
         valid = valid.gather(1, order)
-        return Sample(
+        return SampledBoxes(
             chosen=index.gather(1, order),
             positive=valid & (torch.arange(order.shape[1], device=keys.device) < drawn.sum(1, keepdim=True)),
             valid=valid,
@@ -214,7 +229,7 @@ class BalancedSampler(RandomSampler):
 
     def positive_keys(self, match: Match, keys: Tensor) -> Tensor:
         """Later turns come after all earlier ones."""
-        object_ = torch.where(match.positive, match.truth, -1)
+        object_ = torch.where(match.positive, match.ground_truth, -1)
         return keys + keys.shape[1] - _rank_within(object_, keys)
 
     def negative_keys(self, match: Match, keys: Tensor, room: Tensor) -> Tensor:
@@ -237,10 +252,10 @@ def _rank_within(group: Tensor, keys: Tensor) -> Tensor:
     return torch.empty_like(rank).scatter(1, by_key.gather(1, by_group), rank)
 
 
-def matched_boxes(truth: Tensor, positive: Tensor, targets: Targets, fallback: Tensor) -> Tensor:
-    """Ground truth (B, S, 4) of positive boxes; `fallback` (B, S, 4), the boxes themselves, elsewhere.
+def matched_boxes(row: Tensor, positive: Tensor, targets: Targets, fallback: Tensor) -> Tensor:
+    """Ground truth (B, S, 4) of positive boxes by its row; `fallback` (B, S, 4), the boxes themselves, elsewhere.
 
     With the fallback the deltas of boxes that take no part in the loss are zero and not infinite.
     """
-    boxes = targets.boxes.gather(1, truth[..., None].expand(-1, -1, 4))
+    boxes = targets.boxes.gather(1, row[..., None].expand(-1, -1, 4))
     return torch.where(positive[..., None], boxes, fallback)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from msefpn.models.anchors import AnchorGenerator
 from msefpn.models.boxes import decode, encode, full_precision
-from msefpn.models.dense import by_cell, detect, strides_of, tower
-from msefpn.models.losses import box_loss, check_beta, focal_loss
+from msefpn.models.dense import by_cell, select_detections, strides_of, tower
+from msefpn.models.losses import make_box_loss, make_class_loss, weighted_sum
 from msefpn.models.matching import MaxIoUMatcher, matched_boxes
 from msefpn.models.select import Selection
 from msefpn.structures import Detections, Targets
 
-STDS = (1.0, 1.0, 1.0, 1.0)
+_STDS = (1.0, 1.0, 1.0, 1.0)
 
 
 class RetinaHead(nn.Module):
@@ -38,8 +38,10 @@ class RetinaHead(nn.Module):
         ignore_padding: anchors on the batch's padding take no part in training.
         per_image: divide the losses by each image's positives, then average (torchvision), else by all of
             the batch's positives (mmdetection). An image without any counts as one either way.
-        beta: where smooth-L1 turns quadratic; 0: L1.
-        balanced_loss: balanced L1 (Libra R-CNN; its RetinaNet has `beta` 0.11), see `losses.box_loss`.
+        box_loss: name of the loss of the deltas, see `losses.BoxLoss`; `balanced_l1` is Libra R-CNN's, whose
+            RetinaNet has a `beta` of 0.11.
+        class_loss: name of the loss of the classes, see `losses.ClassLoss`.
+        beta: where smooth L1 turns quadratic; 0: L1.
         prior: initial score of every class.
         score, nms_iou, max_per_image, min_size: see `Selection`.
         pre_nms_top_k: best (anchor, class) pairs of a level that go into suppression.
@@ -47,7 +49,7 @@ class RetinaHead(nn.Module):
         integer_anchors: see `AnchorGenerator`.
 
     Raises:
-        ValueError: balanced L1 with a `beta` of 0.
+        ValueError: a `beta` that the box loss refuses.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class RetinaHead(nn.Module):
         reassign: bool = True,
         ignore_padding: bool = True,
         per_image: bool = False,
+        box_loss: str = "smooth_l1",
+        class_loss: str = "focal",
         beta: float = 0.0,
-        balanced_loss: bool = False,
         prior: float = 0.01,
         score: float = 0.05,
         nms_iou: float = 0.5,
@@ -77,7 +80,6 @@ class RetinaHead(nn.Module):
         integer_anchors: bool = False,
     ) -> None:
         super().__init__()
-        check_beta(beta, balanced=balanced_loss)
         self.num_classes, self.norm = num_classes, norm
         octave = [anchor_scale * 2 ** (i / 3) for i in range(3)]
         self.anchors = AnchorGenerator(strides, octave, ratios, integer=integer_anchors)
@@ -92,7 +94,8 @@ class RetinaHead(nn.Module):
         nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]  # it has one
         self.matcher = MaxIoUMatcher(positive_iou, negative_iou, 0.0, reassign=reassign)
         self.ignore_padding, self.per_image = ignore_padding, per_image
-        self.beta, self.balanced_loss, self.clamp_both = beta, balanced_loss, clamp_both
+        self.box_loss, self.class_loss = make_box_loss(box_loss, beta), make_class_loss(class_loss)
+        self.clamp_both = clamp_both
         self.threshold = torch.tensor(score, dtype=torch.float64).logit().item()
         self.selection = Selection(score, nms_iou, max_per_image, pre_nms_top_k, min_size)
 
@@ -107,34 +110,28 @@ class RetinaHead(nn.Module):
         anchors = self.anchors(pyramid, image)
         strides = strides_of(anchors, self.anchors.strides)
         levels = zip(*self._heads(pyramid), anchors, strides, strict=True)
-        boxes_of = functools.partial(decode, stds=STDS, clamp_both=self.clamp_both)
-        return detect(levels, boxes_of, sizes, self.selection, threshold=self.threshold)
+        boxes_of = functools.partial(decode, stds=_STDS, clamp_both=self.clamp_both)
+        return select_detections(levels, boxes_of, sizes, self.selection, threshold=self.threshold)
 
     def losses(
         self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int], targets: Targets
     ) -> dict[str, Tensor]:
-        """The losses `retina_class` (focal) and `retina_box`."""
+        """The losses `retina_class` and `retina_box`."""
         levels = self._heads(pyramid)
         logits, deltas = full_precision(torch.cat(levels[0], 1)), full_precision(torch.cat(levels[1], 1))
         anchors = torch.cat(self.anchors(pyramid, image))
         usable = self.anchors.inside(pyramid, sizes)
         match = self.matcher(anchors, usable if self.ignore_padding else torch.ones_like(usable), targets)
-        labels = targets.labels.gather(1, match.truth)
+        labels = targets.labels.gather(1, match.ground_truth)
         weight = self._weight(match.positive)
         chosen = match.positive.nonzero(as_tuple=True)
-        truth = matched_boxes(match.truth, match.positive, targets, anchors.expand_as(deltas))
-        aim = encode(truth[chosen], anchors[chosen[1]], STDS)
+        row = match.ground_truth
+        ground_truth = matched_boxes(row, match.positive, targets, anchors.expand_as(deltas))
+        of_boxes = self.box_loss(deltas[chosen], encode(ground_truth[chosen], anchors[chosen[1]], _STDS))
+        of_classes = self.class_loss(logits, torch.where(match.positive, labels, self.num_classes))
         return {
-            "retina_class": focal_loss(
-                logits, match.positive, labels, (match.positive | match.negative) * weight
-            ),
-            "retina_box": box_loss(
-                deltas[chosen],
-                aim,
-                weight.expand_as(labels)[chosen],
-                self.beta,
-                balanced=self.balanced_loss,
-            ),
+            "retina_class": weighted_sum(of_classes, (match.positive | match.negative) * weight),
+            "retina_box": weighted_sum(of_boxes, weight.expand_as(labels)[chosen]),
         }
 
     def _weight(self, positive: Tensor) -> Tensor:

@@ -1,22 +1,26 @@
 """RoI head: pooling of regions, classification and box refinement; defaults of mmdetection 2.x."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msefpn.models.boxes import clip_boxes, decode, encode, full_precision, larger_than
-from msefpn.models.losses import box_loss, check_beta, class_loss
-from msefpn.models.matching import BalancedSampler, MaxIoUMatcher, RandomSampler, Sample, matched_boxes
+from msefpn.models.boxes import clip_to_images, decode, encode, full_precision, larger_than
+from msefpn.models.losses import make_box_loss, make_class_loss, weighted_sum
+from msefpn.models.matching import (
+    BalancedSampler,
+    MaxIoUMatcher,
+    RandomSampler,
+    SampledBoxes,
+    SampledRegions,
+    matched_boxes,
+)
 from msefpn.models.roi_align import RoIAlign
 from msefpn.models.select import Selection
 from msefpn.necks.aug_fpn import AdaptiveSpatialFusion
 from msefpn.structures import Detections, Proposals, Targets
-
-TRAINING_ONLY = "roi.auxiliary."
-"""How the names of a two-stage detector's parameters begin that only training looks at."""
 
 
 class BoxLayers(nn.Module):
@@ -54,21 +58,6 @@ class BoxLayers(nn.Module):
         return logits, deltas
 
 
-class Trained(NamedTuple):
-    """The regions that a head was trained on. S: regions an image."""
-
-    rois: Tensor
-    """(B, S, 4), pixels of the padded image."""
-    deltas: Tensor
-    """(B, S, K or 1, 4) that were predicted."""
-    proposed: Tensor
-    """(B, S) bool: drawn from the proposals, and not ground truth or padding."""
-    truth: Tensor
-    """(B, S) int64, the ground truth that a region was assigned."""
-    positive: Tensor
-    """(B, S) bool, the positive ones first."""
-
-
 class RoIHead(nn.Module):
     """Pools regions, classifies and refines them.
 
@@ -89,15 +78,19 @@ class RoIHead(nn.Module):
             cell (soft RoI selection, AugFPN, arXiv 1912.05384, section 3.3).
         consistent: weight of AugFPN's consistent supervision (section 3.1; its authors: 0.25): in training,
             a second set of layers detects on the regions pooled from each of the neck's laterals. 0: none.
-        beta: where smooth-L1 turns quadratic; 0: L1.
-        balanced_loss: balanced L1 (Libra R-CNN; with `beta` 1), see `losses.box_loss`.
+        box_loss: name of the loss of the deltas, see `losses.BoxLoss`; `balanced_l1` with a `beta` of 1 is
+            Libra R-CNN's.
+        class_loss: name of the loss of the classes, see `losses.ClassLoss`.
+        beta: where smooth L1 turns quadratic; 0: L1.
         balanced_samples: Libra R-CNN's sampling, see `BalancedSampler`.
         clamp_both: see `boxes.decode`.
         sampler: chooses the training regions; None: at random, or as `balanced_samples` says.
 
     Raises:
-        ValueError: an unknown pooling, or balanced L1 with a `beta` of 0.
+        ValueError: an unknown pooling, or a `beta` that the box loss refuses.
     """
+
+    training_only = ("auxiliary",)
 
     def __init__(
         self,
@@ -119,8 +112,9 @@ class RoIHead(nn.Module):
         aligned: bool = True,
         pooling: str = "level",
         consistent: float = 0.0,
+        box_loss: str = "smooth_l1",
+        class_loss: str = "cross_entropy",
         beta: float = 0.0,
-        balanced_loss: bool = False,
         balanced_samples: bool = False,
         clamp_both: bool = True,
         sampler: RandomSampler | None = None,
@@ -128,7 +122,6 @@ class RoIHead(nn.Module):
         super().__init__()
         if pooling not in ("level", "soft"):
             raise ValueError(f"pooling '{pooling}' is unknown: known: level, soft")
-        check_beta(beta, balanced=balanced_loss)
         self.num_classes, self.stds = num_classes, list(stds)
         self.pool = RoIAlign(strides, sampling_ratio=sampling_ratio, aligned=aligned)
         self.select: AdaptiveSpatialFusion | None = None
@@ -143,7 +136,8 @@ class RoIHead(nn.Module):
         make = BalancedSampler if balanced_samples else RandomSampler
         self.sampler = sampler or make(samples, 0.25)
         self.selection = Selection(score, nms_iou, max_per_image, pre_nms_top_k, min_size)
-        self.beta, self.balanced_loss, self.clamp_both = beta, balanced_loss, clamp_both
+        self.box_loss, self.class_loss = make_box_loss(box_loss, beta), make_class_loss(class_loss)
+        self.clamp_both = clamp_both
 
     def forward(self, pyramid: list[Tensor], proposals: Proposals, sizes: Tensor) -> Detections:
         """Detect.
@@ -175,51 +169,52 @@ class RoIHead(nn.Module):
         self,
         pyramid: list[Tensor],
         proposals: Proposals,
+        sizes: Tensor,
         targets: Targets,
-        laterals: list[Tensor] | None = None,
-    ) -> tuple[dict[str, Tensor], Trained]:
+        aux: Mapping[str, list[Tensor]] = MappingProxyType({}),
+    ) -> tuple[dict[str, Tensor], SampledRegions]:
         """The losses `roi_class` and `roi_box`, and the regions that they are of.
 
         The regions are sampled from proposals and ground truth. With consistent supervision also `aux_class`
-        and `aux_box`, on the same regions pooled from the neck's `laterals` (B, C, H_i, W_i), one for each of
-        the pooled strides.
+        and `aux_box`, on the same regions pooled from the neck's `laterals`, which `aux` holds: maps
+        (B, C, H_i, W_i), one for each of the pooled strides.
         """
         boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
         match = self.matcher(boxes, torch.cat([proposals.valid, targets.valid], dim=1), targets)
         sample = self.sampler(match)
         rois = boxes.gather(1, sample.chosen[..., None].expand(-1, -1, 4))  # (B, S, 4)
-        assigned = match.truth.gather(1, sample.chosen)
-        labels = targets.labels.gather(1, assigned)  # (B, S)
-        truth = matched_boxes(assigned, sample.positive, targets, rois)
-        aim = encode(*_nonempty(truth, rois), self.stds)
+        row = match.ground_truth.gather(1, sample.chosen)
+        labels = targets.labels.gather(1, row)  # (B, S)
+        boxes = matched_boxes(row, sample.positive, targets, rois)
+        target = encode(*_nonempty(boxes, rois), self.stds)
         logits, deltas = self._heads(pyramid, rois)
         losses = {
             "roi_class": self._class_loss(logits, labels, sample),
-            "roi_box": self._box_loss(deltas, labels, aim, sample),
+            "roi_box": self._box_loss(deltas, labels, target, sample),
         }
-        if self.auxiliary is not None and laterals is not None:
-            levels = self.pool.every_level(laterals, rois)
+        if self.auxiliary is not None and "laterals" in aux:
+            levels = self.pool.every_level(aux["laterals"], rois)
             found = [self.auxiliary(pooled, rois.shape[:2]) for pooled in levels]
             by_class = [self._class_loss(logits, labels, sample) for logits, _ in found]
-            by_box = [self._box_loss(deltas, labels, aim, sample) for _, deltas in found]
+            by_box = [self._box_loss(deltas, labels, target, sample) for _, deltas in found]
             losses["aux_class"] = self.consistent * torch.stack(by_class).sum()
             losses["aux_box"] = self.consistent * torch.stack(by_box).sum()
         proposed = sample.valid & (sample.chosen < proposals.boxes.shape[1])
-        return losses, Trained(rois, deltas, proposed, assigned, sample.positive)
+        return losses, SampledRegions(rois, deltas, proposed, row, sample.positive)
 
     def decoded(self, deltas: Tensor, rois: Tensor, sizes: Tensor) -> Tensor:
         """Boxes (B, R, n, 4) of deltas (B, R, n, 4) and rois (B, R, 4), clipped to the images."""
         boxes = decode(deltas, rois[:, :, None].expand_as(deltas), self.stds, clamp_both=self.clamp_both)
-        return clip_boxes(boxes.flatten(1, 2), sizes).view_as(boxes)
+        return clip_to_images(boxes.flatten(1, 2), sizes).view_as(boxes)
 
-    def _class_loss(self, logits: Tensor, labels: Tensor, sample: Sample) -> Tensor:
+    def _class_loss(self, logits: Tensor, labels: Tensor, sample: SampledBoxes) -> Tensor:
         labels = torch.where(sample.positive, labels, self.num_classes)
-        return class_loss(logits, labels, sample.valid) / sample.valid.sum().clamp(min=1)
+        return weighted_sum(self.class_loss(logits, labels), sample.valid) / sample.valid.sum().clamp(min=1)
 
-    def _box_loss(self, deltas: Tensor, labels: Tensor, aim: Tensor, sample: Sample) -> Tensor:
+    def _box_loss(self, deltas: Tensor, labels: Tensor, target: Tensor, sample: SampledBoxes) -> Tensor:
         row = torch.zeros_like(labels) if self.class_agnostic else labels
         own = deltas.gather(2, row[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)  # (B, S, 4)
-        loss = box_loss(own, aim, sample.positive, self.beta, balanced=self.balanced_loss)
+        loss = weighted_sum(self.box_loss(own, target), sample.positive)
         return loss / sample.valid.sum().clamp(min=1)
 
     def _heads(self, pyramid: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,8 +227,8 @@ class RoIHead(nn.Module):
         return found
 
 
-def _nonempty(truth: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+def _nonempty(boxes: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
     """Replace regions without area, which only padding has, by a unit box: their deltas stay finite."""
     unit = torch.tensor([0.0, 0.0, 1.0, 1.0], device=rois.device, dtype=rois.dtype)
     empty = ~larger_than(rois, 0)[..., None]
-    return torch.where(empty, unit, truth), torch.where(empty, unit, rois)
+    return torch.where(empty, unit, boxes), torch.where(empty, unit, rois)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from msefpn.models.anchors import AnchorGenerator
 from msefpn.models.boxes import (
     PAD_SCORE,
-    clip_boxes,
+    clip_to_images,
     decode,
     encode,
     full_precision,
@@ -19,11 +19,11 @@ from msefpn.models.boxes import (
     within,
 )
 from msefpn.models.dense import by_cell
-from msefpn.models.losses import box_loss, object_loss
+from msefpn.models.losses import make_box_loss, make_class_loss, weighted_sum
 from msefpn.models.matching import MaxIoUMatcher, RandomSampler, matched_boxes
 from msefpn.structures import Proposals, Targets
 
-STDS = (1.0, 1.0, 1.0, 1.0)
+_STDS = (1.0, 1.0, 1.0, 1.0)
 
 
 class RPN(nn.Module):
@@ -46,7 +46,9 @@ class RPN(nn.Module):
         reassign: see `MaxIoUMatcher`.
         ignore_padding: anchors on the batch's padding take no part in training.
         border: nor do those that stand out of their image by more than this, pixels; None: they do.
-        beta: where smooth-L1 turns quadratic; 0: L1.
+        box_loss: name of the loss of the deltas, see `losses.BoxLoss`.
+        class_loss: name of the loss of the objectness, see `losses.ClassLoss`.
+        beta: where smooth L1 turns quadratic; 0: L1.
         clamp_both: see `boxes.decode`.
         integer_anchors: see `AnchorGenerator`.
         sampler: chooses the training anchors; None: at random.
@@ -71,6 +73,8 @@ class RPN(nn.Module):
         reassign: bool = True,
         ignore_padding: bool = True,
         border: float | None = None,
+        box_loss: str = "smooth_l1",
+        class_loss: str = "binary_cross_entropy",
         beta: float = 0.0,
         clamp_both: bool = True,
         integer_anchors: bool = False,
@@ -89,7 +93,8 @@ class RPN(nn.Module):
         self.matcher = MaxIoUMatcher(positive_iou, negative_iou, low_quality_iou, reassign=reassign)
         self.sampler = sampler or RandomSampler(samples, 0.5, negative_ratio=negative_ratio)
         self.ignore_padding, self.border = ignore_padding, border
-        self.beta, self.clamp_both = beta, clamp_both
+        self.box_loss, self.class_loss = make_box_loss(box_loss, beta), make_class_loss(class_loss)
+        self.clamp_both = clamp_both
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Proposals:
         """Propose regions.
@@ -131,10 +136,10 @@ class RPN(nn.Module):
         for level, (score, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
             best, index = top_candidates(full_precision(score), self.pre_nms_top_k[phase])
             chosen = full_precision(delta).gather(1, index[..., None].expand(-1, -1, 4))
-            boxes.append(decode(chosen, anchor[index], STDS, clamp_both=self.clamp_both))
+            boxes.append(decode(chosen, anchor[index], _STDS, clamp_both=self.clamp_both))
             scores.append(best)
             levels.append(torch.full_like(index, level))
-        box, score = clip_boxes(torch.cat(boxes, 1), sizes), torch.cat(scores, 1)
+        box, score = clip_to_images(torch.cat(boxes, 1), sizes), torch.cat(scores, 1)
         valid = larger_than(box, self.min_size) & (score > PAD_SCORE)
         keep = nms(box, score, torch.cat(levels, 1), valid, self.nms_iou)
         best, index = top_candidates(score.masked_fill(~keep, PAD_SCORE), self.proposals[phase])
@@ -161,11 +166,14 @@ class RPN(nn.Module):
         match = self.matcher(anchors, usable, targets)
         sample = self.sampler(match)
         anchor = anchors[sample.chosen]  # (B, S, 4)
-        truth = matched_boxes(match.truth.gather(1, sample.chosen), sample.positive, targets, anchor)
+        row = match.ground_truth.gather(1, sample.chosen)
+        ground_truth = matched_boxes(row, sample.positive, targets, anchor)
         chosen = full_precision(delta.gather(1, sample.chosen[..., None].expand(-1, -1, 4)))
         chosen_logits = full_precision(logit.gather(1, sample.chosen))
         count = sample.valid.sum().clamp(min=1)
+        of_boxes = self.box_loss(chosen, encode(ground_truth, anchor, _STDS))
+        of_classes = self.class_loss(chosen_logits[..., None], (~sample.positive).long())
         return {
-            "rpn_object": object_loss(chosen_logits, sample.positive, sample.valid) / count,
-            "rpn_box": box_loss(chosen, encode(truth, anchor, STDS), sample.positive, self.beta) / count,
+            "rpn_object": weighted_sum(of_classes, sample.valid) / count,
+            "rpn_box": weighted_sum(of_boxes, sample.positive) / count,
         }

@@ -5,18 +5,17 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msefpn.models.boxes import decode, encode, full_precision
-from msefpn.models.dense import by_cell, detect, strides_of
-from msefpn.models.losses import box_loss
+from msefpn.models.dense import by_cell, select_detections, strides_of
+from msefpn.models.losses import make_box_loss, make_class_loss, weighted_sum
 from msefpn.models.matching import MaxIoUMatcher, matched_boxes
 from msefpn.models.select import Selection
 from msefpn.structures import Detections, Targets
 
-STDS = (0.1, 0.1, 0.2, 0.2)
-INNER_RATIOS, OUTER_RATIOS = (2.0, 3.0), (2.0,)
+_STDS = (0.1, 0.1, 0.2, 0.2)
+_INNER_RATIOS, _OUTER_RATIOS = (2.0, 3.0), (2.0,)
 """Width / height, and its inverse, beside 1: the finest and the two coarsest levels have the fewer."""
 
 
@@ -41,7 +40,7 @@ class DefaultBoxes(nn.Module):
         self.per_cell = []
         for k, scale in enumerate(scales[:-1]):
             sides = [(scale, scale), (math.sqrt(scale * scales[k + 1]),) * 2]
-            for ratio in OUTER_RATIOS if k in (0, last - 1, last) else INNER_RATIOS:
+            for ratio in _OUTER_RATIOS if k in (0, last - 1, last) else _INNER_RATIOS:
                 wide = (scale * math.sqrt(ratio), scale / math.sqrt(ratio))
                 sides += [wide, wide[::-1]]
             self.register_buffer(f"sides_{k}", torch.tensor(sides).clamp(max=1), persistent=False)
@@ -77,6 +76,9 @@ class SSDHead(nn.Module):
         largest: see `DefaultBoxes`.
         positive_iou: IoU from which a default box is positive; so is each object's best one.
         negatives: hardest negatives of an image that are learned from, for each of its positives.
+        box_loss: name of the loss of the deltas, see `losses.BoxLoss`.
+        class_loss: name of the loss of the classes, see `losses.ClassLoss`.
+        beta: where smooth L1 turns quadratic; 0: L1.
         score, nms_iou, max_per_image, min_size: see `Selection`.
         pre_nms_top_k: best (box, class) pairs of an image that go into suppression.
     """
@@ -91,6 +93,9 @@ class SSDHead(nn.Module):
         largest: float = 0.9,
         positive_iou: float = 0.5,
         negatives: float = 3.0,
+        box_loss: str = "smooth_l1",
+        class_loss: str = "cross_entropy",
+        beta: float = 1.0,
         score: float = 0.01,
         nms_iou: float = 0.45,
         max_per_image: int = 200,
@@ -110,6 +115,7 @@ class SSDHead(nn.Module):
             nn.init.zeros_(layer.bias)
         self.matcher = MaxIoUMatcher(positive_iou, positive_iou, 0.0)
         self.negatives = negatives
+        self.box_loss, self.class_loss = make_box_loss(box_loss, beta), make_class_loss(class_loss)
         self.selection = Selection(score, nms_iou, max_per_image, pre_nms_top_k, min_size)
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
@@ -126,7 +132,7 @@ class SSDHead(nn.Module):
         # by split: OpenVINO mistakes a slice that is gathered from
         scores = logits.softmax(dim=-1).split([self.num_classes, 1], dim=-1)[0]
         levels = [(scores, deltas, torch.cat(boxes), strides)]
-        return detect(levels, functools.partial(decode, stds=STDS), sizes, self.selection)
+        return select_detections(levels, functools.partial(decode, stds=_STDS), sizes, self.selection)
 
     def losses(
         self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int], targets: Targets
@@ -135,15 +141,17 @@ class SSDHead(nn.Module):
         logits, deltas = self._heads(pyramid)
         boxes = torch.cat(self.boxes(pyramid, image))
         match = self.matcher(boxes, torch.ones_like(logits[..., 0], dtype=torch.bool), targets)
-        labels = targets.labels.gather(1, match.truth)
+        labels = targets.labels.gather(1, match.ground_truth)
         labels = torch.where(match.positive, labels, self.num_classes)
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-        chosen = match.positive | self._hardest(loss.detach(), match.positive)
-        truth = matched_boxes(match.truth, match.positive, targets, boxes.expand_as(deltas))
+        of_classes = self.class_loss(logits, labels)
+        chosen = match.positive | self._hardest(of_classes.detach(), match.positive)
+        row = match.ground_truth
+        ground_truth = matched_boxes(row, match.positive, targets, boxes.expand_as(deltas))
+        of_boxes = self.box_loss(deltas, encode(ground_truth, boxes, _STDS))
         count = match.positive.sum().clamp(min=1)
         return {
-            "ssd_class": (loss * chosen).sum() / count,
-            "ssd_box": box_loss(deltas, encode(truth, boxes, STDS), match.positive, 1.0) / count,
+            "ssd_class": weighted_sum(of_classes, chosen) / count,
+            "ssd_box": weighted_sum(of_boxes, match.positive) / count,
         }
 
     def _hardest(self, loss: Tensor, positive: Tensor) -> Tensor:

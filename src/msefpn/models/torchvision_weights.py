@@ -12,7 +12,7 @@ from torch import Tensor
 
 from msefpn.config import Config
 from msefpn.errors import UserError
-from msefpn.models.detector import Detector, OneStage
+from msefpn.models.detectors import Detector, OneStage
 from msefpn.models.factory import build
 from msefpn.models.fcos import FCOSHead
 from msefpn.models.retina import RetinaHead

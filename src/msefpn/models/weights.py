@@ -15,9 +15,8 @@ from torch import Tensor
 
 from msefpn.checkpoint import KEY, find_weights, is_exported, read_about, write_about
 from msefpn.errors import UserError
-from msefpn.models.detector import Detector
+from msefpn.models.detectors import Detector
 from msefpn.models.factory import build
-from msefpn.models.roi import TRAINING_ONLY
 from msefpn.models.torchvision_weights import convert_torchvision, is_torchvision
 
 
@@ -33,10 +32,11 @@ def save(detector: Detector, path: str | Path, tensors: Mapping[str, Tensor] | N
     """
     path = Path(path)
     state = tensors if tensors is not None else detector.state_dict()
+    only_training = tuple(f"{name}." for name in detector.training_parts())
     state = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in state.items()
-        if not name.startswith(TRAINING_ONLY)
+        if not name.startswith(only_training)
     }
     about = write_about(detector.config, detector.classes, detector.category_ids)
     partial = path.with_name(f".{path.name}.part")
@@ -57,7 +57,7 @@ def load(path: str | Path) -> Detector:
     if is_exported(file):
         raise UserError(f"{file} is an exported file, to predict and evaluate with: name the run it is of")
     about, state = read_about(file), _read_safetensors(file)
-    detector = build(*about)
+    detector = build(*about, owner=str(file))
     detector.drop_training_parts()
     try:
         detector.load_state_dict(state)
@@ -93,16 +93,19 @@ def init_weights(detector: Detector, source: str) -> InitReport:
 
     Args:
         detector: what to fill.
-        source: `imagenet` (the backbone's weights from timm's hub), `none`, or a file of a timm backbone,
-            of a torchvision detector or of one of ours (.safetensors, .pth, .pt).
+        source: `imagenet` (the backbone's weights from timm's hub; a plug-in's backbone keeps the weights
+            that it was made with), `none`, or a file of a timm backbone, of a torchvision detector or of one
+            of ours (.safetensors, .pth, .pt).
 
     Raises:
         UserError: no such file, a broken one, nothing in it fits, or the hub cannot be reached.
     """
     if source == "none":
         return InitReport("nowhere", (), tuple(detector.state_dict()), ())
-    from_hub = source == "imagenet"
-    state = _from_hub(detector.backbone.name) if from_hub else _read_any(Path(source))
+    backbone = detector.backbone
+    if source == "imagenet" and backbone.timm_name is None:
+        return _as_made(detector)
+    state = _from_hub(backbone.name) if source == "imagenet" else _read_any(Path(source))
     left_out: list[str] = []
     if is_torchvision(state):
         state, left_out = convert_torchvision(state, detector)
@@ -124,6 +127,13 @@ def init_weights(detector: Detector, source: str) -> InitReport:
     detector.load_state_dict(fitting, strict=False)
     missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
     return InitReport(source, tuple(fitting), tuple(missing), tuple(left_out))
+
+
+def _as_made(detector: Detector) -> InitReport:
+    """The report of a plug-in's backbone, which brings its own weights."""
+    own = tuple(name for name in detector.state_dict() if name.startswith("backbone."))
+    others = tuple(name for name in detector.state_dict() if not name.startswith("backbone."))
+    return InitReport(f"backbone '{detector.backbone.name}' itself", own, others, ())
 
 
 def _place(name: str, own: Mapping[str, Tensor]) -> str | None:

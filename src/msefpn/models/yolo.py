@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msefpn.models.boxes import MAX_LOG_RATIO, full_precision, pairwise_iou
-from msefpn.models.dense import by_cell, detect
+from msefpn.models.dense import by_cell, select_detections
 from msefpn.models.select import Selection
 from msefpn.necks.layers import group_norm
 from msefpn.structures import Detections, Targets
 
-ANCHORS = (
+DEFAULT_SHAPES = (
     ((10, 13), (16, 30), (33, 23)),
     ((30, 61), (62, 45), (59, 119)),
     ((116, 90), (156, 198), (373, 326)),
@@ -26,9 +26,9 @@ class Assigned(NamedTuple):
 
     positive: Tensor
     """(B, N) bool: has an object."""
-    truth: Tensor
+    ground_truth: Tensor
     """(B, N) int64, row of its ground truth; meaningful where positive."""
-    aim: Tensor
+    target: Tensor
     """(B, N, 4): x and y in the cell, 0..1, and the logarithms of width and height to the anchor's."""
 
 
@@ -62,7 +62,7 @@ class YOLOHead(nn.Module):
         strides: Sequence[int],
         num_classes: int,
         *,
-        anchors: Sequence[Sequence[Sequence[float]]] = ANCHORS,
+        anchors: Sequence[Sequence[Sequence[float]]] = DEFAULT_SHAPES,
         ignore_iou: float = 0.5,
         score: float = 0.05,
         nms_iou: float = 0.45,
@@ -103,7 +103,7 @@ class YOLOHead(nn.Module):
         scores = objects.sigmoid() * classes.sigmoid()  # (B, N, K)
         cells = self._cells(pyramid)
         levels = [(scores, t, cells, cells[:, 2].long())]
-        return detect(levels, self._boxes, sizes, self.selection)
+        return select_detections(levels, self._boxes, sizes, self.selection)
 
     def losses(
         self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int], targets: Targets
@@ -115,14 +115,14 @@ class YOLOHead(nn.Module):
         with torch.no_grad():
             free = self._far_from_all(self._boxes(found[..., :4], self._cells(pyramid)), targets)
         boxes = torch.cat([found[..., :2].sigmoid(), found[..., 2:4]], dim=-1)[positive]
-        labels = targets.labels.gather(1, assigned.truth)[positive]
+        labels = targets.labels.gather(1, assigned.ground_truth)[positive]
         classes = F.one_hot(labels, self.num_classes).to(found.dtype)
         objects = F.binary_cross_entropy_with_logits(
             found[..., 4], positive.to(found.dtype), reduction="none"
         )
         class_loss = F.binary_cross_entropy_with_logits(found[..., 5:][positive], classes, reduction="sum")
         return {
-            "yolo_box": F.mse_loss(boxes, assigned.aim[positive], reduction="sum") / count,
+            "yolo_box": F.mse_loss(boxes, assigned.target[positive], reduction="sum") / count,
             "yolo_object": (objects * (positive | free)).sum() / count,
             "yolo_class": class_loss / count,
         }
@@ -137,7 +137,7 @@ class YOLOHead(nn.Module):
         best = (shared / union.clamp(min=1e-6)).argmax(dim=2)  # (B, G)
         total = sum(height * width * count for (height, width), count in zip(grids, self.counts, strict=True))
         shape = targets.valid.shape[0], total + 1
-        truth = torch.full(shape, -1, device=best.device)  # the last place is for what is no object
+        owner = torch.full(shape, -1, device=best.device)  # the last place is for padding
         row = torch.arange(best.shape[1], device=best.device).expand_as(best)
         start, first = 0, 0
         place = torch.full_like(best, total)
@@ -152,11 +152,11 @@ class YOLOHead(nn.Module):
             offset = torch.where(here[..., None], inside, offset)
             start, first = start + height * width * count, first + count
         ratio = (size / self.shapes[best]).clamp(min=1e-6).log()
-        truth = truth.scatter_reduce(1, place, torch.where(targets.valid, row, -1), "amax")
+        owner = owner.scatter_reduce(1, place, torch.where(targets.valid, row, -1), "amax")
         values = torch.cat([offset, ratio], dim=-1)  # (B, G, 4)
-        chosen = truth.clamp(min=0)
-        aim = values.gather(1, chosen[..., None].expand(-1, -1, 4))
-        return Assigned(truth[:, :-1] >= 0, chosen[:, :-1], aim[:, :-1])
+        chosen = owner.clamp(min=0)
+        target = values.gather(1, chosen[..., None].expand(-1, -1, 4))
+        return Assigned(owner[:, :-1] >= 0, chosen[:, :-1], target[:, :-1])
 
     def _far_from_all(self, boxes: Tensor, targets: Targets) -> Tensor:
         """Which boxes (B, N, 4) overlap no ground truth by more than `ignore_iou`: (B, N) bool."""
