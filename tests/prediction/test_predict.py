@@ -168,7 +168,7 @@ def test_device_memory_and_cut(
             run, tiny_set / "val", **options
         )
 
-    def detected(self: TwoStage[Any], *given: Any) -> Detections:
+    def detected(self: TwoStage, *given: Any) -> Detections:
         found = forward(self, *given)
         return found._replace(num_dropped=torch.ones_like(found.num_dropped))
 

@@ -164,7 +164,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_images(
     seen: list[int] = []
     original = TwoStage.losses
 
-    def losses(self: TwoStage[Any], images: Tensor, *rest: Any) -> dict[str, Tensor]:
+    def losses(self: TwoStage, images: Tensor, *rest: Any) -> dict[str, Tensor]:
         seen.append(len(images))
         found = original(self, images, *rest)
         return found | {"roi_box": found["roi_box"] * (float("nan") if len(seen) == 3 else 1)}
