@@ -14,8 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from msefpn import __version__, plugins
 from msefpn.commands import compare, data, models, predict, train
-from msefpn.commands import inspect as inspecting
+from msefpn.commands import inspect as looking
+from msefpn.commands import plugins as plugin_commands
+from msefpn.commands.arguments import options_of
 from msefpn.config import load_recipe
 from msefpn.errors import UserError, unknown_name
 from msefpn.runs.folder import default_recipe, tells_mistakes
@@ -31,24 +34,37 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "split": data.split,
     "cost": compare.cost,
     "ablate": compare.ablate,
-    "explain": inspecting.explain,
-    "report": inspecting.report,
-    "demo": inspecting.demo,
+    "explain": looking.explain,
+    "report": looking.report,
+    "demo": looking.demo,
+    "plugins": plugin_commands.list_plugins,
 }
 _POSITIONAL = {("check", "data"): "?", ("demo", "runs"): "*"}
 """Arguments with a default that are given without a name all the same."""
+_PYTHON_ONLY = ("callbacks",)
+"""Arguments that only Python can give."""
+_EMPTY = (None, False, "", (), inspect.Parameter.empty)
+"""Defaults that say nothing."""
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are UserErrors."""
 
     def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (-\S+)", message)
+        if unknown is not None:
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            raise UserError(
+                f"{unknown_name('option', unknown[1].split('=')[0], flags)}; see {self.prog} --help"
+            )
         raise UserError(f"{message}; see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 where a training of a grid or an exported file failed or
-    nobody reads what is printed, 2 for a user's mistake, 130 for Ctrl-C.
+    """Run a command and return its exit code.
+
+    0; 1 where a training of a grid or an exported file failed, or the reader of what is printed has gone; 2
+    for a user's mistake; 130 for Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -72,10 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _reader_has_gone() -> bool:
     """Whether what is printed goes into a closed pipe, as with `| head`; from then on it goes nowhere."""
-    poll = select.poll()
-    poll.register(sys.stdout, 0)
-    if not poll.poll(0):
-        return False
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sys.stdout, 0)
+        if not poll.poll(0):
+            return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
 
@@ -92,30 +109,29 @@ def _run(arguments: list[str]) -> int:
         print(_overview())
         return 0
     name = arguments[0]
+    if name in ("-V", "--version"):
+        print(f"msefpn {__version__}")
+        return 0
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
     wants_help = bool({"-h", "--help"} & set(arguments))
-    defaults = _recipe_values(arguments) if name == "train" and wants_help else {}
-    parser = command_parser(name, defaults)
+    parser = command_parser(name, _recipe_values(name, arguments) if wants_help else {})
     if wants_help:
         print(parser.format_help(), end="")
         return 0
     given = vars(parser.parse_args(arguments[1:]))
+    plugins.load(given.pop("plugin", ()))
     keep_freed_memory()
     result = COMMANDS[name](**given)
-    if name == "ablate":
-        return int(any("failed" in cell for row in result for cell in row["cells"]))
-    if name == "export":
-        return int(not result["passed"])
-    return 2 if name == "check" and not result.usable else 0
+    return int(getattr(result, "exit_code", 0))
 
 
-def command_parser(name: str, defaults: dict[str, Any]) -> argparse.ArgumentParser:
+def command_parser(name: str, defaults: dict[str, str]) -> argparse.ArgumentParser:
     """Build the parser of a command; what is not given is absent from the result.
 
     Args:
         name: key of `COMMANDS`.
-        defaults: values to show in the help instead of the signature's.
+        defaults: texts to show in the help as the defaults of options that have none in the signature.
     """
     function = COMMANDS[name]
     summary, texts = read_docstring(function)
@@ -128,19 +144,25 @@ def command_parser(name: str, defaults: dict[str, Any]) -> argparse.ArgumentPars
     )
     hints = typing.get_type_hints(function, localns=_late_types())
     for argument in inspect.signature(function).parameters.values():
-        kind, several = _kind(hints[argument.name])
+        field = options_of(function).get(argument.name)
+        if argument.name in _PYTHON_ONLY or (field is not None and not field.metadata["flag"]):
+            continue
+        kind, several = _kind(hints.get(argument.name, argument.annotation))
         default = defaults.get(argument.name, argument.default)
         text = texts[argument.name].replace("%", "%%")
-        if not any(default is nothing for nothing in (None, False, inspect.Parameter.empty)):
+        if default not in _EMPTY:
             text += f" (default: {default})"
         nargs = _POSITIONAL.get((name, argument.name), "+" if several else None)
         if argument.default is inspect.Parameter.empty or (name, argument.name) in _POSITIONAL:
             parser.add_argument(argument.name, type=kind, nargs=nargs, help=text)
         elif kind is bool:
-            parser.add_argument(_flag(argument.name), action="store_true", help=text)
+            action = "store_true" if field is None else argparse.BooleanOptionalAction
+            parser.add_argument(_flag(argument.name), action=action, help=text)
         else:
             metavar = argument.name.rpartition("_")[2].upper()
             parser.add_argument(_flag(argument.name), type=kind, nargs=nargs, metavar=metavar, help=text)
+    about = "file or module with plug-ins, may be repeated"
+    parser.add_argument("--plugin", action="append", metavar="FILE", help=about)
     return parser
 
 
@@ -159,6 +181,7 @@ def _overview() -> str:
     return "\n".join(
         [
             "usage: msefpn COMMAND [OPTIONS]",
+            "       msefpn --version",
             "",
             "Object detection with MSE-FPN and other feature pyramids.",
             "",
@@ -169,14 +192,26 @@ def _overview() -> str:
     )
 
 
-def _recipe_values(arguments: Sequence[str]) -> dict[str, Any]:
-    """The values of the recipe that these arguments choose."""
+def _recipe_values(name: str, arguments: Sequence[str]) -> dict[str, str]:
+    """The defaults that these arguments lead to; both, where data that is not named yet decides."""
+    if name != "train":
+        return {}
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("recipe", "data", "train-json"):
-        parser.add_argument(f"--{name}")
+    for option in ("recipe", "data", "train-json"):
+        parser.add_argument(f"--{option}")
     chosen, _ = parser.parse_known_args(arguments)
-    builtin = not (chosen.data or chosen.train_json)
-    return vars(load_recipe(chosen.recipe or default_recipe(builtin)))
+    own = vars(load_recipe(chosen.recipe or default_recipe(builtin=False)))
+    texts = {key: _shown(value) for key, value in own.items()}
+    if chosen.recipe is None and not (chosen.data or chosen.train_json):
+        builtin = vars(load_recipe(default_recipe(builtin=True)))
+        for key, text in texts.items():
+            if builtin[key] != own[key]:
+                texts[key] = f"{text}; without data {_shown(builtin[key])}"
+    return texts
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _flag(name: str) -> str:
@@ -188,11 +223,11 @@ def _kind(hint: Any) -> tuple[Callable[[str], Any], bool]:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if typing.get_origin(options[0]) is not None:
         return _kind(typing.get_args(options[0])[0])[0], True
-    kind: Callable[[str], Any] = options[0]
+    kind: Callable[[str], Any] = str if options[0] is Any else options[0]
     return kind, False
 
 
 def _late_types() -> dict[str, Any]:
-    """Stand-ins for the return types that the front modules import for the type checker only."""
-    late = ("Check", "Conversion", "Detector", "Division")
+    """Stand-ins for the types that the commands' modules import for the type checker only."""
+    late = ("Check", "Conversion", "Detector", "Division", "ExportReport", "Iterator", "Result")
     return {"Path": Path, "Sequence": Sequence, **dict.fromkeys(late, Any)}

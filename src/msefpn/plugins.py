@@ -6,9 +6,9 @@
     class Laterals(Neck):
         ...
 
-The tables are filled by the package, by installed packages with an entry point in the group `msefpn` (a module
-that registers), and by files and modules that the user names (`--plugin`, or `load` in Python). Nothing is ever
-imported because a checkpoint or a run folder names it.
+The tables are filled by the package, by installed packages with an entry point in the group `msefpn` (a
+module that registers), and by files and modules that the user names (`--plugin`, or `load` in Python).
+Nothing is ever imported because a checkpoint or a run folder names it.
 """
 
 from __future__ import annotations

@@ -14,34 +14,48 @@ from typing import Any
 import torch
 
 from msefpn.ablation import tables as report
-from msefpn.ablation.cost import Request, counts, interleaved_times, rows_of
+from msefpn.ablation.cost import Workload, counts, interleaved_times, row_configs
 from msefpn.ablation.grid import (
-    Cell,
-    Row,
-    check_cells,
+    Trial,
+    Variant,
     check_grid_folder,
+    check_trials,
     check_twice,
     grid_folder,
-    rows_in,
-    run_cells,
+    run_trials,
     short_name,
+    variants_in,
 )
 from msefpn.config import Config, Published, is_recipe, parse_size, published
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
 from msefpn.inference.device import pick_device, telling_memory
 from msefpn.metrics.paired import mean_and_spread, paired_difference
-from msefpn.models import init_weights
+from msefpn.models import Detector, init_weights
 from msefpn.runs.console import Bar, duration, say, show_table
-from msefpn.runs.folder import Sources, default_recipe, write_text
-from msefpn.training.checks import check_config, check_initial_weights
-from msefpn.training.plan import check_proposals, names_data, read_splits, sources_of
+from msefpn.runs.folder import DataFiles, default_recipe, write_text
+from msefpn.training.checks import check_initial_weights, probe
+from msefpn.training.plan import names_data
+from msefpn.training.splits import check_proposals, find_files, read_splits
 
 
-def ablate(
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """A grid that was trained and compared."""
+
+    rows: list[dict[str, Any]]
+    """An entry per row and budget, as in results.json."""
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command: 1 where a training failed."""
+        return int(any("failed" in trial for row in self.rows for trial in row["cells"]))
+
+
+def run_grid(
     names: Sequence[str],
-    data: str | Path | None,
-    files: Mapping[str, str | Path | None],
+    data: Path | None,
+    given: Mapping[str, Path],
     *,
     recipe: str | None,
     seeds: int,
@@ -50,7 +64,7 @@ def ablate(
     rounds: int,
     out: Path,
     options: Mapping[str, Any],
-) -> list[dict[str, Any]]:
+) -> Ablation:
     """Train and compare; see `msefpn.commands.compare.ablate`."""
     for what, value in {"seeds": seeds, "jobs": jobs, "rounds": rounds}.items():
         if value < 1:
@@ -58,40 +72,47 @@ def ablate(
     check_twice("row", [short_name(name) for name in names])
     check_twice("epochs", epochs)
     check_grid_folder(out)
-    given = {key: Path(path) for key, path in files.items() if path is not None}
-    default = default_recipe(builtin=data is None and not names_data(given))
-    configs = rows_of(names, recipe, default, **options)
+    builtin = data is None and not names_data(given)
+    configs = row_configs(names, recipe, default_recipe(builtin=builtin), **options)
+    _check_devices(configs, jobs)
+    detectors = {name: probe(config) for name, config in configs.items()}
+    files = find_files(data, given, out.parent, builtin=builtin)
+    own = {name: _files_of(detector, files) for name, detector in detectors.items()}
+    if (files.train_proposals or files.val_proposals) and files not in own.values():
+        raise UserError("no row takes proposals: leave them out, or add a row of fast_rcnn")
     known = {name: _published(name, config) for name, config in configs.items()}
-    rows = rows_in(out, configs, known, epochs)
-    cells = [Cell(row, seed) for row in rows for seed in range(seeds)]
-    sources = sources_of(None if data is None else Path(data), given, out.parent, rows[0].config)
-    taking = [row.config for row in rows if row.config.takes_proposals]
-    for config in taking:
-        check_proposals(config, sources)
-    if not taking and (sources.train_proposals or sources.val_proposals):
-        raise UserError("no row looks at given regions: leave out the proposals, or add a row of fast_rcnn")
-    (train, _), _ = read_splits(sources, masks=any(row.config.learns_masks for row in rows))
-    check_cells(cells, sources)
-    for row in rows:
-        check_config(row.config)
-        if row.config.devices > 1 and jobs > 1:
-            raise UserError(
-                f"row '{row.name}' takes {row.config.devices} devices itself: leave out --jobs {jobs}"
-            )
+    rows = variants_in(out, configs, known, own, epochs)
+    trials = [Trial(row, seed) for row in rows for seed in range(seeds)]
+    (train, _), _ = read_splits(files, masks=any(one.learns_masks for one in detectors.values()))
+    check_trials(trials)
     costs = _counted(rows, train)
-    with grid_folder(out, sources):
-        failed = _train(cells, sources, jobs)
+    with grid_folder(out, files):
+        failed = _train(trials, jobs)
         timed = _timed(rows, train, rounds)
-        entries = [_entry(row, cells, sources, costs[row.name] | timed[row.name], failed) for row in rows]
+        entries = [_entry(row, trials, costs[row.name] | timed[row.name], failed) for row in rows]
         _compare(entries)
-        results = {"setting": _setting(rows[0], sources, seeds, rounds), "rows": entries}
+        results = {"setting": _setting(rows[0], seeds, rounds), "rows": entries}
         write_text(out / report.RESULTS, json.dumps(results, indent=1))
         report.write(out)
     show_table(*report.table(results))
     say(f"{report.NOTE}.", f"{results['setting']}.")
     say(*(f"failed: {name}: {why}" for name, why in report.failures(results)))
     say(f"each row's command, and the table: {out / 'table.md'}, table.csv, table.tex, plot.svg")
-    return entries
+    return Ablation(entries)
+
+
+def _files_of(detector: Detector, files: DataFiles) -> DataFiles:
+    """What the trainings of a detector read. Raises UserError where it lacks proposals."""
+    if not detector.takes_proposals:
+        return files.without_proposals()
+    check_proposals(files, detector)
+    return files
+
+
+def _check_devices(configs: Mapping[str, Config], jobs: int) -> None:
+    for name, config in configs.items():
+        if config.devices > 1 and jobs > 1:
+            raise UserError(f"row '{name}' takes {config.devices} devices itself: leave out --jobs {jobs}")
 
 
 def _published(name: str, config: Config) -> Published | None:
@@ -102,19 +123,19 @@ def _published(name: str, config: Config) -> Published | None:
     return None
 
 
-def _request(row: Row, data: CocoData) -> Request:
+def _workload(row: Variant, data: CocoData) -> Workload:
     config = row.config
-    return Request(len(data.classes), 1, parse_size(config.size), pick_device(config.device).type)
+    return Workload(len(data.classes), 1, parse_size(config.size), pick_device(config.device).type)
 
 
-def _counted(rows: Sequence[Row], data: CocoData) -> dict[str, dict[str, Any]]:
+def _counted(rows: Sequence[Variant], data: CocoData) -> dict[str, dict[str, Any]]:
     """Count each row's detector at the first row's size; refuse initial weights that cannot be trained."""
-    request = _request(rows[0], data)
+    workload = _workload(rows[0], data)
     configs = {row.name: row.config for row in rows}
     found: dict[str, dict[str, Any]] = {}
-    with Bar("count", len(configs), unit="rows") as bar, telling_memory(request.batch, request.size):
+    with Bar("count", len(configs), unit="rows") as bar, telling_memory(workload.batch, workload.size):
         for name, config in configs.items():
-            inputs = request.prepare(config)
+            inputs = workload.prepare(config)
             check_initial_weights(inputs[0].train(), init_weights(inputs[0], config.init))
             inputs[0].eval()
             found[name] = counts(inputs)
@@ -124,66 +145,65 @@ def _counted(rows: Sequence[Row], data: CocoData) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _timed(rows: Sequence[Row], data: CocoData, rounds: int) -> dict[str, dict[str, float]]:
+def _timed(rows: Sequence[Variant], data: CocoData, rounds: int) -> dict[str, dict[str, float]]:
     """Seconds of a prediction of each row, and their ratio to the first's."""
-    request = _request(rows[0], data)
-    made = {row.name: request.prepare(row.config) for row in rows}
+    workload = _workload(rows[0], data)
+    made = {row.name: workload.prepare(row.config) for row in rows}
     predictions = len(made) * (rounds + 1)
-    with Bar("time", predictions, unit="predictions") as bar, telling_memory(request.batch, request.size):
+    with Bar("time", predictions, unit="predictions") as bar, telling_memory(workload.batch, workload.size):
         seconds = interleaved_times(made, rounds, bar)
     first = seconds[rows[0].name]
     return {name: {"seconds": value, "ratio": value / first} for name, value in seconds.items()}
 
 
-def _train(cells: Sequence[Cell], sources: Sources, jobs: int) -> dict[Path, str]:
-    """Train what is not finished and tell of each cell; return the failures."""
-    todo = [cell for cell in cells if cell.numbers() is None]
-    say(f"{len(cells)} trainings, {len(cells) - len(todo)} of them finished before, {jobs} at a time")
+def _train(trials: Sequence[Trial], jobs: int) -> dict[Path, str]:
+    """Train what is not finished and tell of each trial; return the failures."""
+    todo = [trial for trial in trials if trial.numbers() is None]
+    say(f"{len(trials)} trainings, {len(trials) - len(todo)} of them finished before, {jobs} at a time")
     began, ended = time.monotonic(), 0
 
-    def finished(cell: Cell, seconds: float, why: str | None) -> None:
+    def finished(trial: Trial, seconds: float, why: str | None) -> None:
         nonlocal ended
         ended += 1
         bar.seen(1)
-        numbers = cell.numbers()
+        numbers = trial.numbers()
         told = f"failed: {why}" if numbers is None else f"AP {numbers['AP']:.3f}"
         left = (time.monotonic() - began) / ended * (len(todo) - ended)
-        count = f"{len(cells) - len(todo) + ended}/{len(cells)}"
-        say(f"{count}  {cell.name}: {told}  in {duration(seconds)}, left {duration(left)}")
+        count = f"{len(trials) - len(todo) + ended}/{len(trials)}"
+        say(f"{count}  {trial.name}: {told}  in {duration(seconds)}, left {duration(left)}")
 
     try:
         with Bar("train", len(todo), unit="trainings") as bar:
             gpus = torch.cuda.device_count()
-            return run_cells(todo, sources, jobs=jobs, gpus=gpus, finished=finished)
+            return run_trials(todo, jobs=jobs, gpus=gpus, finished=finished)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted: go on with the same command") from None
+        raise KeyboardInterrupt("interrupted: the same command continues the grid") from None
 
 
 def _entry(
-    row: Row,
-    cells: Sequence[Cell],
-    sources: Sources,
+    row: Variant,
+    trials: Sequence[Trial],
     costs: Mapping[str, Any],
     failed: Mapping[Path, str],
 ) -> dict[str, Any]:
     """What is known of a row by itself."""
     known = None if row.published is None else dataclasses.asdict(row.published)
     entry: dict[str, Any] = {"row": row.name, "epochs": row.config.epochs, "published": known, **costs}
-    entry["command"] = row.command(sources)
-    entry["cells"] = [_cell(cell, failed) for cell in cells if cell.row is row]
-    done = [cell for cell in entry["cells"] if "AP" in cell]
+    entry["command"] = row.command()
+    entry["cells"] = [_trial(trial, failed) for trial in trials if trial.variant is row]
+    done = [trial for trial in entry["cells"] if "AP" in trial]
     if done:
-        mean, spread = mean_and_spread([cell["AP"] for cell in done])
-        mean50, _ = mean_and_spread([cell["AP50"] for cell in done])
+        mean, spread = mean_and_spread([trial["AP"] for trial in done])
+        mean50, _ = mean_and_spread([trial["AP50"] for trial in done])
         entry |= {"mean": mean, "spread": spread, "mean50": mean50}
     return entry
 
 
-def _cell(cell: Cell, failed: Mapping[Path, str]) -> dict[str, Any]:
-    numbers = cell.numbers()
+def _trial(trial: Trial, failed: Mapping[Path, str]) -> dict[str, Any]:
+    numbers = trial.numbers()
     if numbers is None:
-        return {"seed": cell.seed, "failed": failed.get(cell.folder, "it ended without numbers")}
-    return {"seed": cell.seed, **{key: value for key, value in numbers.items() if key.startswith("A")}}
+        return {"seed": trial.seed, "failed": failed.get(trial.folder, "it ended without numbers")}
+    return {"seed": trial.seed, **{key: value for key, value in numbers.items() if key.startswith("A")}}
 
 
 def _compare(entries: Sequence[dict[str, Any]]) -> None:
@@ -193,23 +213,23 @@ def _compare(entries: Sequence[dict[str, Any]]) -> None:
         base = baselines.setdefault(entry["epochs"], entry)
         entry["baseline"] = base is entry
         pairs = [
-            (cell["AP"], other["AP"])
-            for cell, other in zip(entry["cells"], base["cells"], strict=True)
-            if "AP" in cell and "AP" in other
+            (trial["AP"], other["AP"])
+            for trial, other in zip(entry["cells"], base["cells"], strict=True)
+            if "AP" in trial and "AP" in other
         ]
         if base is not entry and pairs:
             difference = paired_difference(*map(list, zip(*pairs, strict=True)))
             entry["difference"] = dataclasses.asdict(difference)
 
 
-def _setting(row: Row, sources: Sources, seeds: int, rounds: int) -> str:
+def _setting(row: Variant, seeds: int, rounds: int) -> str:
     """The circumstances, as one sentence."""
     config: Config = row.config
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     width, height = (math.ceil(side / 32) * 32 for side in parse_size(config.size))
     return (
         f"The baseline is {config.detector}, {config.backbone}, {config.neck}, size {config.size}, "
-        f"{config.batch} images a step; seeds 0 to {seeds - 1}, {sources.train_json} and {sources.val_json}; "
-        f"counts and times of a prediction of 1 x {height} x {width}, medians of {rounds}; {machine}, "
+        f"{config.batch} images a step; seeds 0 to {seeds - 1}, {row.files.train_json} and "
+        f"{row.files.val_json}; counts and times of a prediction of 1 x {height} x {width}, medians of {rounds}; {machine}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
     )

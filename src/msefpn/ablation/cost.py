@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
+from msefpn import plugins
 from msefpn.config import Config, from_dict, is_recipe, load_recipe, load_row, parse_size, recipe_names
 from msefpn.errors import UserError, unknown_name
 from msefpn.inference.device import pick_device, telling_memory
 from msefpn.metrics.cost import count_parameters, count_work
 from msefpn.models import Detector, TwoStage, build, check_neck
 from msefpn.models.fold import folded
-from msefpn.necks import NECKS
 from msefpn.runs.console import Bar, say, show_costs
 from msefpn.runs.folder import write_text
 from msefpn.runs.memory import peak_memory
@@ -33,7 +33,7 @@ REGIONS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Workload:
     """What is predicted to measure a detector."""
 
     classes: int
@@ -48,11 +48,12 @@ class Request:
         torch.manual_seed(0)
         detector = build(config, [f"class {i}" for i in range(self.classes)]).eval().to(self.device)
         width, height = (-(-side // 32) * 32 for side in self.size)
-        if isinstance(detector, TwoStage) and detector.mask is not None:  # masks are drawn where it detects
+        if isinstance(detector, TwoStage) and detector.learns_masks:  # masks are drawn where it detects
             detector.roi.selection = dataclasses.replace(detector.roi.selection, score=0.0)
         images = torch.randint(0, 256, (self.batch, 3, height, width), dtype=torch.uint8, device=self.device)
         sizes = torch.tensor([[height, width]] * self.batch, device=self.device)
-        return detector, images, sizes, self._regions(height, width) if config.takes_proposals else None
+        regions = self._regions(height, width) if detector.takes_proposals else None
+        return detector, images, sizes, regions
 
     def _regions(self, height: int, width: int) -> Proposals:
         """Boxes at random, of 16 pixels to the whole image."""
@@ -64,7 +65,7 @@ class Request:
         return Proposals(torch.cat([start, start + side], dim=-1), valid)
 
 
-def rows_of(names: Sequence[str], recipe: str | None, default: str, **options: Any) -> dict[str, Config]:
+def row_configs(names: Sequence[str], recipe: str | None, default: str, **options: Any) -> dict[str, Config]:
     """The configuration of each row of a comparison.
 
     Args:
@@ -79,22 +80,24 @@ def rows_of(names: Sequence[str], recipe: str | None, default: str, **options: A
     """
     if not names:
         raise UserError("rows is empty: name necks or recipes")
-    rows = {}
+    rows, necks = {}, plugins.known("neck")
     for name in names:
         if is_recipe(name):
             rows[name] = load_row(name, recipe, **options)
-        elif set(name.split("+")) <= set(NECKS):
+        elif set(name.split("+")) <= set(necks):
             check_neck(name)
             rows[name] = load_recipe(recipe or default, **options, neck=name)
         else:
-            raise unknown_name("neck or recipe", name, [*NECKS, *recipe_names()])
-    return rows
+            raise unknown_name("neck or recipe", name, [*necks, *recipe_names()], "; your own: --plugin FILE")
+    return {
+        name: dataclasses.replace(config, plugins=plugins.origins(config.uses()))
+        for name, config in rows.items()
+    }
 
 
-def cost(
+def measure_costs(
     rows: dict[str, Config],
     *,
-    size: str,
     classes: int,
     batch: int,
     rounds: int,
@@ -105,26 +108,27 @@ def cost(
     for what, value in (("classes", classes), ("batch", batch), ("rounds", rounds)):
         if value < 1:
             raise UserError(f"{what} is {value}: it must be at least 1")
-    request = Request(classes, batch, parse_size(size), pick_device(device).type)
+    size = next(iter(rows.values())).size
+    workload = Workload(classes, batch, parse_size(size), pick_device(device).type)
     if out is not None and out.exists():
         raise UserError(f"out '{out}' is there already: name another file")
-    made = {name: request.prepare(config) for name, config in rows.items()}
+    made = {name: workload.prepare(config) for name, config in rows.items()}
     with (
         Bar("cost", len(rows) * (rounds + 2), unit="measurements") as bar,
-        telling_memory(request.batch, request.size),
+        telling_memory(workload.batch, workload.size),
     ):
         seconds = interleaved_times(made, rounds, bar)
         table = []
         for name, inputs in made.items():
             entry = {"row": name} | counts(inputs) | {"seconds": seconds[name]}
             table.append(entry | {"ratio": seconds[name] / next(iter(seconds.values()))})
-            table[-1]["peak_bytes"] = _peak(rows[name], request)
+            table[-1]["peak_bytes"] = _peak(rows[name], workload)
             bar.seen(1)
     show_costs(table)
-    width, height = request.size
+    width, height = workload.size
     say(
-        f"predict {batch} x {height} x {width} on {request.device}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}, random weights, {classes} classes; parts and GMAC: 10^9 multiply-accumulates; "
+        f"predict {batch} x {height} x {width} on {workload.device}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, random weights, {classes} classes; parts and GMAC: 10^9 multiply-accumulates; "
         f"time: ratio to {table[0]['row']}, medians of {rounds}; peak: of a process with the one detector"
     )
     if out is not None:
@@ -165,9 +169,15 @@ def _timed(detector: Detector, *given: Any) -> float:
         return time.perf_counter() - start
 
 
-def _peak(config: Config, request: Request) -> int:
+def _peak(config: Config, workload: Workload) -> int:
     """Peak memory in bytes of a process of its own that predicts twice; 0 where no system tells."""
-    task = json.dumps({"config": dataclasses.asdict(config), "request": dataclasses.asdict(request)})
+    task = json.dumps(
+        {
+            "plugins": plugins.loaded(),
+            "config": dataclasses.asdict(config),
+            "workload": dataclasses.asdict(workload),
+        }
+    )
     command = [sys.executable, "-m", "msefpn.ablation.cost"]
     done = subprocess.run(command, input=task, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
@@ -176,11 +186,12 @@ def _peak(config: Config, request: Request) -> int:
 def _predict_and_tell() -> None:
     """Run in the process that `_peak` starts."""
     task = json.load(sys.stdin)
-    request = Request(**task["request"])
-    inputs = request.prepare(from_dict(task["config"], source="stdin"))
+    plugins.load(task["plugins"])
+    workload = Workload(**task["workload"])
+    inputs = workload.prepare(from_dict(task["config"], source="stdin"))
     for _ in range(2):
         _timed(*inputs)
-    print(torch.cuda.max_memory_allocated() if request.device == "cuda" else peak_memory())
+    print(torch.cuda.max_memory_allocated() if workload.device == "cuda" else peak_memory())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""A grid of trainings: rows, budgets and seeds, each cell a run of its own in a folder that says which."""
+"""A grid of trainings: variants, budgets and seeds; each trial is a run in a folder named after them."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shlex
@@ -18,21 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from msefpn.ablation.worker import command
 from msefpn.config import Config, Published, to_yaml
 from msefpn.errors import UserError
-from msefpn.runs.folder import METRICS, RESUME, Sources, check_out, read_run, write_text
+from msefpn.runs.folder import METRICS, RESUME, DataFiles, check_out, read_run, write_text
 
 MARK = ".grid"
-"""The file by which a grid knows its folder; locked while one works there."""
-_FREE = ("device", "devices", "workers")
-"""What cells of one row may have otherwise."""
+"""The file by which a grid knows its folder."""
+_LOCK = ".grid.lock"
+"""Locked while a process works there; the system unlocks it when the process ends."""
+_FREE = ("device", "devices", "workers", "plugins", "logger", "callback")
+"""Settings that may differ between trials of one variant."""
 STOPPED = 130
-"""Exit code of a cell that was interrupted."""
+"""Exit code of a trial that was interrupted."""
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
     """Trainings that differ in their seeds only."""
 
     name: str
@@ -41,68 +44,75 @@ class Row:
     """But for the seed."""
     published: Published | None
     folder: Path
+    files: DataFiles
 
     @property
     def recipe(self) -> Path:
         """The file of its configuration."""
         return self.folder / "recipe.yaml"
 
-    def command(self, sources: Sources) -> str:
-        """What trains its first cell by hand."""
-        files = sources.read_by(self.config).given().items()
+    def command(self) -> str:
+        """What trains its first trial by hand."""
+        files = self.files.given().items()
         words = [word for key, path in files for word in (f"--{key.replace('_', '-')}", str(path))]
         return shlex.join(["msefpn", "train", "--recipe", str(self.recipe), "--seed", "0", *words])
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One training."""
 
-    row: Row
+    variant: Variant
     seed: int
 
     @property
     def name(self) -> str:
         """For a person."""
-        return f"{self.row.name}, {self.row.config.epochs} epochs, seed {self.seed}"
+        return f"{self.variant.name}, {self.variant.config.epochs} epochs, seed {self.seed}"
 
     @property
     def folder(self) -> Path:
         """Its run folder."""
-        return self.row.folder / f"seed-{self.seed}"
+        return self.variant.folder / f"seed-{self.seed}"
 
     @property
     def log(self) -> Path:
         """What its process printed."""
-        return self.row.folder / f"seed-{self.seed}.log"
+        return self.variant.folder / f"seed-{self.seed}.log"
 
     def numbers(self) -> dict[str, Any] | None:
         """What the evaluation after its last epoch gave; None: it is not finished."""
         path = self.folder / METRICS
         if not path.is_file():
             return None
-        last: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["last"]
-        return last if last["epoch"] == self.row.config.epochs else None
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+        best: dict[str, Any] = numbers["best"]
+        last: dict[str, Any] = numbers["last"]
+        config = self.variant.config
+        stopped = config.patience and last["epoch"] - best["epoch"] >= config.patience
+        return last if last["epoch"] == config.epochs or stopped else None
 
 
-def rows_in(
+def variants_in(
     out: Path,
     configs: Mapping[str, Config],
     published: Mapping[str, Published | None],
+    files: Mapping[str, DataFiles],
     epochs: Sequence[int],
-) -> list[Row]:
-    """The rows of a grid: each configuration with each budget; no `epochs`: with its own."""
-    rows = []
+) -> list[Variant]:
+    """The variants of a grid: each configuration with each budget; no `epochs`: with its own."""
+    variants = []
     for budget in epochs or (None,):
         for name, config in configs.items():
             own = dataclasses.replace(config, epochs=config.epochs if budget is None else budget)
             short = short_name(name)
-            rows.append(Row(short, own, published[name], out / short / f"epochs-{own.epochs}"))
-    return rows
+            folder = out / short / f"epochs-{own.epochs}"
+            variants.append(Variant(short, own, published[name], folder, files[name]))
+    return variants
 
 
 def short_name(name: str) -> str:
-    """A row's name in tables and folders: for a recipe's file, its name alone."""
+    """A variant's name in tables and folders: for a recipe's file, its name alone."""
     return Path(name).stem if Path(name).suffix in (".yaml", ".yml") else name
 
 
@@ -113,24 +123,24 @@ def check_twice(what: str, values: Sequence[object]) -> None:
             raise UserError(f"{what} '{value}' is there twice: each needs a folder of its own")
 
 
-def check_cells(cells: Sequence[Cell], sources: Sources) -> None:
-    """Raise UserError where a cell is there already, of another configuration or other data.
+def check_trials(trials: Sequence[Trial]) -> None:
+    """Raise UserError where a trial is there already, of another configuration or other data.
 
     One without a finished epoch does not count: it is begun anew.
     """
-    for cell in cells:
-        if not (cell.folder / RESUME).is_file():
+    for trial in trials:
+        if not (trial.folder / RESUME).is_file():
             continue
-        config, trained_on = read_run(cell.folder)
-        wanted = dataclasses.asdict(dataclasses.replace(cell.row.config, seed=cell.seed))
+        config, trained_on = read_run(trial.folder)
+        wanted = dataclasses.asdict(dataclasses.replace(trial.variant.config, seed=trial.seed))
         for key, value in dataclasses.asdict(config).items():
             if value != wanted[key] and key not in _FREE:
                 raise UserError(
-                    f"'{cell.folder}' was trained with {key} {value}, not {wanted[key]}: "
+                    f"'{trial.folder}' was trained with {key} {value}, not {wanted[key]}: "
                     "name another --out, or delete that folder"
                 )
-        if trained_on.resolved() != sources.read_by(config).resolved():
-            raise UserError(f"'{cell.folder}' was trained on other data: name another --out")
+        if trained_on.resolved() != trial.variant.files.resolved():
+            raise UserError(f"'{trial.folder}' was trained on other data: name another --out")
 
 
 def check_grid_folder(out: Path) -> None:
@@ -140,68 +150,63 @@ def check_grid_folder(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def grid_folder(out: Path, sources: Sources) -> Iterator[None]:
+def grid_folder(out: Path, files: DataFiles) -> Iterator[None]:
     """Make a grid's folder, or take that of an earlier one on the same annotations, for this process alone.
 
     Raises UserError.
     """
     out.mkdir(parents=True, exist_ok=True)
-    files = (sources.train_json, sources.val_json, sources.train_proposals, sources.val_proposals)
-    annotations = [zlib.crc32(file.read_bytes()) for file in files if file is not None]
-    with (out / MARK).open("a+", encoding="utf-8") as mark:
-        try:
-            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"out '{out}': another msefpn ablate works there: wait, or name another folder"
-            ) from None
-        mark.seek(0)
-        text = mark.read()
-        if not text:
-            mark.write(json.dumps(annotations))
-            mark.flush()
-        elif json.loads(text) != annotations:
-            raise UserError(
-                f"the annotations have changed since the grid '{out}' began: "
-                "restore them, or name another --out"
-            )
-        yield
+    given = (files.train_json, files.val_json, files.train_proposals, files.val_proposals)
+    annotations = [zlib.crc32(file.read_bytes()) for file in given if file is not None]
+    try:
+        with FileLock(out / _LOCK, timeout=0):
+            mark = out / MARK
+            if not mark.exists():
+                write_text(mark, json.dumps(annotations))
+            elif json.loads(mark.read_text(encoding="utf-8")) != annotations:
+                raise UserError(
+                    f"the annotations have changed since the grid '{out}' began: "
+                    "restore them, or name another --out"
+                )
+            yield
+    except Timeout:
+        raise UserError(
+            f"out '{out}': another msefpn ablate is working there: wait, or name another folder"
+        ) from None
 
 
-def run_cells(
-    cells: Sequence[Cell],
-    sources: Sources,
+def run_trials(
+    trials: Sequence[Trial],
     *,
     jobs: int,
     gpus: int,
-    finished: Callable[[Cell, float, str | None], None],
+    finished: Callable[[Trial, float, str | None], None],
 ) -> dict[Path, str]:
-    """Train cells, `jobs` at a time, each in a process of its own; on an interrupt all stop and can go on.
+    """Train trials, `jobs` at a time, each in a process of its own; on an interrupt all stop and can go on.
 
     Args:
-        cells: those that are not finished.
-        sources: the data.
+        trials: those that are not finished.
         jobs: processes at a time.
         gpus: number of GPUs that they share out.
-        finished: called with each cell as it ends, its seconds, and why it failed.
+        finished: called with each trial as it ends, its seconds, and why it failed.
 
     Returns:
-        Why each cell that failed did, by its folder.
+        Why each trial that failed did, by its folder.
     """
-    waiting, failed = deque(cells), dict[Path, str]()
+    waiting, failed = deque(trials), dict[Path, str]()
     running: dict[int, _Running] = {}
     try:
         while waiting or running:
             for slot in range(jobs):
                 if waiting and slot not in running:
-                    running[slot] = _Running(waiting.popleft(), sources, environment(slot, jobs, gpus))
+                    running[slot] = _Running(waiting.popleft(), environment(slot, jobs, gpus))
             for slot, run in list(running.items()):
                 if run.process.poll() is not None:
                     del running[slot]
                     why = run.failure()
                     if why is not None:
-                        failed[run.cell.folder] = why
-                    finished(run.cell, time.monotonic() - run.began, why)
+                        failed[run.trial.folder] = why
+                    finished(run.trial, time.monotonic() - run.began, why)
             time.sleep(0.1)
     finally:
         for run in running.values():
@@ -212,7 +217,7 @@ def run_cells(
 
 
 def environment(slot: int, jobs: int, gpus: int) -> dict[str, str]:
-    """The variables of a cell's process: its share of the cores, and its GPU where there are several."""
+    """The variables of a trial's process: its share of the cores, and its GPU where there are several."""
     changed = {}
     if jobs > 1:
         changed["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // jobs)))
@@ -229,19 +234,19 @@ def _cores() -> int:
 
 
 class _Running:
-    """A cell whose process is running."""
+    """A trial whose process is running."""
 
-    def __init__(self, cell: Cell, sources: Sources, variables: Mapping[str, str]) -> None:
-        config = cell.row.config
-        cell.row.folder.mkdir(parents=True, exist_ok=True)
-        write_text(cell.row.recipe, to_yaml(config))
+    def __init__(self, trial: Trial, variables: Mapping[str, str]) -> None:
+        config = trial.variant.config
+        trial.variant.folder.mkdir(parents=True, exist_ok=True)
+        write_text(trial.variant.recipe, to_yaml(config))
         changed: dict[str, str | int] = {"device": config.device, "workers": config.workers}
-        files = sources.read_by(config).given()
-        words = command(cell.row.recipe, cell.seed, cell.folder, files, changed)
-        self.cell, self.began = cell, time.monotonic()
-        with cell.log.open("ab") as log:
+        files = trial.variant.files.given()
+        words = command(trial.variant.recipe, trial.seed, trial.folder, files, changed)
+        self.trial, self.began = trial, time.monotonic()
+        with trial.log.open("ab") as log:
             self.log_begins = log.tell()
-            # a session of its own: Ctrl-C reaches this process, which then stops the cells
+            # a session of its own: Ctrl-C reaches this process, which then stops the trials
             self.process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables, start_new_session=True
             )
@@ -251,11 +256,11 @@ class _Running:
         code = self.process.returncode
         if code == 0:
             return None
-        text = self.cell.log.read_bytes()[self.log_begins :].decode("utf-8", errors="replace")
+        text = self.trial.log.read_bytes()[self.log_begins :].decode("utf-8", errors="replace")
         lines = [line.strip() for line in text.split("\n") if line.strip()]
         last = lines[-1].removeprefix("error: ") if lines else "it printed nothing"
         if code == STOPPED:
             last = "stopped from outside"
         elif code < 0:
             last = f"killed by signal {-code}, last line: {last}"
-        return f"{last} ({self.cell.log})"
+        return f"{last} ({self.trial.log})"

@@ -1,4 +1,4 @@
-"""One training of a grid, in a process that ends when the grid's does: python -m msefpn.ablation.worker TASK."""
+"""One training of a grid, in a process of its own that ends with the grid's: it reads its task as json."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from msefpn import plugins
 from msefpn.errors import UserError
 from msefpn.runs.folder import RESUME, is_first_process
 from msefpn.runs.memory import keep_freed_memory
@@ -21,14 +22,14 @@ PR_SET_PDEATHSIG = 1
 def command(
     recipe: Path, seed: int, out: Path, files: dict[str, Path], changed: dict[str, str | int]
 ) -> list[str]:
-    """The command line of a cell.
+    """The command line of a trial.
 
     Args:
         recipe: YAML file of the row.
-        seed: of this cell.
-        out: its run folder. A run that is there is gone on with, unless it has not finished an epoch.
-        files: `Sources`' keys.
-        changed: device and workers, which a run that goes on may do otherwise.
+        seed: of this trial.
+        out: its run folder. A run that is there is resumed, unless it has not finished an epoch.
+        files: the fields of `DataFiles`.
+        changed: device and workers, which a resumed run may do differently.
     """
     task = {
         "parent": os.getpid(),
@@ -37,6 +38,7 @@ def command(
         "out": str(out),
         "files": {key: str(path) for key, path in files.items()},
         "changed": changed,
+        "plugins": plugins.loaded(),
     }
     return [sys.executable, "-m", "msefpn.ablation.worker", json.dumps(task)]
 
@@ -54,14 +56,15 @@ def main() -> int:
     own = {} if resume else {"recipe": task["recipe"], "files": task["files"]}
     options = task["changed"] | ({} if resume else {"seed": task["seed"]})
     try:
+        plugins.load(task["plugins"])
         plan = plan_training(
             None,
-            own.get("files", {}),
+            {key: Path(path) for key, path in own.get("files", {}).items()},
             recipe=own.get("recipe"),
-            out=task["out"],
+            out=out,
             resume=resume,
             steps=None,
-            options=options,
+            options={key: value for key, value in options.items() if value is not None},
         )
         from msefpn.training.train import train  # noqa: PLC0415  slow to import
 
@@ -76,10 +79,10 @@ def main() -> int:
 
 def _end_with(parent: int) -> None:
     """Let the system end this process with its parent, also where that is killed; Linux only."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # files are replaced whole: no time is needed to end well
-    if os.getppid() != parent:
+    if sys.platform != "win32" and os.getppid() != parent:
         sys.exit(130)
 
 

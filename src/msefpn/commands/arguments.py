@@ -1,7 +1,7 @@
 """Arguments of the public functions that are fields of a dataclass: one field, one place.
 
-A function that is decorated with `takes` has, as keyword arguments, the fields that the dataclass describes with
-`msefpn.config.option`. Its signature, its help and the flags of its command follow from them.
+A function that is decorated with `takes` has, as keyword arguments, the fields that the dataclass describes
+with `msefpn.config.option`. Its signature, its help and the flags of its command follow from them.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from msefpn import plugins
+from msefpn.config import Config, parse_settings
+from msefpn.errors import UserError, unknown_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,6 +64,46 @@ def options_of(function: Callable[..., Any]) -> dict[str, dataclasses.Field[Any]
     return fields
 
 
+def configured(options: Mapping[str, Any], settings: Sequence[str]) -> tuple[dict[str, Any], list[Any]]:
+    """Turn what a function was given into values of a `Config`.
+
+    Args:
+        options: fields of `Config`, None where not given; for one that names a plug-in, also the object.
+        settings: `key=value` texts.
+
+    Returns:
+        The values, and the loggers and callbacks that were given as objects.
+
+    Raises:
+        UserError: a field that does not exist, or one that is set to two values.
+    """
+    fields = {item.name: item for item in dataclasses.fields(Config)}
+    values, objects = parse_settings(settings), list[Any]()
+    for name, given in options.items():
+        if name not in fields:
+            raise unknown_name("option", name, fields)
+        if given is None:
+            continue
+        kind = fields[name].metadata["plugin"]
+        value = given
+        if kind in ("logger", "callback"):
+            several = list(given) if isinstance(given, (list, tuple)) else [given]
+            objects += [one for one in several if not isinstance(one, str)]
+            value = tuple(one for one in several if isinstance(one, str))
+        elif kind and not isinstance(given, dict):
+            value = "+".join(plugins.name_of(kind, one) for one in as_list(given))
+        elif isinstance(given, Path) or (name == "size" and isinstance(given, int)):
+            value = str(given)
+        if isinstance(value, dict) and isinstance(values.get(name), dict):
+            value = value | values[name]
+        elif name in values and values[name] != value:
+            raise UserError(
+                f"{name} is given twice, as {value} and with --set as {values[name]}: leave one out"
+            )
+        values[name] = value
+    return values, objects
+
+
 def as_path(value: str | Path | None) -> Path | None:
     """Turn what a user gave into a path; None stays None."""
     return None if value is None else Path(value)
@@ -70,8 +114,8 @@ def as_text(value: str | Path | int | None) -> str | None:
     return None if value is None else str(value)
 
 
-def as_list(value: Sequence[Any] | str | Path | None) -> list[Any]:
-    """Turn one name or path into a list of one, and None into an empty list; a list stays one."""
+def as_list(value: Any) -> list[Any]:
+    """Turn one value into a list of one, and None into an empty list; a list stays one."""
     if value is None:
         return []
-    return [value] if isinstance(value, (str, Path)) else list(value)
+    return list(value) if isinstance(value, (list, tuple, set)) else [value]

@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from msefpn.errors import unknown_name
+from msefpn.plugins import register
 
 PROPOSAL = -1
 """Label of a box that is a given region and no object."""
@@ -110,3 +111,7 @@ _PRESETS: dict[str, Callable[[int, int], list[v2.Transform]]] = {
     "multiscale": lambda long, short: [FitResize(long, short, (0.6, 1.0)), v2.RandomHorizontalFlip(0.5)],
     "strong": _strong,
 }
+
+
+for _name in _PRESETS:
+    register("augmentation", _name)(_PRESETS[_name])

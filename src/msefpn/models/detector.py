@@ -33,6 +33,8 @@ class Detector(nn.Module, abc.ABC):
         category_ids: their ids in the annotation file, same order.
     """
 
+    learns_masks = False
+    takes_proposals = False
     config: Config
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -106,6 +108,7 @@ class TwoStage(Detector, Generic[RegionHead]):
     ) -> None:
         super().__init__(backbone, neck)
         self.rpn = rpn
+        self.takes_proposals = rpn is None
         self.roi: RegionHead = roi
         self.mask = mask
 

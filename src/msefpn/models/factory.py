@@ -20,6 +20,10 @@ from msefpn.models.rpn import RPN
 from msefpn.models.ssd import SSDHead
 from msefpn.models.yolo import YOLOHead
 from msefpn.necks import NECKS, Neck, Stack
+from msefpn.plugins import register
+
+for _name, _neck in NECKS.items():
+    register("neck", _name)(_neck)
 
 T = TypeVar("T")
 MakeNeck = Callable[..., Neck]
@@ -115,6 +119,7 @@ def mask_rcnn(
     """
     detector = faster_rcnn(backbone, make_neck, num_classes, preset=preset, rpn=rpn, roi=roi)
     drawing = _preset(preset)["mask"] | dict(mask or {})
+    detector.learns_masks = True
     detector.mask = _construct(MaskHead, "mask", *_pooled(backbone, detector.neck), num_classes, **drawing)
     return detector
 

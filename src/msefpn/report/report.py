@@ -29,7 +29,7 @@ from msefpn.report.images import Seen, pictures_of
 from msefpn.report.page import run_page
 from msefpn.report.view import Analysis, Curve, Price, RunView
 from msefpn.runs.console import say
-from msefpn.runs.folder import CONFIG, LOG, METRICS, PREDICTIONS, Sources, free_file, read_run, write_text
+from msefpn.runs.folder import CONFIG, LOG, METRICS, PREDICTIONS, DataFiles, free_file, read_run, write_text
 
 PAGE = "report.html"
 
@@ -81,7 +81,7 @@ class _Opened:
 
     folder: Path
     config: Config
-    sources: Sources
+    sources: DataFiles
     data: CocoData | None
     truth: Truth | None
     predicted: Predicted | None
@@ -90,7 +90,7 @@ class _Opened:
     missing: dict[str, str]
 
     @classmethod
-    def of(cls, folder: Path, config: Config, sources: Sources) -> _Opened:
+    def of(cls, folder: Path, config: Config, sources: DataFiles) -> _Opened:
         missing: dict[str, str] = {}
         data = truth = predicted = None
         with _noting(missing, "analysis"):
@@ -179,8 +179,8 @@ def _names(runs: Sequence[Path]) -> list[str]:
     return [str(run) for run in runs]
 
 
-def _command(folder: Path, config: Config, sources: Sources) -> str:
-    files = sources.read_by(config).given().items()
+def _command(folder: Path, config: Config, sources: DataFiles) -> str:
+    files = sources.given().items()
     words = [word for key, path in files for word in (f"--{key.replace('_', '-')}", str(path))]
     return shlex.join(["msefpn", "train", "--recipe", str(folder / CONFIG), *words])
 

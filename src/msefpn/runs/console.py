@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -106,6 +105,18 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+class Speed(Protocol):
+    """How fast a training is."""
+
+    @property
+    def images_per_second(self) -> float:
+        """Of this epoch."""
+
+    @property
+    def left(self) -> float:
+        """Seconds to the end of the run."""
+
+
 class _Speed(ProgressColumn):
     """Units per second."""
 
@@ -163,13 +174,11 @@ class _TwoLines(Progress):
         yield Text(self.text, no_wrap=True, overflow="ellipsis")
 
 
-class TrainingScreen:
+class TrainingProgress:
     """A bar with losses, learning rate, speed and time left on a terminal; a line per epoch everywhere."""
 
-    def __init__(self, epochs: int, first: int) -> None:
+    def __init__(self, epochs: int) -> None:
         self.epochs = epochs
-        self.first = first
-        self.began = time.monotonic()
         self.progress = _TwoLines(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -179,60 +188,37 @@ class TrainingScreen:
             disable=not Console().is_terminal,
         )
         self.task: TaskID | None = None
-        self.images = 0
-        self.training = 0.0
-        self.started = self.began
-        self.fraction = 0.0
 
-    def start_epoch(self, epoch: int, batches: int) -> None:
-        """Begin an epoch, counted from 0."""
-        self.started, self.images = time.monotonic(), 0
-        self._show(f"epoch {epoch + 1}/{self.epochs}", batches)
+    def start(self, text: str, batches: int) -> None:
+        """Begin a part: an epoch's training or its evaluation."""
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+        self.progress.start()
+        self.task = self.progress.add_task(text, total=batches, speed="")
 
-    def batch(self, epoch: int, index: int, batches: int, images: int, values: Mapping[str, float]) -> None:
-        """Show one batch; `values` are its losses and the learning rate."""
-        self.images += images
-        self.training = time.monotonic() - self.started
-        self.fraction = (epoch - self.first + (index + 1) / batches) / (self.epochs - self.first)
+    def step(self, values: Mapping[str, float], clock: Speed) -> None:
+        """Show one batch: its losses and the learning rate."""
         if self.task is not None and not self.progress.disable:
             self.progress.text = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
-            speed = f"{self.speed:.1f} images/s  left {duration(self.left)}"
+            speed = f"{clock.images_per_second:.1f} images/s  left {duration(clock.left)}"
             self.progress.update(self.task, advance=1, speed=speed)
-
-    def start_evaluation(self, epoch: int, batches: int) -> None:
-        """Begin the evaluation after an epoch, counted from 0."""
-        self._show(f"epoch {epoch + 1}/{self.epochs}, evaluation", batches)
 
     def evaluated(self, images: int) -> None:
         """Show that one more batch, of `images`, is evaluated."""
         if self.task is not None:
             self.progress.update(self.task, advance=1)
 
-    @property
-    def speed(self) -> float:
-        """Images per second of this epoch's training."""
-        return self.images / max(self.training, 1e-9)
-
-    @property
-    def left(self) -> float:
-        """Seconds to the end of the run, evaluations included."""
-        return (time.monotonic() - self.began) * (1 / max(self.fraction, 1e-9) - 1)
-
-    def end_epoch(self, row: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
+    def end_epoch(
+        self, epoch: int, values: Mapping[str, float], numbers: Mapping[str, Any], clock: Speed
+    ) -> None:
         """Print the line of an epoch."""
         self.progress.stop()
         masks = f"mask AP {_number(numbers[MASK + 'AP'])}  " if f"{MASK}AP" in numbers else ""
         say(
-            f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4g}  AP {_number(numbers['AP'])}  "
-            f"AP50 {_number(numbers['AP50'])}  {masks}lr {row['lr']:.3g}  {self.speed:.1f} images/s  "
-            f"left {duration(self.left)}"
+            f"epoch {epoch}/{self.epochs}  loss {values['loss']:.4g}  AP {_number(numbers['AP'])}  "
+            f"AP50 {_number(numbers['AP50'])}  {masks}lr {values['lr']:.3g}  "
+            f"{clock.images_per_second:.1f} images/s  left {duration(clock.left)}"
         )
-
-    def _show(self, text: str, total: int) -> None:
-        if self.task is not None:
-            self.progress.remove_task(self.task)
-        self.progress.start()
-        self.task = self.progress.add_task(text, total=total, speed="")
 
     def close(self) -> None:
         """Give the terminal back."""

@@ -25,12 +25,16 @@ LAST = "last.safetensors"
 RESUME = "resume.ckpt"
 """All that going on needs, as it was after the last whole epoch."""
 LOG = "metrics.csv"
+STEPS = "log.jsonl"
+"""What the logger `jsonl` writes."""
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.json"
+_OUT = "MSEFPN_OUT"
+"""Variable that tells the other processes of a run its folder."""
 
 
 @dataclass(frozen=True)
-class Sources:
+class DataFiles:
     """The files that a run reads."""
 
     train_json: Path
@@ -49,10 +53,8 @@ class Sources:
         """Those that there are, without links and relative parts."""
         return {key: path.resolve() for key, path in self.given().items()}
 
-    def read_by(self, config: Config) -> Sources:
-        """Those that a run of this configuration reads."""
-        if config.takes_proposals:
-            return self
+    def without_proposals(self) -> DataFiles:
+        """What a detector that finds its own proposals reads."""
         return dataclasses.replace(self, train_proposals=None, val_proposals=None)
 
 
@@ -68,6 +70,21 @@ def tells_mistakes() -> bool:
     """
     distributed = sys.modules.get("torch.distributed")  # not imported: it takes seconds
     return is_first_process() or (distributed is not None and distributed.is_initialized())
+
+
+def tell_out(out: Path) -> None:
+    """Tell the processes that this one starts, with its own arguments, which folder is the run's."""
+    os.environ[_OUT] = str(out.absolute())
+
+
+def inherited_out(out: Path | None) -> Path | None:
+    """The run folder that the first process told this one; None in the first. Raises UserError."""
+    if is_first_process():
+        return None
+    told = os.environ.get(_OUT, out)
+    if told is None:
+        raise UserError("several processes need to know the run folder: add --out RUN")
+    return Path(told)
 
 
 def default_recipe(builtin: bool) -> str:
@@ -180,23 +197,23 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def write_run(out: Path, config: Config, sources: Sources) -> None:
+def write_run(out: Path, config: Config, files: DataFiles) -> None:
     """Write down what decides a run."""
     (out / CONFIG).write_text(to_yaml(config), encoding="utf-8")
-    paths = {key: str(path.absolute()) for key, path in sources.given().items()}
+    paths = {key: str(path.absolute()) for key, path in files.given().items()}
     (out / DATA).write_text(yaml.safe_dump(paths, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def read_run(out: Path) -> tuple[Config, Sources]:
+def read_run(out: Path) -> tuple[Config, DataFiles]:
     """Read what `write_run` wrote. Raises UserError where that is no run."""
     for name in (CONFIG, DATA):
         if not (out / name).is_file():
             raise UserError(
-                f"'{out}' is no run folder: it has no {name}; name the folder that 'msefpn train' wrote"
+                f"'{out}' is not a run folder: it has no {name}; name the folder that 'msefpn train' wrote"
             )
     try:
         paths = yaml.safe_load((out / DATA).read_text(encoding="utf-8"))
-        sources = Sources(**{key: Path(path) for key, path in paths.items()})
+        files = DataFiles(**{key: Path(path) for key, path in paths.items()})
     except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
         raise UserError(f"'{out / DATA}' is damaged: restore it, or start a new run") from None
-    return load_recipe(str(out / CONFIG)), sources
+    return load_recipe(str(out / CONFIG)), files

@@ -11,10 +11,20 @@ from msefpn.inference.device import pick_device
 from msefpn.models import Detector, InitReport, build
 
 
-def check_config(config: Config) -> None:
-    """Raise UserError where names, options or devices of a configuration cannot be, whatever the data."""
+def probe(config: Config) -> Detector:
+    """Build a detector without data, to ask what it can do and needs; it may hold no values.
+
+    Raises:
+        UserError: a name or an option is wrong, or there are not as many devices as asked for.
+    """
     check_devices(config)
-    build(config, ["any"])
+    try:
+        with torch.device("meta"):
+            return build(config, ["any"])
+    except UserError:
+        raise
+    except Exception:  # a plug-in may look at values
+        return build(config, ["any"])
 
 
 def check_initial_weights(detector: Detector, report: InitReport) -> None:

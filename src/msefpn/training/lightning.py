@@ -28,17 +28,19 @@ from msefpn.data.loader import eval_loader, mixed_seed, train_loader
 from msefpn.errors import UserError
 from msefpn.inference.detect import Predictions, as_results, detect, merge_predictions
 from msefpn.inference.device import telling_memory
-from msefpn.metrics.coco import evaluate_coco
+from msefpn.metrics.coco import evaluate_coco, scores_of
 from msefpn.models import Detector
-from msefpn.runs.console import TrainingScreen, show_dropped
+from msefpn.runs.console import TrainingProgress, say, show_dropped
 from msefpn.runs.folder import is_first_process
 from msefpn.structures import Batch
+from msefpn.training.callbacks import Callbacks, Run
+from msefpn.training.clock import Clock
 from msefpn.training.ema import Ema
 from msefpn.training.recorder import Recorder
 
 
 def lr_factor(config: Config, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step as a part of the scaled one: warm-up, then drops or a cosine."""
+    """Learning rate of a step as a part of the scaled one: warm-up, then milestones or a cosine."""
     if config.schedule == "cosine":
         factor = 0.5 * (1 + math.cos(math.pi * step / (config.epochs * steps_per_epoch)))
     else:
@@ -53,51 +55,60 @@ class Training(pl.LightningModule):
 
     Args:
         detector: the weights to begin with are its own.
-        config: decides the training.
+        run: configuration, and how far the run is.
         train_data: what is learned from.
         val_data: what is evaluated on after each epoch.
+        state: what `read_resume` read, to resume from.
         fingerprint: of `train_data`; kept with the state.
-        state: what `read_resume` read, to go on from.
         recorder: of the first process; None in the others.
-        screen: of the first process; None in the others.
+        callbacks: of the first process; None in the others.
         steps: stop after that many; None: at the end.
     """
 
     def __init__(
         self,
         detector: Detector,
-        config: Config,
+        run: Run,
         train_data: CocoData,
         val_data: CocoData,
         *,
-        fingerprint: int,
         state: dict[str, Any] | None,
+        fingerprint: int,
         recorder: Recorder | None,
-        screen: TrainingScreen | None,
+        callbacks: Callbacks | None,
         steps: int | None,
     ) -> None:
         super().__init__()
         self.detector = detector
-        self.config = config
-        self.train_data = train_data
-        self.val_data = val_data
+        self.run, self.config = run, run.config
+        self.train_data, self.val_data = train_data, val_data
         self.category_ids = category_ids_for(
             detector.classes, val_data, f"the training data {train_data.file}"
         )
-        self.fingerprint = fingerprint
-        self.state = state
-        self.recorder = recorder
-        self.screen = screen
+        self.state, self.fingerprint = state, fingerprint
+        self.recorder, self.callbacks = recorder, callbacks
         self.limit = steps
-        self.step = 0 if state is None else int(state["step"])
+        self.step = run.step
         self.ema: Ema | None = None
         self.lr = 0.0
         self.sums: Counter[str] = Counter()
+        self.clock = Clock(self.config.epochs - run.epoch)
+        self.progress = TrainingProgress(self.config.epochs) if recorder is not None else None
+
+    @property
+    def epoch(self) -> int:
+        """Epochs of the whole run that are done; Lightning counts those of this process."""
+        return self.run.epoch + self.current_epoch
 
     @property
     def per_pass(self) -> int:
         """Images of one forward pass on one device."""
         return self.config.batch // (self.config.devices * self.config.accumulate)
+
+    @property
+    def batches(self) -> int:
+        """Batches of an epoch on one device."""
+        return int(self.trainer.num_training_batches)
 
     def train_dataloader(self) -> Any:
         """Lightning asks for it at the start of every epoch."""
@@ -108,7 +119,7 @@ class Training(pl.LightningModule):
             batch=self.per_pass,
             workers=self.config.workers,
             seed=self.config.seed,
-            epoch=self.trainer.current_epoch,
+            epoch=self.epoch,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
             keep_empty=self.config.keep_empty,
@@ -134,21 +145,24 @@ class Training(pl.LightningModule):
             if self.state is not None and self.state["ema"] is not None:
                 self.ema.load(self.state["ema"])
         self.state = None
+        if self.callbacks is not None:
+            self.callbacks.start(self.run)
 
     def on_train_epoch_start(self) -> None:
         """Begin to count anew."""
         self.detector.train()
         self.sums.clear()
-        if self.screen is not None:
-            self.screen.start_epoch(self.current_epoch, int(self.trainer.num_training_batches))
+        self.clock.start_epoch()
+        if self.progress is not None:
+            self.progress.start(f"epoch {self.epoch + 1}/{self.config.epochs}", self.batches)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate, and seed what is random inside the model, like the samplers."""
-        steps_per_epoch = math.ceil(int(self.trainer.num_training_batches) / self.config.accumulate)
+        steps_per_epoch = math.ceil(self.batches / self.config.accumulate)
         self.lr = self.config.scaled_lr * lr_factor(self.config, self.step, steps_per_epoch)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.lr
-        torch.manual_seed(mixed_seed(self.config.seed, self.global_rank, self.current_epoch, batch_idx))
+        torch.manual_seed(mixed_seed(self.config.seed, self.global_rank, self.epoch, batch_idx))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the losses. Raises UserError in every process where it is not finite in one."""
@@ -158,13 +172,11 @@ class Training(pl.LightningModule):
         self._stop_if_not_finite(values, batch)
         values["loss"] = sum(values.values())
         self.sums.update(values)
-        if self.screen is not None:
-            batches = int(self.trainer.num_training_batches)
-            images = len(batch.images) * self.trainer.world_size
-            shown = {"loss": values["loss"], "lr": self.lr, **values}
-            self.screen.batch(self.current_epoch, batch_idx, batches, images, shown)
-        if self.recorder is not None and self.step % 10 == 0 and batch_idx % self.config.accumulate == 0:
-            self.recorder.step(self.step, values | {"lr": self.lr})
+        self.clock.seen(len(batch.images) * self.trainer.world_size, (batch_idx + 1) / self.batches)
+        if self.progress is not None:
+            self.progress.step({"loss": values["loss"], "lr": self.lr, **values}, self.clock)
+        if self.callbacks is not None and batch_idx % self.config.accumulate == 0:
+            self.callbacks.step(self.step, values | {"lr": self.lr})
         return total
 
     def optimizer_step(
@@ -183,29 +195,47 @@ class Training(pl.LightningModule):
         self.batches_done = batch_idx + 1
 
     def on_train_epoch_end(self) -> None:
-        """Evaluate, and keep the epoch; one that `steps` has cut short is not one to go on from."""
+        """Evaluate, and keep the epoch; one that `steps` has cut short is not one to resume from."""
         if self.trainer.world_size > 1:
             self._average_statistics()
         if self.ema is None:
-            found = self._evaluate()
+            predictions = self._evaluate()
         else:
             with self.ema.swapped():
-                found = self._evaluate()
-        if self.recorder is None or self.screen is None:
-            return
-        results = as_results(found, self.category_ids)
-        numbers = evaluate_coco(truth_of(self.val_data), results, masks=self.config.learns_masks)
-        numbers |= {"num_dropped": found.num_dropped}
-        row = {"epoch": self.current_epoch + 1, "step": self.step, "lr": self.lr}
-        row |= {name: round(value / self.batches_done, 6) for name, value in sorted(self.sums.items())}
-        row |= {"images_per_second": round(self.screen.speed, 2)}
+                predictions = self._evaluate()
+        self.clock.end_epoch()
+        if self.recorder is not None:
+            self._record(self.recorder, predictions)
+        if self._is_to_stop():
+            self.trainer.should_stop = True
+
+    def _record(self, recorder: Recorder, predictions: Predictions) -> None:
+        """Keep and tell what an epoch gave, in the first process."""
+        results = as_results(predictions, self.category_ids)
+        numbers = evaluate_coco(truth_of(self.val_data), results, masks=self.detector.learns_masks)
+        numbers |= {"num_dropped": predictions.num_dropped}
+        epoch, whole = self.epoch + 1, self.batches_done == self.batches
         weights = self.detector.state_dict() if self.ema is None else self.ema.weights
-        whole = self.batches_done == self.trainer.num_training_batches
-        self.recorder.epoch(row, numbers, results, self.detector, weights, whole=whole)
+        recorder.epoch(epoch, self.step, numbers, results, self.detector, weights, whole=whole)
+        values = {name: value / self.batches_done for name, value in sorted(self.sums.items())}
+        values |= {"lr": self.lr, "images_per_second": self.clock.images_per_second}
+        assert self.callbacks is not None
+        self.callbacks.epoch(epoch, self.step, values)
+        self.callbacks.evaluation(epoch, self.step, scores_of(numbers))
         if whole:
-            self.recorder.commit(self._state())
-        self.screen.end_epoch(row, numbers)
-        show_dropped(found.num_dropped)
+            recorder.commit(self._state())
+        assert self.progress is not None
+        self.progress.end_epoch(epoch, values, numbers, self.clock)
+        show_dropped(predictions.num_dropped)
+
+    def _is_to_stop(self) -> bool:
+        """Whether a callback of the first process wants to end the training."""
+        stop = torch.tensor(float(bool(self.run.stopped)), device=self.device)
+        if self.trainer.world_size > 1:
+            distributed.broadcast(stop, src=0)
+        if self.run.stopped:
+            say(f"stopped after epoch {self.epoch + 1}: {self.run.stopped}")
+        return bool(stop > 0)
 
     def _average_statistics(self) -> None:
         """Batch normalisation has seen other images in each process: evaluate and keep the mean of all."""
@@ -227,20 +257,20 @@ class Training(pl.LightningModule):
             rank=self.global_rank,
             world=self.trainer.world_size,
         )
-        if self.screen is None:
-            found = detect(self.detector, loader, self.device)
+        if self.progress is None:
+            predictions = detect(self.detector, loader, self.device)
         else:
-            self.screen.start_evaluation(self.current_epoch, len(loader))
-            found = detect(self.detector, loader, self.device, self.screen.evaluated)
+            self.progress.start(f"epoch {self.epoch + 1}/{self.config.epochs}, evaluation", len(loader))
+            predictions = detect(self.detector, loader, self.device, self.progress.evaluated)
         if self.trainer.world_size == 1:
-            return found
+            return predictions
         parts: list[Any] = [None] * self.trainer.world_size
-        distributed.all_gather_object(parts, found)
+        distributed.all_gather_object(parts, predictions)
         return merge_predictions(parts)
 
     def _state(self) -> dict[str, Any]:
         return {
-            "epoch": self.current_epoch + 1,
+            "epoch": self.epoch + 1,
             "step": self.step,
             "best": None if self.recorder is None else self.recorder.best,
             "detector": self.detector.state_dict(),
@@ -270,14 +300,13 @@ class Training(pl.LightningModule):
                 )
 
 
-def fit(training: Training, device: torch.device, precision: str, first_epoch: int) -> None:
-    """Train from `first_epoch`, counted from 0, to the end.
+def fit(training: Training, device: torch.device, precision: str) -> None:
+    """Train to the end.
 
     Args:
-        training: what to train.
+        training: what to train, from where it is.
         device: its kind, not its number, counts.
         precision: fp32 or bf16.
-        first_epoch: epochs that are done.
 
     Raises:
         UserError: a loss is not finite, an image unreadable, the memory or the disk full, or another process
@@ -292,7 +321,7 @@ def fit(training: Training, device: torch.device, precision: str, first_epoch: i
         devices=config.devices,
         strategy=strategy if config.devices > 1 else "auto",
         precision="bf16-mixed" if precision == "bf16" else "32-true",
-        max_epochs=config.epochs,
+        max_epochs=config.epochs - training.run.epoch,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.grad_clip or None,
         reload_dataloaders_every_n_epochs=1,
@@ -304,12 +333,12 @@ def fit(training: Training, device: torch.device, precision: str, first_epoch: i
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    progress: Any = trainer.fit_loop.epoch_progress.current
-    progress.ready = progress.started = progress.processed = progress.completed = first_epoch
+    reason = "failed"
     try:
         with warnings.catch_warnings(), telling_memory(config.batch, parse_size(config.size)):
             warnings.filterwarnings("ignore", module=r"pytorch_lightning|torch\.(utils\.data|optim)")
             trainer.fit(training)
+        reason = training.run.stopped
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
@@ -317,11 +346,14 @@ def fit(training: Training, device: torch.device, precision: str, first_epoch: i
     except (SystemExit, SIGTERMException):
         if not trainer.interrupted:
             raise
+        reason = "interrupted"
         signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
         raise KeyboardInterrupt from None
     finally:
-        if training.screen is not None:
-            training.screen.close()
+        if training.progress is not None:
+            training.progress.close()
+        if training.callbacks is not None:
+            training.callbacks.end(reason)
 
 
 class _Processes(DDPStrategy):

@@ -1,8 +1,10 @@
-"""Training: data and a configuration into a run folder."""
+"""Training: a configuration and data into a run folder."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +16,46 @@ from msefpn.data.coco import CocoData
 from msefpn.data.faults import MENDED, Report
 from msefpn.errors import UserError
 from msefpn.models import Detector, build, init_weights
-from msefpn.runs.console import TrainingScreen, say
+from msefpn.runs.console import say
 from msefpn.runs.folder import (
     BEST,
     CONFIG,
     RESUME,
+    DataFiles,
     check_out,
     is_first_process,
     new_folder,
+    tell_out,
     write_run,
     write_text,
 )
-from msefpn.training.checks import check_devices, check_initial_weights, pick_precision
-from msefpn.training.plan import Plan
+from msefpn.training.callbacks import Run, make_callbacks
+from msefpn.training.checks import check_devices, check_initial_weights, pick_precision, probe
+from msefpn.training.plan import Plan, names_data
 from msefpn.training.recorder import Recorder, read_resume
+from msefpn.training.splits import check_proposals, find_files, read_splits
 
 
-def train(plan: Plan) -> Path:
+def train(plan: Plan, callbacks: Iterable[Any] = ()) -> Path:
     """Train as planned and return the run folder.
+
+    Args:
+        plan: what is asked for.
+        callbacks: objects like `msefpn.training.callbacks.Callback`, beside those of the configuration.
 
     Raises:
         UserError: before anything is written, where the request cannot be met; later only for a loss that is
             not finite, an image that has become unreadable, or a full disk.
-        KeyboardInterrupt: Ctrl-C; the message says how to go on.
+        KeyboardInterrupt: Ctrl-C; the message says how to resume.
     """
     config, first = plan.config, is_first_process()
     device = check_devices(config)
     precision = pick_precision(config.precision, device)
+    watching = make_callbacks(config, callbacks)
+    files, (train_data, train_report), (val_data, val_report) = _read_data(plan)
     torch.manual_seed(config.seed)
-    detector = build(config, plan.train.classes, plan.train.category_ids)
-    state = _read_state(plan)
+    detector = build(config, train_data.classes, train_data.category_ids)
+    state = _read_state(plan, files, train_data)
     told = []
     if state is not None:
         detector.load_state_dict(state["detector"])
@@ -51,48 +63,67 @@ def train(plan: Plan) -> Path:
         report = init_weights(detector, config.init)
         check_initial_weights(detector, report)
         told = ["initial weights: random"] if config.init == "none" else str(report).splitlines()
-    from msefpn.training.lightning import Training, fit  # noqa: PLC0415  slow to import: after all that can be refused
+    from msefpn.training.lightning import Training, fit  # noqa: PLC0415  slow to import: last
 
+    run = Run(plan.out, config, train_data.classes)
+    if state is not None:
+        run = replace(run, epoch=int(state["epoch"]), step=int(state["step"]), best=state["best"])
     if first:
-        _prepare_folder(plan, detector)
-        say(*_data_lines("train", plan.train, plan.reports["train"]))
-        say(*_data_lines("val", plan.val, plan.reports["val"]))
+        _prepare_folder(plan, files, detector)
+        tell_out(plan.out)
+        say(*_data_lines("train", train_data, train_report), *_data_lines("val", val_data, val_report))
         say(*told, *_plan_lines(config, device, precision, plan.out, state))
-    done = 0 if state is None else int(state["epoch"])
-    best = None if state is None else state["best"]
     training = Training(
         detector,
-        config,
-        plan.train,
-        plan.val,
-        fingerprint=_fingerprint(plan.train),
+        run,
+        train_data,
+        val_data,
         state=state,
-        recorder=Recorder(plan.out, best, done, 0 if state is None else state["step"]) if first else None,
-        screen=TrainingScreen(config.epochs, done) if first else None,
+        fingerprint=_fingerprint(train_data),
+        recorder=Recorder(plan.out, None if state is None else state["best"]) if first else None,
+        callbacks=watching if first else None,
         steps=plan.steps,
     )
     try:
-        fit(training, device, precision, done)
+        fit(training, device, precision)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted: go on with msefpn train --resume --out {plan.out}") from None
+        raise KeyboardInterrupt(f"interrupted: resume with msefpn train --resume --out {plan.out}") from None
     if first:
-        _say_what_next(plan, training.recorder)
+        _say_what_next(plan, files, training.recorder)
     return plan.out
 
 
-def _read_state(plan: Plan) -> dict[str, Any] | None:
-    """The state to go on from; None for a new run, and for one that was stopped in its first epoch."""
+def _read_data(
+    plan: Plan,
+) -> tuple[DataFiles, tuple[CocoData, Report], tuple[CocoData, Report]]:
+    """Files and content of both splits; nothing is made of the data before the names are known to be good."""
+    detector = probe(plan.config)
+    if plan.run_files is None:
+        files = find_files(plan.data, plan.given, plan.out.parent, builtin=plan.builtin)
+        check_proposals(files, detector)
+        return files, *read_splits(files, masks=detector.learns_masks)
+    given = {key: path.resolve() for key, path in plan.given.items()}
+    if plan.data is not None or names_data(plan.given):
+        given |= find_files(plan.data, plan.given, plan.out.parent).resolved()
+    if not given.items() <= plan.run_files.resolved().items():
+        raise UserError(
+            f"the data given is not that of the run '{plan.out}': a resumed run keeps its data; leave it out"
+        )
+    return plan.run_files, *read_splits(plan.run_files, masks=detector.learns_masks)
+
+
+def _read_state(plan: Plan, files: DataFiles, data: CocoData) -> dict[str, Any] | None:
+    """The state to resume from; None for a new run, and for one that was stopped in its first epoch."""
     path = plan.out / RESUME
     if not plan.resume or not path.exists():
         return None
-    state = read_resume(path)
-    file = plan.sources.train_json
+    state, file = read_resume(path), files.train_json
     kept = tuple(state["classes"]), tuple(state["category_ids"])
-    if kept != (plan.train.classes, plan.train.category_ids):
+    if kept != (data.classes, data.category_ids):
         raise UserError(
-            f"the run '{plan.out}' is of other classes than {file}: restore the data, or start a new run"
+            f"the run '{plan.out}' has other classes than {file}: restore the data, or start a new run"
         )
-    if state["data"] != _fingerprint(plan.train):
+    if state["data"] != _fingerprint(data):
         raise UserError(
             f"{file} has changed since the run '{plan.out}' began: restore it, or start a new run"
         )
@@ -114,7 +145,7 @@ def _fingerprint(data: CocoData) -> int:
     return value
 
 
-def _prepare_folder(plan: Plan, detector: Detector) -> None:
+def _prepare_folder(plan: Plan, files: DataFiles, detector: Detector) -> None:
     if plan.resume:
         write_text(plan.out / CONFIG, to_yaml(plan.config))
         return
@@ -122,22 +153,23 @@ def _prepare_folder(plan: Plan, detector: Detector) -> None:
     # best, last, and the state twice while it is replaced: weights, averages and AdamW's two moments.
     check_out(plan.out, room=weights * (2 + 2 * 4))
     with new_folder(plan.out):
-        write_run(plan.out, plan.config, plan.sources)
+        write_run(plan.out, plan.config, files)
 
 
 def _data_lines(split: str, data: CocoData, report: Report) -> list[str]:
     line = f"{split}: {len(data)} images, {len(data.boxes)} boxes, {len(data.classes)} classes ({data.file})"
     faults = [f"{count} x {kind} ({MENDED[kind]})" for kind, count in report.counts.items()]
-    return [line] + [f"  mended: {'; '.join(faults)}"] * bool(faults)
+    return [line] + [f"  fixed: {'; '.join(faults)}"] * bool(faults)
 
 
 def _plan_lines(
     config: Config, device: torch.device, precision: str, out: Path, state: dict[str, Any] | None
 ) -> list[str]:
-    drops = (
-        f"x 0.1 after epochs {', '.join(map(str, config.milestones))}" if config.milestones else "constant"
-    )
-    schedule = "cosine to zero" if config.schedule == "cosine" else drops
+    schedule = "constant"
+    if config.schedule == "cosine":
+        schedule = "cosine to zero"
+    elif config.milestones:
+        schedule = f"x 0.1 after epochs {', '.join(map(str, config.milestones))}"
     lines = [
         f"model: {config.detector}, {config.backbone}, {config.neck}, size {config.size}, "
         f"on {config.devices} x {device.type}, {precision}",
@@ -145,15 +177,15 @@ def _plan_lines(
         f"{config.warmup} steps of warm-up; {schedule}",
         f"run: {out}",
     ]
-    return lines if state is None else [*lines, f"goes on after epoch {state['epoch']}"]
+    return lines if state is None else [*lines, f"resumed after epoch {state['epoch']}"]
 
 
-def _say_what_next(plan: Plan, recorder: Recorder | None) -> None:
+def _say_what_next(plan: Plan, files: DataFiles, recorder: Recorder | None) -> None:
     best = recorder.best if recorder is not None else None
     if best is not None:
         say(f"best: AP {best['AP']:.3f}, AP50 {best['AP50']:.3f} in epoch {best['epoch']}: {plan.out / BEST}")
     say(
-        f"detect:   msefpn predict {plan.out} {plan.sources.val_images}",
+        f"detect:   msefpn predict {plan.out} {files.val_images}",
         f"evaluate: msefpn evaluate {plan.out}",
     )
     if plan.builtin:
