@@ -24,7 +24,6 @@ _RENAMED_OPTIONS = {"candidates": "pre_nms_top_k", "detections": "max_per_image"
 """Names in configurations of msefpn 0.1 and today's, of keys and of a detector's options."""
 
 
-
 class DetectorInfo(NamedTuple):
     """What a detector is built from."""
 

@@ -45,7 +45,9 @@ def calibration_images(plan: ExportPlan, detector: Detector) -> CocoData | list[
     return [files[index] for index in _spread(len(files), options.samples)]
 
 
-def calibration_batches(plan: ExportPlan, detector: Detector, images: CocoData | list[Path]) -> Iterator[Batch]:
+def calibration_batches(
+    plan: ExportPlan, detector: Detector, images: CocoData | list[Path]
+) -> Iterator[Batch]:
     """Yield the images that int8 is calibrated on, one at a time. Raises UserError if none can be read."""
     size = parse_size(plan.size)
     if isinstance(images, CocoData):
@@ -64,9 +66,7 @@ def calibration_batches(plan: ExportPlan, detector: Detector, images: CocoData |
         raise UserError(f"none of the {len(images)} images to calibrate on can be read: give other images")
 
 
-def _split(
-    plan: ExportPlan, detector: Detector, split: str, count: int, what: str, instead: str
-) -> CocoData:
+def _split(plan: ExportPlan, detector: Detector, split: str, count: int, what: str, instead: str) -> CocoData:
     """Some images of a split of the given data, or of the run's own, evenly spread."""
     run, data = plan.weights.parent, plan.options.data
     if data is not None:

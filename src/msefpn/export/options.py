@@ -20,8 +20,12 @@ class ExportOptions:
         "fp32; fp16: weights are stored in 16 bits and computed with in 32; int8: layers with weights are "
         "quantised, calibrated on images, all else stays in 32 bits; pt2 has no int8",
     )
-    out: Path | None = option(None, "file to write (default: detector.onnx, detector-fp16.onnx, ... in the run)")
-    data: Path | None = option(None, "data folder to compare and to calibrate on (default: the run's own data)")
+    out: Path | None = option(
+        None, "file to write (default: detector.onnx, detector-fp16.onnx, ... in the run)"
+    )
+    data: Path | None = option(
+        None, "data folder to compare and to calibrate on (default: the run's own data)"
+    )
     compare: int = option(50, "images of the val split that run and file are compared on; 0: none", low=0)
     calibrate: Path | None = option(
         None, "for int8, a folder of images to calibrate on (default: the training images)"
