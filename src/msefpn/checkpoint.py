@@ -59,8 +59,8 @@ def read_info(path: str | Path) -> DetectorInfo:
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         if file.suffix != ".safetensors":
             raise UserError(
-                f"{file} is not a .safetensors file (an exported file works with predict, evaluate and demo): "
-                "give the run folder"
+                f"{file} is not a .safetensors file: give the run folder "
+                "(an exported file works with predict, evaluate and demo only)"
             ) from None
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{file} is broken or half-written ({reason}): take another copy of it") from None

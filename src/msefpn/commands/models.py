@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def export(run: str | Path, **options: Any) -> ExportReport:
     """Export a run to one file, from image to final boxes, and compare it with the run on real images.
 
-    The graph takes padded RGB images (B, 3, H, W) uint8 and their sizes (B, 2) int64 and gives boxes, scores,
-    labels, valid, num_dropped and, of mask_rcnn, masks; B is free, H and W are multiples of 32 from 160 to 8192. A
-    file that fails the comparison is kept with `.failed` in its name, and the exit code is 1.
+    The graph takes padded RGB images (B, 3, H, W) uint8 and their sizes (B, 2) int64 and returns boxes,
+    scores, labels, valid, num_dropped and, for mask_rcnn, masks; B is free, H and W are multiples of 32 from
+    160 to 8192. A file that fails the comparison is kept with `.failed` in its name; the exit code is then 1.
 
     Args:
         run: run folder (its best weights) or a .safetensors file of one

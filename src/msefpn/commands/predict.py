@@ -90,7 +90,7 @@ def evaluate(
     device: str = "auto",
     workers: int = 2,
 ) -> dict[str, Any]:
-    """Evaluate a run by COCO's protocol: 12 numbers and AP per class, of boxes and, where it draws them, masks.
+    """Evaluate a run by COCO's protocol: 12 numbers and AP per class, of boxes and of masks if it draws them.
 
     Args:
         run: run folder (its best weights), a .safetensors file of one, or an exported file
@@ -99,7 +99,7 @@ def evaluate(
         json: COCO json to evaluate on, instead of a data folder
         images: its image folder (default: the folder named like the json)
         proposals: proposals for fast_rcnn: a json in COCO's result format (default: the run's own)
-        out: folder for metrics.json and predictions.json (default: the first free one of RUN/evaluate-1, ...)
+        out: folder for metrics.json and predictions.json (default: the first free RUN/evaluate-1, ...)
         batch: images at a time (default: as in the run's training)
         size: longest x shortest side, pixels, that images are resized to fit into (default: the run's)
         device: auto, cpu or gpu

@@ -38,8 +38,8 @@ class ExportOptions:
     )
     matched: float | None = option(
         None,
-        "least share of detections with a score of 0.1 or more that run and file share, with an IoU of 0.95, 0.9 "
-        "or 0.5 (default: 0.99 for fp32, 0.98 for fp16, 0.85 for int8)",
+        "least share of detections with a score of 0.1 or more that both have, with an IoU of 0.95, 0.9 or "
+        "0.5 (default: 0.99 for fp32, 0.98 for fp16, 0.85 for int8)",
     )
     ap_drop: float | None = option(
         None, "largest loss of AP, 0 to 1 (default: 0.002 for fp32, 0.005 for fp16, 0.02 for int8)"

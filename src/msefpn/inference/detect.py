@@ -74,7 +74,7 @@ class Detects(Protocol):
 
 
 def check_proposals_given(detector: Detects, given: bool, run: Path) -> None:
-    """Raise UserError where a detector lacks proposals that it needs, or is given some that it does not use."""
+    """Raise UserError where a detector lacks required proposals, or is given unused ones."""
     name = detector.config.detector
     if detector.takes_proposals and not given:
         raise UserError(f"the run {run} is a {name}: name the regions to look at with --proposals")

@@ -28,7 +28,8 @@ Paths = Sequence[str | Path] | str | Path
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 """Suffixes of the files that are taken from a folder."""
-VIDEO_SUFFIXES = {*".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .wmv .flv .3gp".split()}
+VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv"}
+VIDEO_SUFFIXES |= {".flv", ".3gp"}
 """Suffixes of the files that are read as videos; any other file is read as an image."""
 MAX_NAME = 100
 """Longest file or folder name that is derived from other names."""
@@ -54,7 +55,7 @@ class InputSource(NamedTuple):
 
     @property
     def is_video(self) -> bool:
-        """Whether it is known to have frames; what an address leads to may show only when it is downloaded."""
+        """Whether it is known to have frames; of an address this may show only when it is downloaded."""
         suffix = Path(urllib.parse.urlsplit(self.name).path).suffix.lower()
         return self.kind in ("video", "camera") or (self.kind == "url" and suffix in VIDEO_SUFFIXES)
 

@@ -48,7 +48,7 @@ class ImageResult:
     image: NDArray[np.uint8]
     """(H, W, 3) RGB."""
     predictions: Predictions
-    """Arrays over the M detections, best first: boxes (M, 4) xyxy in pixels of `image`, scores, labels, masks."""
+    """Arrays over M detections, best first: boxes (M, 4) xyxy in pixels of `image`, scores, labels, masks."""
     classes: tuple[str, ...]
     """Names of the K classes that `predictions.labels` index."""
 
