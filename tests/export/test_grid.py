@@ -23,6 +23,7 @@ from msefpn.models import DETECTORS
 from msefpn.models.graph import trace_onnx
 from msefpn.necks import BFP, FPN, GATES, NECKS, Neck, Stack
 from msefpn.structures import Proposals
+from tests.export.test_export import copied
 from tests.models.test_graph import ROWS, batch, make
 
 openvino = pytest.importorskip("openvino")
@@ -120,7 +121,7 @@ def test_maps_of_a_neck_are_eager(row: str, options: dict[str, Any], tmp_path: P
 def test_detections_are_eager(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     detector, file = make(name, "fpn", **options), tmp_path / "x.onnx"
     model = trace_onnx(detector)
-    with unittest.mock.patch.object(onnx, "trace_onnx", lambda _: model):
+    with unittest.mock.patch.object(onnx, "trace_onnx", side_effect=lambda _: copied(model)):
         for exporter in (EXPORTERS["openvino"], EXPORTERS["onnx"]):
             info = describe(detector, "192", "fp32", exporter.packages)
             exporter.write(detector, info, file.with_suffix(exporter.suffix), "fp32", [])

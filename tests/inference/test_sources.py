@@ -68,9 +68,6 @@ def test_find_sources(tmp_path: Path) -> None:
         find_images([tmp_path, c.name])
     cameras = [InputSource("camera", "camera:1"), InputSource("camera", "camera:0")]
     assert find_sources(["camera:1", "0"]) == cameras
-        InputSource("camera", "camera:1"),
-        InputSource("camera", "camera:0"),
-    ]
     wrong: list[tuple[str | Path, str]] = [
         (tmp_path / "*.gif", r"no image found at .*\.gif"),
         (tmp_path / "videos", r"name its videos themselves, such as .*d\.MOV"),

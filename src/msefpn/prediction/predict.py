@@ -101,8 +101,9 @@ class _Request:
 
         `failed` is called with what cannot be read.
         """
-        options, classes = self.options, self.predictor.classes
-        wanted = [row for row, name in enumerate(classes) if name in (options.classes or classes)]
+        options, known = self.options, self.predictor.classes
+        chosen = known if options.classes is None else options.classes
+        wanted = [known.index(name) for name in chosen]
         frames = self._frames(failed)
         while group := list(itertools.islice(frames, 1 if options.tile else options.batch)):
             found = self._detect([frame for _, frame in group])
