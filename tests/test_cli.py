@@ -1,6 +1,8 @@
 """The command line says what it does, with the values that would be used."""
 
+import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +11,10 @@ from typing import Any
 import pytest
 
 import msefpn
-from msefpn import api
-from msefpn.cli import COMMANDS, command_parser, main, read_docstring
-from msefpn.config import load_recipe
+from msefpn.cli import COMMANDS, PYTHON_ONLY, command_parser, main, read_docstring
+from msefpn.commands.arguments import options_of
+from msefpn.config import Config, load_recipe, parse_settings
+from msefpn.errors import UserError
 from tests import TINY
 
 
@@ -24,10 +27,56 @@ def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_every_option_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys, name)
     _, explained = read_docstring(COMMANDS[name])
+    fields = options_of(COMMANDS[name])
     for argument in inspect.signature(COMMANDS[name]).parameters:
+        if argument in PYTHON_ONLY or (argument in fields and not fields[argument].metadata["flag"]):
+            continue
         assert len(explained[argument]) > 5
         assert explained[argument].split(":")[0] in text
         assert f"--{argument.replace('_', '-')}" in text or f"{argument} " in text
+    assert "--plugin" in text
+
+
+def test_every_setting_has_a_flag_or_is_reached_by_set(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys, "train")
+    for item in dataclasses.fields(Config):
+        assert f"--{item.name.replace('_', '-')}" in text or not item.metadata["flag"]
+    for setting, key in (("neck_options.gate=none", "neck_options"), ("milestones=[1, 2]", "milestones")):
+        assert key in parse_settings([setting])
+    assert parse_settings(["neck_options.a.b=1e-3", "neck_options.c=[x]"]) == {
+        "neck_options": {"a": {"b": "1e-3"}, "c": ["x"]}
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("epoch=3", "unknown key 'epoch': did you mean 'epochs'"),
+        ("epochs", "write key=value"),
+        ("epochs=many", "epochs is 'many', but must be of type int"),
+        ("neck_options=3", "neck_options is 3, but must be of type dict"),
+        ("epochs.a=3", "epochs is {'a': 3}, but must be of type int"),
+        ("neck_options.a=[1", "not valid YAML"),
+    ],
+)
+def test_a_wrong_setting(setting: str, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        parse_settings([setting])
+
+
+def test_an_option_and_a_setting_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--epochs", "3", "--set", "epochs=4", "--out", str(tmp_path / "run")]) == 2
+    assert "epochs is given twice, as 3 and with --set as 4" in capsys.readouterr().err
+
+
+def test_an_option_that_is_misspelt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--epoch", "3"]) == 2
+    assert "unknown option '--epoch': did you mean '--epochs'?" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"msefpn {msefpn.__version__}\n"
 
 
 def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,7 +88,7 @@ def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "recipe"),
     [
-        ((), "quickstart"),
+        ((), "faster_rcnn_r50_mse_fpn_1x"),
         (("--data", "somewhere"), "faster_rcnn_r50_mse_fpn_1x"),
         (("--recipe", str(TINY)), str(TINY)),
     ],
@@ -50,7 +99,8 @@ def test_train_help_shows_the_values_of_the_recipe(
     text = help_of(capsys, "train", *arguments)
     config = load_recipe(recipe)
     for name in ("backbone", "size", "epochs", "batch", "lr", "seed"):
-        assert f"(default: {getattr(config, name)})" in text.split(f"--{name} ", 2)[2][:200]
+        assert f"(default: {getattr(config, name)}" in text.split(f"--{name} ", 2)[2][:200]
+    assert ("without data test_resnet" in text) == (arguments == ())
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -60,9 +110,8 @@ def test_options_override_the_recipe_in_any_order(order: int, monkeypatch: pytes
     def train(**given: Any) -> None:
         seen.update(given)
 
-    train.__doc__, train.__signature__ = api.train.__doc__, inspect.signature(api.train)  # type: ignore[attr-defined]
-    train.__annotations__ = api.train.__annotations__
-    monkeypatch.setitem(train.__globals__, "Path", Path)
+    for name in ("__doc__", "__module__", "__signature__", "__options__", "__annotations__"):
+        setattr(train, name, getattr(msefpn.train, name))
     monkeypatch.setitem(COMMANDS, "train", train)
     pairs = [("--recipe", "r.yaml"), ("--epochs", "3"), ("--lr", "1e-3"), ("--size", "320")]
     main(["train", *(word for pair in pairs[::order] for word in pair), "--resume"])
@@ -115,7 +164,7 @@ def test_the_package_has_what_it_names() -> None:
 
 
 def test_commands_are_functions_of_the_package() -> None:
-    assert all(getattr(msefpn, name) is function for name, function in COMMANDS.items())
+    assert all(getattr(msefpn, function.__name__) is function for function in COMMANDS.values())
 
 
 def test_check_through_the_command(tiny_set: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ def test_what_a_recipe_says_is_published(claim: str, tmp_path: Path) -> None:
 
 
 BROKEN = {
-    "# \N{LATIN SMALL LETTER E WITH ACUTE}": "is no UTF-8 text",
+    "# \N{LATIN SMALL LETTER E WITH ACUTE}": "is not UTF-8 text",
     "1: 2": "each key a name",
     "detector_options: {rpn: {1: 2}}": "each key a name",
     "parent: 3": "parent is 3",

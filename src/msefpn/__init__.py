@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from msefpn.commands.data import check, convert, split
     from msefpn.commands.inspect import demo, explain, report
     from msefpn.commands.models import build, export, load
+    from msefpn.commands.plugins import list_plugins
     from msefpn.commands.predict import evaluate, predict, stream
     from msefpn.commands.train import train
     from msefpn.errors import UserError
@@ -26,6 +27,7 @@ _HOMES = {
     "commands.data": ("check", "convert", "split"),
     "commands.inspect": ("demo", "explain", "report"),
     "commands.models": ("build", "export", "load"),
+    "commands.plugins": ("list_plugins",),
     "commands.predict": ("evaluate", "predict", "stream"),
     "commands.train": ("train",),
 }
@@ -47,6 +49,7 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "list_plugins",
     "load",
     "predict",
     "report",

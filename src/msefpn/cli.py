@@ -11,7 +11,6 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from msefpn import __version__, plugins
@@ -41,7 +40,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 _POSITIONAL = {("check", "data"): "?", ("demo", "runs"): "*"}
 """Arguments with a default that are given without a name all the same."""
-_PYTHON_ONLY = ("callbacks",)
+PYTHON_ONLY = ("callbacks",)
 """Arguments that only Python can give."""
 _EMPTY = (None, False, "", (), inspect.Parameter.empty)
 """Defaults that say nothing."""
@@ -142,10 +141,10 @@ def command_parser(name: str, defaults: dict[str, str]) -> argparse.ArgumentPars
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    hints = typing.get_type_hints(function, localns=_late_types())
+    hints = _hints(function)
     for argument in inspect.signature(function).parameters.values():
         field = options_of(function).get(argument.name)
-        if argument.name in _PYTHON_ONLY or (field is not None and not field.metadata["flag"]):
+        if argument.name in PYTHON_ONLY or (field is not None and not field.metadata["flag"]):
             continue
         kind, several = _kind(hints.get(argument.name, argument.annotation))
         default = defaults.get(argument.name, argument.default)
@@ -227,7 +226,8 @@ def _kind(hint: Any) -> tuple[Callable[[str], Any], bool]:
     return kind, False
 
 
-def _late_types() -> dict[str, Any]:
-    """Stand-ins for the types that the commands' modules import for the type checker only."""
-    late = ("Check", "Conversion", "Detector", "Division", "ExportReport", "Iterator", "Result")
-    return {"Path": Path, "Sequence": Sequence, **dict.fromkeys(late, Any)}
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a function's own arguments; what it returns may be known to the type checker only."""
+    arguments = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
+    home = vars(sys.modules[function.__module__])
+    return typing.get_type_hints(types.SimpleNamespace(__annotations__=arguments), home)

@@ -337,9 +337,9 @@ def _read_yaml(name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(content.decode("utf-8")) or {}
     except UnicodeDecodeError:
-        raise UserError(f"recipe '{name}' is no UTF-8 text: save it as UTF-8") from None
+        raise UserError(f"recipe '{name}' is not UTF-8 text: save it as UTF-8") from None
     except yaml.YAMLError as error:
-        raise UserError(f"recipe '{name}' is no valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"recipe '{name}' is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not _has_names(values):
         raise UserError(f"recipe '{name}' must hold 'key: value' lines, each key a name")
     return values

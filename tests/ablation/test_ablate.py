@@ -15,13 +15,13 @@ import pytest
 
 import msefpn
 from msefpn.ablation import grid
-from msefpn.ablation.cost import rows_of
+from msefpn.ablation.cost import row_configs
 from msefpn.ablation.grid import environment
 from msefpn.cli import main
 from msefpn.config import load_recipe, published, recipe_names
 from msefpn.data.locate import find_split
 from msefpn.errors import UserError
-from msefpn.runs.folder import Sources
+from msefpn.runs.folder import DataFiles
 from tests import TINY
 
 BUDGET: dict[str, Any] = {"recipe": TINY, "seeds": 2, "epochs": 1, "workers": 0, "rounds": 1}
@@ -39,7 +39,7 @@ def weights_of(out: Path) -> dict[Path, float]:
 
 def test_grid(tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, explodes = tmp_path / "grid", tmp_path / "explodes.yaml"
-    explodes.write_text("lr: 1.0e+30\nclip: 0.0\nwarmup: 0\n")
+    explodes.write_text("lr: 1.0e+30\ngrad_clip: 0.0\nwarmup: 0\n")
     common = ["--data", str(tiny_set), "--recipe", str(TINY), "--epochs", "1", "--workers", "0"]
     common += ["--rounds", "1", "--out", str(out)]
     assert main(["ablate", "fpn", str(explodes), *common, "--seeds", "1", "--jobs", "2"]) == 1
@@ -105,7 +105,7 @@ def test_a_killed_grid_goes_on_where_it_was(tiny_set: Path, tmp_path: Path) -> N
     assert not (state.parent / "metrics.json").read_text().count('"epoch": 4')
     assert main(arguments) == 0
     log = (out / "fpn/epochs-4/seed-0.log").read_text()
-    assert "goes on after epoch" in log
+    assert "resumed after epoch" in log
     assert log.count("epoch 1/4") == 1
     (row,) = json.loads((out / "results.json").read_text())["rows"]
     alone = msefpn.train(tiny_set, recipe=TINY, neck="fpn", epochs=4, workers=0, out=tmp_path / "alone")
@@ -125,7 +125,7 @@ def test_ctrl_c_stops_the_trainings(tiny_set: Path, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(time, "sleep", interrupted)
     monkeypatch.setattr(subprocess, "Popen", remembered)
-    with pytest.raises(KeyboardInterrupt, match="go on with the same command"):
+    with pytest.raises(KeyboardInterrupt, match="the same command continues the grid"):
         msefpn.ablate(["fpn"], data=tiny_set, out=tmp_path / "grid", jobs=2, **BUDGET)
     assert len(started) == 2
     assert all(process.returncode is not None for process in started)
@@ -133,8 +133,11 @@ def test_ctrl_c_stops_the_trainings(tiny_set: Path, tmp_path: Path, monkeypatch:
 
 def test_one_grid_at_a_time(tiny_set: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid"
-    sources = Sources(*find_split(tiny_set, "train"), *find_split(tiny_set, "val"))
-    with grid.grid_folder(out, sources), pytest.raises(UserError, match="another msefpn ablate works there"):
+    sources = DataFiles(*find_split(tiny_set, "train"), *find_split(tiny_set, "val"))
+    with (
+        grid.grid_folder(out, sources),
+        pytest.raises(UserError, match="another msefpn ablate is working there"),
+    ):
         msefpn.ablate(["fpn"], data=tiny_set, out=out, **BUDGET)
     with grid.grid_folder(out, sources):
         pass
@@ -199,17 +202,17 @@ def test_cells_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {share["OMP_NUM_THREADS"] for share in shares} == {"3"}
 
 
-def test_rows_of_the_paper_are_put_over_any_recipe() -> None:
+def test_row_configs_the_paper_are_put_over_any_recipe() -> None:
     light = load_recipe("light")
-    found = rows_of(["fpn", "ablation_cag"], "light", "quickstart")
+    found = row_configs(["fpn", "ablation_cag"], "light", "quickstart")
     assert found["fpn"] == load_recipe("light", neck="fpn")
     assert found["ablation_cag"].neck_options == {**light.neck_options, "sem": "none", "gate": "cag"}
     assert found["ablation_cag"].backbone == light.backbone
     for name in recipe_names():
         if published(name) is not None:  # a row of the paper
-            (row,) = rows_of([name], "light", "quickstart").values()
+            (row,) = row_configs([name], "light", "quickstart").values()
             assert (row.neck, row.detector) == (load_recipe(name).neck, load_recipe(name).detector)
-    (baseline,) = rows_of(["faster_rcnn_r50_fpn_1x"], "light", "quickstart").values()
+    (baseline,) = row_configs(["faster_rcnn_r50_fpn_1x"], "light", "quickstart").values()
     assert baseline == load_recipe("light", neck="fpn")
-    alone = rows_of(["fpn", "ablation_cag"], None, "quickstart")
+    alone = row_configs(["fpn", "ablation_cag"], None, "quickstart")
     assert (alone["fpn"].backbone, alone["ablation_cag"].backbone) == ("test_resnet", "resnet50.tv_in1k")

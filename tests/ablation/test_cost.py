@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import msefpn
-from msefpn.ablation.cost import Request, counts, rows_of
+from msefpn.ablation.cost import Workload, counts, row_configs
 from msefpn.config import parse_size
 from msefpn.errors import UserError
 from tests import TINY
@@ -15,9 +15,9 @@ from tests import TINY
 
 def counted(names: list[str], size: str) -> list[dict[str, Any]]:
     """Count alone, without times and memory: one prediction of each row."""
-    request = Request(classes=80, batch=1, size=parse_size(size), device="cpu")
-    rows = rows_of(names, None, "faster_rcnn_r50_mse_fpn_1x")
-    return [counts(request.prepare(config)) for config in rows.values()]
+    workload = Workload(classes=80, batch=1, size=parse_size(size), device="cpu")
+    rows = row_configs(names, None, "faster_rcnn_r50_mse_fpn_1x")
+    return [counts(workload.prepare(config)) for config in rows.values()]
 
 
 def test_published_cost_of_faster_rcnn() -> None:
@@ -57,7 +57,7 @@ def test_mistakes(names: list[str], options: dict[str, Any], reason: str) -> Non
 
 
 def test_a_row_keeps_what_the_recipe_says() -> None:
-    rows = rows_of(["pafpn", "small_data"], "small_data", "quickstart", backbone="resnet18")
+    rows = row_configs(["pafpn", "small_data"], "small_data", "quickstart", backbone="resnet18")
     assert [(row.neck, row.backbone) for row in rows.values()] == [
         ("pafpn", "resnet18"),
         ("mse_fpn", "resnet18"),

@@ -87,9 +87,9 @@ def test_killed_and_stopped_and_resumed_equals_unbroken(tiny_set: Path, tmp_path
     wait_for_epoch(stopped, broken, len(rows(broken)) + 1)
     stopped.send_signal(signal.SIGINT)
     out, err = stopped.communicate(timeout=100)
-    assert "goes on after epoch" in out
+    assert "resumed after epoch" in out
     assert stopped.returncode == 130, err
-    assert err.split("\n") == ["", f"interrupted: go on with msefpn train --resume --out {broken}", ""]
+    assert err.split("\n") == ["", f"interrupted: resume with msefpn train --resume --out {broken}", ""]
 
     finish(start("train", "--resume", "--out", broken))
     finish(unbroken)

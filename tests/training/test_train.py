@@ -24,7 +24,7 @@ from msefpn.errors import UserError
 from msefpn.inference.detect import Predictions, as_results, merge_predictions
 from msefpn.metrics.coco import NUMBERS
 from msefpn.models import TwoStage, build, init_weights, load, save
-from msefpn.runs.folder import Sources, check_out, free_folder, new_folder, replacing, write_run
+from msefpn.runs.folder import DataFiles, check_out, free_folder, new_folder, replacing, write_run
 from msefpn.training import lightning as lit
 from msefpn.training import recorder as record
 from msefpn.training.checks import check_initial_weights, pick_precision
@@ -32,6 +32,7 @@ from msefpn.training.ema import Ema
 from msefpn.training.lightning import lr_factor
 from msefpn.training.plan import plan_training
 from msefpn.training.recorder import Recorder
+from msefpn.training.train import read_data
 from tests import TINY
 
 
@@ -126,12 +127,12 @@ def test_a_full_gpu_is_one_line(tiny_set: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_a_resumed_run_knows_its_data_by_another_spelling(tiny_set: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tiny_set)
-    sources = Sources(*find_split(tiny_set, "train"), *find_split(tiny_set, "val"))
+    files = DataFiles(*find_split(tiny_set, "train"), *find_split(tiny_set, "val"))
     (tmp_path / "run").mkdir()
-    write_run(tmp_path / "run", load_recipe(str(TINY)), sources)
+    write_run(tmp_path / "run", load_recipe(str(TINY)), files)
     for data in (tmp_path / "link", tiny_set / ".." / tiny_set.name):
         plan = plan_training(data, {}, recipe=None, out=tmp_path / "run", resume=True, steps=None, options={})
-        assert plan.sources == sources
+        assert read_data(plan)[0] == files
 
 
 def test_weights_name_the_initial_ones_without_their_folder(tmp_path: Path) -> None:
@@ -146,12 +147,11 @@ def test_an_epoch_that_was_cut_replaces_no_best_one(tmp_path: Path) -> None:
     detector = build(load_recipe(str(TINY)), ["thing"])
     recorder = Recorder(tmp_path)
     for epoch, whole in enumerate((False, True, False), 1):
-        row = {"epoch": epoch, "step": epoch}
         numbers = dict.fromkeys(NUMBERS, epoch / 10)
         weights = {"weight": torch.tensor(float(epoch))}
         if epoch == 2:  # a resumed run knows nothing of a first epoch that was cut
             recorder = Recorder(tmp_path)
-        recorder.epoch(row, numbers, [], detector, weights, whole=whole)
+        recorder.epoch(epoch, epoch, numbers, [], detector, weights, whole=whole)
     assert recorder.best is not None
     assert recorder.best["epoch"] == json.loads((tmp_path / "metrics.json").read_text())["best"]["epoch"] == 2
     assert load_file(tmp_path / "best.safetensors")["weight"] == 2
@@ -187,7 +187,9 @@ def test_accumulation_and_a_stop_after_some_steps(
     assert load_recipe(str(out / "config.yaml")) == load_recipe(str(recipe), workers=0, precision="bf16")
     state = torch.load(out / "resume.ckpt", weights_only=True)
     assert state["epoch"] == 1, "an epoch that was cut short is not one to go on from"
-    assert list(out.glob("tensorboard/events*"))
+    events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["step", *["epoch", "evaluation"] * 2]
+    assert events[0]["values"].keys() >= {"loss", "lr", "rpn_object"}
     assert json.loads((out / "metrics.json").read_text())["last"]["num_dropped"] >= 0
     assert "on 1 x cpu, bf16" in capsys.readouterr().out
 

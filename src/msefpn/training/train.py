@@ -52,7 +52,7 @@ def train(plan: Plan, callbacks: Iterable[Any] = ()) -> Path:
     device = check_devices(config)
     precision = pick_precision(config.precision, device)
     watching = make_callbacks(config, callbacks)
-    files, (train_data, train_report), (val_data, val_report) = _read_data(plan)
+    files, (train_data, train_report), (val_data, val_report) = read_data(plan)
     torch.manual_seed(config.seed)
     detector = build(config, train_data.classes, train_data.category_ids)
     state = _read_state(plan, files, train_data)
@@ -93,7 +93,7 @@ def train(plan: Plan, callbacks: Iterable[Any] = ()) -> Path:
     return plan.out
 
 
-def _read_data(
+def read_data(
     plan: Plan,
 ) -> tuple[DataFiles, tuple[CocoData, Report], tuple[CocoData, Report]]:
     """Files and content of both splits; nothing is made of the data before the names are known to be good."""
