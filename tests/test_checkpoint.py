@@ -63,7 +63,7 @@ def test_files_of_the_first_version_are_read(tmp_path: Path) -> None:
     assert read.config.detector_options == NEW["detector_options"]
     del old["version"], old["made_with"]  # the earliest did not state them
     assert read_info(file_of(tmp_path, old)) == read
-    with pytest.raises(UserError, match="a setting 'drops' that is unknown here"):
+    with pytest.raises(UserError, match="a setting 'clip' that is unknown here"):
         read_info(file_of(tmp_path, old | {"version": VERSION}))
 
 

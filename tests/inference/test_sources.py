@@ -101,7 +101,7 @@ def test_frames_of_a_video_in_order(tmp_path: Path) -> None:
     video = InputSource("video", str(tmp_path / "a.mp4"))
     frames, failures = read(video, stride=7)
     assert failures == []
-    assert [frame.index for frame in frames] == list(range(0, FRAMES, 7))
+    assert [frame.number for frame in frames] == list(range(0, FRAMES, 7))
     assert {frame.rate for frame in frames} == {10 / 7}
     assert {frame.pixels.shape for frame in frames} == {(48, 64, 3)}
     means = [frame.pixels.mean() for frame in frames]
@@ -120,7 +120,7 @@ def test_a_video_that_ends_in_the_middle(name: str, tmp_path: Path) -> None:
     path.write_bytes(content[: len(content) * 6 // 10])
     frames, failures = read(InputSource("video", str(path)))
     assert 5 < len(frames) < FRAMES - 5
-    assert [frame.index for frame in frames] == list(range(len(frames)))
+    assert [frame.number for frame in frames] == list(range(len(frames)))
     (failure,) = failures
     assert failure.partly
     assert f"{name} breaks off after {len(frames)}" in failure.text
@@ -227,7 +227,7 @@ def test_files_from_the_network(server: str, monkeypatch: pytest.MonkeyPatch) ->
         assert failure.text.startswith("http://127.0.0.1")
     monkeypatch.setattr(download, "MAX_BYTES", 1 << 20)
     frames, failures = read(InputSource("url", f"{server}/clip"), stride=5)
-    assert [frame.index for frame in frames] == [0, 5, 10]
+    assert [frame.number for frame in frames] == [0, 5, 10]
     assert failures == []
 
 
@@ -244,7 +244,7 @@ def test_a_camera_is_read_until_enough(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr(av, "open", stand_in)
     frames, failures = read(InputSource("camera", "camera:2"), stride=2, limit=3)
-    assert [frame.index for frame in frames] == [0, 2, 4]
+    assert [frame.number for frame in frames] == [0, 2, 4]
     assert failures == []
     assert opened == [("/dev/video2", {"format": "v4l2"})]
     monkeypatch.undo()

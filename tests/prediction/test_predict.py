@@ -137,7 +137,7 @@ def test_a_result_as_detections_of_supervision(monkeypatch: pytest.MonkeyPatch) 
     found = Predictions(np.array([0]), box, np.array([0.9], np.float32), np.array([1]), masks)
     result = ImageResult("a.jpg", None, np.zeros((20, 30, 3), np.uint8), found, ("cat", "dog"))
     detections = result.detections
-    assert detections.data["class_name"].tolist() == ["dog"]
+    assert list(detections.data["class_name"]) == ["dog"]
     assert detections.class_id is not None
     assert detections.class_id.tolist() == [1]
     assert detections.confidence is not None

@@ -52,7 +52,7 @@ class ExportReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the values as FILE.parity.json holds them."""
-        values = {"format": self.format, "precision": self.precision, "size": self.size}
+        values: dict[str, Any] = {"format": self.format, "precision": self.precision, "size": self.size}
         values |= {"made_with": self.made_with, "passed": self.passed, "file": self.file.name}
         return values | {"bytes": self.bytes} | (self.parity.to_json() if self.parity else {})
 

@@ -145,7 +145,8 @@ def check_parity(
         len(data),
         before,
         after,
-        *(compare(*pair, limits.iou) for pair in zip(found[0], found[1], strict=True)),
+        plain=compare(found[0][0], found[1][0], limits.iou),
+        odd=compare(found[0][1], found[1][1], limits.iou),
         sizes=(f"1 x {long}x{short}", f"{batch} x {odd[0]}x{odd[1]}"),
         limits=limits,
     )

@@ -91,7 +91,7 @@ class Predictor:
     ) -> Batch:
         """Resize images and pad them to one batch, as the evaluation does; arguments as in a call."""
         original = torch.tensor([image.shape[:2] for image in images])  # (B, 2)
-        fitted = [fitted_size(*image.shape[:2], *self.size) for image in images]
+        fitted = [fitted_size(image.shape[0], image.shape[1], *self.size) for image in images]
         sizes = torch.tensor(fitted)
         height, width = ((sizes.amax(0) + 31) // 32 * 32).tolist()
         # Pixel by pixel (channels_last), as files are decoded and as convolutions like it.

@@ -67,7 +67,7 @@ class Frame(NamedTuple):
     """Index of its source."""
     pixels: NDArray[np.uint8]
     """(H, W, 3) RGB."""
-    index: int | None = None
+    number: int | None = None
     """Number of the frame from 0, counting those that `stride` skips; None: an image."""
     rate: float | None = None
     """Frames per second of a video, without those that `stride` skips."""
@@ -240,7 +240,7 @@ def _read_video(
     frames = decode(index, source, name, stride, limit)
     made = _ahead(itertools.repeat(partial(next, frames, None)), workers=1)
     with contextlib.closing(frames), contextlib.closing(made):
-        yield from itertools.takewhile(lambda item: item is not None, made)  # type: ignore[arg-type]
+        yield from itertools.takewhile(lambda item: item is not None, made)
 
 
 def _ahead(tasks: Iterator[Callable[[], T]], *, workers: int) -> Generator[T]:

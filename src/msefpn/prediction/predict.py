@@ -203,7 +203,7 @@ def _results(request: _Request) -> Iterator[ImageResult]:
 
     for _, frame, found in request.results(warn):
         source = request.sources[frame.source].name
-        result = ImageResult(source, frame.index, frame.pixels, found, request.predictor.classes)
+        result = ImageResult(source, frame.number, frame.pixels, found, request.predictor.classes)
         yield result
     if result is None:
         raise request.nothing_read(failures)

@@ -57,7 +57,7 @@ class Writer(Protocol):
 def entries_of(found: Predictions, frame: Frame, number: int, output: Output) -> list[dict[str, Any]]:
     """Return the predictions of an image as they go into predictions.json; `number` is their image_id."""
     names = dict(zip(output.category_ids, output.classes, strict=True))
-    index = {} if frame.index is None else {"frame": frame.index}
+    index = {} if frame.number is None else {"frame": frame.number}
     return [
         {
             "file_name": output.sources[frame.source].name,
@@ -82,7 +82,7 @@ class PictureWriter:
         """Draw an image, or the next frame of a video."""
         drawn = draw(frame.pixels, found, self.output.classes)
         stem = self.stems[frame.source]
-        if frame.index is None:
+        if frame.number is None:
             Image.fromarray(drawn).save(self.output.folder / f"{stem}.jpg", quality=_QUALITY)
             return
         if self.video is None or self.video[0] != frame.source:
@@ -153,8 +153,8 @@ class YoloWriter:
     def add(self, frame: Frame, found: Predictions, entries: list[dict[str, Any]]) -> None:
         """Write the text of one image, empty where nothing was found."""
         path = self.folder / f"{self.stems[frame.source]}.txt"
-        if frame.index is not None:
-            path = self.folder / self.stems[frame.source] / f"{frame.index:06}.txt"
+        if frame.number is not None:
+            path = self.folder / self.stems[frame.source] / f"{frame.number:06}.txt"
         height, width = frame.pixels.shape[:2]
         corners = found.boxes / np.array([width, height, width, height], np.float32)
         centres, sides = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
@@ -182,7 +182,7 @@ class CropWriter:
     def add(self, frame: Frame, found: Predictions, entries: list[dict[str, Any]]) -> None:
         """Cut the objects out."""
         height, width = frame.pixels.shape[:2]
-        stem = f"{self.stems[frame.source]}{'' if frame.index is None else f'-{frame.index:06}'}"
+        stem = f"{self.stems[frame.source]}{'' if frame.number is None else f'-{frame.number:06}'}"
         number = 0
         for box, label in zip(found.boxes, found.labels, strict=True):
             left, top = np.floor(box[:2]).astype(int).clip(0, [width - 1, height - 1])
