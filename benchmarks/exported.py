@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msefpn.checkpoint import FORMATS
-from msefpn.export.formats import WRITERS, describe
-from msefpn.inference.exported import load_exported
+from msefpn.checkpoint import DetectorInfo
+from msefpn.inference.exported import Exported, load_exported
+from msefpn.inference.formats import EXPORTERS
+from msefpn.inference.formats.base import describe
+from msefpn.inference.formats.openvino import OpenVINO
 from msefpn.models import Detector
 from msefpn.structures import Batch, Targets
 
@@ -31,7 +33,12 @@ def exported_call(
     none = Targets(*(torch.zeros(0),) * 3)
     samples = [Batch(images, sizes, sizes, sizes[:, 0], none)]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"detector{FORMATS[kind]}")
-        WRITERS[kind](detector.eval(), describe(detector, "640", kind, precision), path, precision, samples)
-        exported = load_exported(path, bf16=bf16)
+        exporter = EXPORTERS[kind]
+        path = Path(folder, f"detector{exporter.suffix}")
+        info = describe(detector, "640", precision, exporter.packages)
+        exporter.write(detector.eval(), info, path, precision, samples)
+        exported = load_exported(path)
+        if bf16:
+            about = DetectorInfo(exported.config, exported.classes, exported.category_ids)
+            exported = Exported(about, OpenVINO().open(path, bf16=True))
     return lambda: exported(images, sizes)

@@ -1,77 +1,80 @@
-"""What a file of weights, or an exported one, says of its detector, read without torch."""
+"""What a file of weights says of its detector, read without torch; exported files say the same."""
+
+from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
 import json
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 import safetensors
 
 from msefpn.config import Config, from_dict
-from msefpn.errors import UserError, missing_extra
+from msefpn.errors import UserError
 
 KEY = "msefpn"
 """Key of our entry in a file's metadata."""
+VERSION = 2
+"""Of what a file says of its detector; 1 was written by msefpn 0.1."""
 
-FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
-"""What a detector is exported to, and the suffix that tells such a file."""
-
-VERSION = 1
-"""Of what a file says of itself; a higher one may mean what this program does not know."""
-
-
-def find_weights(path: str | Path) -> Path:
-    """The weights of a run's folder, best first, or of a file itself. Raises UserError."""
-    path = Path(path)
-    if path.is_dir():
-        for name in ("best.safetensors", "last.safetensors"):
-            if (path / name).is_file():
-                return path / name
-        raise UserError(f"{path} holds no best.safetensors or last.safetensors: is it the folder of a run?")
-    if not path.is_file():
-        raise UserError(f"no weights at {path}: give a run's folder or a .safetensors file")
-    return path
+_RENAMED = {"drops": "milestones", "clip": "grad_clip"}
+_RENAMED_OPTIONS = {"candidates": "pre_nms_top_k", "detections": "max_per_image"}
+"""Names in configurations of msefpn 0.1 and today's, of keys and of a detector's options."""
 
 
-class About(NamedTuple):
-    """What a detector was built from."""
+class DetectorInfo(NamedTuple):
+    """What a detector is built from."""
 
     config: Config
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
 
 
-def read_about(path: str | Path) -> About:
-    """Read it from a run's folder, a file of weights, or an exported one.
+def find_weights(path: str | Path) -> Path:
+    """Return the weights of a run folder, best first, or the file itself. Raises UserError."""
+    path = Path(path)
+    if path.is_dir():
+        for name in ("best.safetensors", "last.safetensors"):
+            if (path / name).is_file():
+                return path / name
+        raise UserError(f"{path} has no best.safetensors or last.safetensors: give a run folder")
+    if not path.is_file():
+        raise UserError(f"no weights at {path}: give a run folder or a .safetensors file")
+    return path
+
+
+def read_info(path: str | Path) -> DetectorInfo:
+    """Read the description of a detector from a run folder or a file of weights; no plug-in is imported.
 
     Raises:
-        UserError: there are no weights, or they are broken, or not ours.
+        UserError: there are no weights, or the file is broken or was not written by msefpn.
     """
     file = find_weights(path)
-    if is_exported(file):
-        return _read_exported(file)
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
-            metadata = opened.metadata() or {}
-        about = json.loads(metadata[KEY]) if KEY in metadata else None
+            text = (opened.metadata() or {}).get(KEY)
+        values = None if text is None else json.loads(text)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
+        if file.suffix != ".safetensors":
+            raise UserError(
+                f"{file} is not a .safetensors file: give the run folder "
+                "(an exported file works with predict, evaluate and demo only)"
+            ) from None
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{file} is broken or half-written ({reason}): take another copy of it") from None
-    if about is None:
+    if values is None:
         raise UserError(
             f"{file} holds tensors but no detector: it was not written by msefpn; "
             "use it as initial weights with --init"
         )
-    return _parse(about, file, "take another copy of it")
+    return parse_info(values, file, fix="take another copy of it")
 
 
-def write_about(config: Config, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
-    """What a file of weights says of its detector, as plain values."""
-    init = Path(config.init).name  # a file's folder is nobody else's concern
+def write_info(config: Config, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
+    """Return the description of a detector as plain values."""
+    init = Path(config.init).name  # the file's folder is private
     return {
         "version": VERSION,
         "made_with": {"msefpn": importlib.metadata.version("msefpn")},
@@ -81,14 +84,29 @@ def write_about(config: Config, classes: Sequence[str], category_ids: Sequence[i
     }
 
 
-def _parse(about: Any, file: Path, mend: str) -> About:
-    """Read what `write_about` gave, or files from before there was a version. Raises UserError."""
+def parse_info(values: Any, file: Path, *, fix: str, oldest: int = 1) -> DetectorInfo:
+    """Read what `write_info` returned.
+
+    Args:
+        values: plain values, not trusted.
+        file: where they are from, for the message.
+        fix: what the user can do about a damaged file.
+        oldest: lowest version that is read.
+
+    Raises:
+        UserError: the values are damaged, or of a version that cannot be read.
+    """
     try:
-        settings, names, ids = dict(about["config"]), tuple(about["classes"]), tuple(about["category_ids"])
-        version = int(about.get("version", VERSION))
-        made = about["made_with"]["msefpn"] if "made_with" in about else "an early one"
+        settings = dict(values["config"])
+        names, ids = tuple(values["classes"]), tuple(values["category_ids"])
+        version = int(values.get("version", 1))
+        made = values["made_with"]["msefpn"] if "made_with" in values else "0.1"
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{file} is damaged: what it says of its detector is cut: {mend}") from None
+        raise UserError(f"{file} is damaged: the description of its detector is incomplete: {fix}") from None
+    if version < oldest:
+        raise UserError(f"{file} was exported by msefpn {made}: export it again with this version")
+    if version == 1:
+        settings = upgrade_config(settings)
     unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(Config)})
     if version > VERSION or unknown:
         what = f", with a setting '{unknown[0]}' that is unknown here" if unknown else ""
@@ -96,47 +114,24 @@ def _parse(about: Any, file: Path, mend: str) -> About:
         own = importlib.metadata.version("msefpn")
         raise UserError(
             f"{file} was written by {by} version of msefpn ({made}, this is {own}){what}: "
-            "take that version, or update this one with pip install --upgrade msefpn"
+            "install that version, or update this one with pip install --upgrade msefpn"
         )
-    return About(from_dict(settings, source=str(file)), names, ids)
+    return DetectorInfo(from_dict(settings, source=str(file)), names, ids)
 
 
-def is_exported(path: str | Path) -> bool:
-    """Whether a path is named like a file that `msefpn export` writes."""
-    return Path(path).suffix in FORMATS.values() and not Path(path).is_dir()
+def upgrade_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration's plain values with the names of msefpn 0.1 replaced by today's."""
+    upgraded = {_RENAMED.get(key, key): value for key, value in values.items()}
+    if isinstance(options := upgraded.get("detector_options"), Mapping):
+        upgraded["detector_options"] = _upgrade_options(options)
+    return upgraded
 
 
-def _read_exported(file: Path) -> About:
-    read = {".onnx": _in_onnx, ".xml": _in_openvino, ".pt2": _in_pt2}[file.suffix]
-    try:
-        text = read(file)
-    except ImportError:
-        raise missing_extra(f"reading {file}", "export") from None
-    except Exception as error:  # each parser refuses broken bytes in its own way
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{file} is broken or half-written ({reason}): export it again") from None
-    if text is None:
-        raise UserError(f"{file} was not written by msefpn export: it does not say what its classes are")
-    try:
-        about = json.loads(text)
-    except ValueError:
-        about = None
-    return _parse(about, file, "export it again")
-
-
-def _in_onnx(file: Path) -> str | None:
-    import onnx  # noqa: PLC0415  (of an extra)
-
-    found = {entry.key: entry.value for entry in onnx.load(file, load_external_data=False).metadata_props}
-    return found.get(KEY)
-
-
-def _in_openvino(file: Path) -> str | None:
-    entry = ElementTree.parse(file).getroot().find(f"rt_info/{KEY}")
-    return None if entry is None else entry.get("value")
-
-
-def _in_pt2(file: Path) -> str | None:
-    with zipfile.ZipFile(file) as archive:
-        names = [name for name in archive.namelist() if name.endswith(f"/extra/{KEY}")]
-        return archive.read(names[0]).decode() if names else None
+def _upgrade_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    upgraded = {
+        _RENAMED_OPTIONS.get(key, key): _upgrade_options(value) if isinstance(value, Mapping) else value
+        for key, value in options.items()
+    }
+    if upgraded.pop("balanced_loss", False):
+        upgraded["box_loss"] = "balanced_l1"
+    return upgraded

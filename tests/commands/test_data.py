@@ -111,7 +111,7 @@ def test_a_yolo_folder_without_val_names_split(
 def test_evaluation_on_a_yolo_folder(yolo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     plan = plan_training(yolo, {}, recipe=TINY, out=run, resume=False, steps=None, options={})
-    monkeypatch.setattr("msefpn.training.plan.read_about", lambda _: plan)
+
     run.mkdir()
     options = {"file": None, "images": None, "proposals": None, "batch": None, "size": None, "workers": 0}
     found = plan_evaluation(run, yolo, split="val", out=None, **options)  # type: ignore[arg-type]

@@ -15,15 +15,18 @@ import torch
 from PIL import Image
 
 import msefpn
-from msefpn.checkpoint import KEY, read_about
+from msefpn.checkpoint import KEY, read_info
 from msefpn.cli import main
 from msefpn.errors import UserError
-from msefpn.export import formats
+from msefpn.export.export import ExportReport
 from msefpn.export.parity import compare
 from msefpn.inference.detect import Predictions
 from msefpn.inference.exported import load_exported
-from msefpn.models import load, save
-from msefpn.runs.folder import Sources, write_run
+from msefpn.inference.formats import EXPORTERS
+from msefpn.inference.formats import onnx as onnx_format
+from msefpn.inference.formats.base import Exporter, describe
+from msefpn.models import Detector, load, save
+from msefpn.runs.folder import DataFiles, write_run
 from msefpn.structures import Detections
 from tests import ROOT
 from tests.models.test_graph import UNSEEN, batch, make
@@ -58,7 +61,9 @@ def make_run(folder: Path, data: Path) -> Path:
     folder.mkdir()
     save(detector, folder / "best.safetensors")
     write_run(
-        folder, detector.config, Sources(data / "train.json", data / "train", data / "val.json", data / "val")
+        folder,
+        detector.config,
+        DataFiles(data / "train.json", data / "train", data / "val.json", data / "val"),
     )
     return folder
 
@@ -71,13 +76,13 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(run: Path) -> dict[str, Any]:
+def report(run: Path) -> ExportReport:
     return msefpn.export(run, compare=3)
 
 
 @pytest.fixture(scope="module")
-def onnx_file(run: Path, report: dict[str, Any]) -> Path:
-    return run / str(report["file"])
+def onnx_file(report: ExportReport) -> Path:
+    return report.file
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +92,36 @@ def model(onnx_file: Path) -> Any:
     return onnx.load(onnx_file)
 
 
-def test_file_is_whole_and_says_what_it_is(run: Path, report: dict[str, Any], model: Any) -> None:
-    assert report["passed"]
-    assert report["matched"] > 0.99
-    assert report["largest_score_difference"] < 1e-4
-    assert json.loads((run / "detector.onnx.parity.json").read_text()) == report
+@pytest.fixture
+def traced(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the graph instead of tracing it again."""
+    monkeypatch.setattr(onnx_format, "trace_onnx", lambda detector: copied(model))
+
+
+def write(kind: str, detector: Detector, file: Path, precision: str = "fp32") -> None:
+    exporter: Exporter = EXPORTERS[kind]
+    info = describe(detector, "192", precision, exporter.packages)
+    exporter.write(detector, info, file, precision, [])
+
+
+def test_file_is_whole_and_says_what_it_is(run: Path, report: ExportReport, model: Any) -> None:
+    assert report.passed
+    assert report.exit_code == 0
+    assert report.parity is not None
+    assert report.parity.matched > 0.99
+    content = json.loads((run / "detector.onnx.parity.json").read_text())
+    assert content == report.to_json()
+    assert content["largest_score_difference"] < 1e-4
+    assert content["passed"]
+    assert content["file"] == report.file.name == "detector.onnx"
+    assert content["bytes"] == report.bytes == report.file.stat().st_size
     assert sorted(x.name for x in run.iterdir() if "detector" in x.name) == [
         "detector.onnx",
         "detector.onnx.parity.json",
     ]
-    assert read_about(run / "detector.onnx") == read_about(run)
+    exported = load_exported(run / "detector.onnx")
+    assert (exported.config, exported.classes, exported.category_ids) == read_info(run)
+    assert (exported.learns_masks, exported.takes_proposals) == (False, False)
     about = json.loads(next(entry.value for entry in model.metadata_props if entry.key == KEY))
     assert about["size"] == [192, 192]
     assert about["mean"] == load(run).mean.flatten().tolist()
@@ -119,16 +144,13 @@ def test_smaller_images_than_the_graph_takes_are_padded(onnx_file: Path) -> None
     assert (found.boxes <= torch.tensor([91, 60, 91, 60])).all()
 
 
-def test_openvino_is_eager_and_its_fp16_smaller(
-    model: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(formats, "trace_onnx", lambda detector: copied(model))
+def test_openvino_is_eager_and_its_fp16_smaller(traced: None, run: Path, tmp_path: Path) -> None:
     detector, path, half = load(run), tmp_path / "x.xml", tmp_path / "half.xml"
     for precision, file in (("fp32", path), ("fp16", half)):
-        about = formats.describe(detector, "192", "openvino", precision)
-        formats.write_openvino(detector, about, file, precision)
-        assert read_about(file) == read_about(run)
+        write("openvino", detector, file, precision)
     exported = load_exported(path)
+    assert (exported.config, exported.classes, exported.category_ids) == read_info(run)
+    assert (exported.learns_masks, exported.takes_proposals) == (False, False)
     for size in UNSEEN:
         given = batch("faster_rcnn", *size)
         with torch.no_grad():
@@ -141,16 +163,16 @@ def test_openvino_is_eager_and_its_fp16_smaller(
 
 
 def test_fp16_and_int8_are_smaller_and_int8_is_calibrated(
-    model: Any, run: Path, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    traced: None, run: Path, onnx_file: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(formats, "trace_onnx", lambda detector: copied(model))
     photos = run.parent / "set" / "train"
     made = {}
     for precision in ("fp16", "int8"):
         more: dict[str, Any] = {"calibrate": photos, "samples": 3} if precision == "int8" else {}
         out = tmp_path / f"{precision}.onnx"
         report = msefpn.export(run, precision=precision, out=out, compare=2, matched=0, ap_drop=1, **more)
-        assert report["matched"] > 0.5
+        assert report.parity is not None
+        assert report.parity.matched > 0.5
         made[precision] = out.stat().st_size
     whole = onnx_file.stat().st_size
     assert made["fp16"] < 0.65 * whole
@@ -162,8 +184,9 @@ def test_pt2_is_eager(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = [detector(*batch("yolov3", *size)) for size in UNSEEN]
     file = tmp_path / "x.pt2"
-    formats.write_pt2(detector, formats.describe(detector, "192", "pt2", "fp16"), file, "fp16")
+    write("pt2", detector, file, "fp16")
     exported = load_exported(file)
+    assert (exported.learns_masks, exported.takes_proposals) == (False, False)
     assert exported.classes == detector.classes
     for size, wanted in zip(UNSEEN, expected, strict=True):
         found, count = exported(*batch("yolov3", *size)), int(wanted.valid.sum(dim=1).min())
@@ -174,9 +197,8 @@ def test_pt2_is_eager(tmp_path: Path) -> None:
 
 
 def test_over_the_limit_the_file_is_named_failing_and_the_command_says_1(
-    model: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    traced: None, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(formats, "trace_onnx", lambda detector: copied(model))
     out = tmp_path / "x.onnx"
     assert main(["export", str(run), "--out", str(out), "--compare", "2", "--matched", "1.1"]) == 1
     assert "FAILED" in capsys.readouterr().out
@@ -236,18 +258,21 @@ def test_broken_foreign_and_newer_files_are_refused_in_a_line(
     model: Any, onnx_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     onnx = pytest.importorskip("onnx")
-    foreign, newer = copied(model), copied(model)
+    foreign = copied(model)
     del foreign.metadata_props[:]
-    entry = next(entry for entry in newer.metadata_props if entry.key == KEY)
-    entry.value = json.dumps(json.loads(entry.value) | {"version": 99})
     onnx.save(foreign, tmp_path / "foreign.onnx")
-    onnx.save(newer, tmp_path / "newer.onnx")
+    for name, version in (("newer", 99), ("older", 1)):
+        other = copied(model)
+        entry = next(entry for entry in other.metadata_props if entry.key == KEY)
+        entry.value = json.dumps(json.loads(entry.value) | {"version": version})
+        onnx.save(other, tmp_path / f"{name}.onnx")
     (tmp_path / "cut.onnx").write_bytes(onnx_file.read_bytes()[:2000])
     for suffix in ("onnx", "xml", "pt2"):
         (tmp_path / f"noise.{suffix}").write_bytes(b"\x07 this is none")
     for name, words in {
         "foreign.onnx": "not written by msefpn export",
         "newer.onnx": "newer version",
+        "older.onnx": "export it again with this version",
         "cut.onnx": "broken",
         "noise.onnx": "broken",
         "noise.xml": "broken",
@@ -268,7 +293,10 @@ def test_broken_foreign_and_newer_files_are_refused_in_a_line(
     [
         (["--format", "tflite"], "unknown format 'tflite'"),
         (["--precision", "int4"], "unknown precision 'int4'"),
-        (["--format", "pt2", "--precision", "int8"], "pt2 has no int8"),
+        (
+            ["--format", "pt2", "--precision", "int8"],
+            "pt2 has no int8: use --format onnx or openvino, or --precision fp32 or fp16",
+        ),
         (["--out", "x.xml"], "must end in .onnx"),
         (["--out", "RUN/best.safetensors/x.onnx"], "is a file"),
         (["--calibrate", "photos"], "not calibrated"),

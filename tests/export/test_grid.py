@@ -4,6 +4,7 @@ The necks' maps are compared themselves, as detections hide small differences; t
 where its translation to ONNX is not.
 """
 
+import unittest.mock
 from collections import namedtuple
 from collections.abc import Callable
 from itertools import pairwise
@@ -14,14 +15,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from msefpn.checkpoint import KEY
 from msefpn.config import Config
-from msefpn.export.formats import describe, write_onnx
 from msefpn.inference.exported import load_exported
+from msefpn.inference.formats import EXPORTERS, onnx
+from msefpn.inference.formats.base import describe
 from msefpn.models.graph import trace_onnx
 from msefpn.necks import BFP, FPN, GATES, NECKS, Neck, Stack
 from msefpn.plugins import known
 from msefpn.structures import Proposals
+from tests.export.test_export import copied
 from tests.models.test_graph import ROWS, batch, make
 
 openvino = pytest.importorskip("openvino")
@@ -119,12 +121,14 @@ def test_maps_of_a_neck_are_eager(row: str, options: dict[str, Any], tmp_path: P
 @torch.no_grad()
 def test_detections_are_eager(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     detector, file = make(name, "fpn", **options), tmp_path / "x.onnx"
-    about = describe(detector, "192", "onnx", "fp32")
-    write_onnx(detector, about, file)
-    model = openvino.Core().read_model(file)
-    model.set_rt_info(about, KEY)
-    openvino.save_model(model, file.with_suffix(".xml"), compress_to_fp16=False)
+    model = trace_onnx(detector)
+    with unittest.mock.patch.object(onnx, "trace_onnx", side_effect=lambda _: copied(model)):
+        for exporter in (EXPORTERS["openvino"], EXPORTERS["onnx"]):
+            info = describe(detector, "192", "fp32", exporter.packages)
+            exporter.write(detector, info, file.with_suffix(exporter.suffix), "fp32", [])
     for exported in (load_exported(file), load_exported(file.with_suffix(".xml"))):
+        assert exported.takes_proposals == (name == "fast_rcnn")
+        assert exported.learns_masks == (name == "mask_rcnn")
         for size in UNSEEN:
             images, sizes, *regions = batch(name, *size)
             given = [Proposals(x.boxes.float(), x.valid) for x in regions]

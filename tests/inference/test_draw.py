@@ -1,11 +1,15 @@
 """Pictures with boxes: what is drawn where, and names that are hard to draw."""
 
+import sys
+from typing import Any
+
 import numpy as np
 import pytest
+from PIL import ImageFont
 
 from msefpn.data.masks import encode_mask, run_lengths
 from msefpn.inference.detect import Predictions
-from msefpn.inference.draw import as_supervision, draw
+from msefpn.inference.draw import _font, class_colour, draw
 
 
 def test_drawing_changes_the_boxes_alone() -> None:
@@ -55,16 +59,40 @@ def test_a_label_at_the_right_edge_can_be_read_whole() -> None:
     assert changed[90, 210:290].mean() > 0.9
 
 
-def test_detections_of_supervision_hold_names_and_masks() -> None:
-    mask = np.zeros((20, 30), bool)
-    mask[5:10, 8:20] = True
+def test_a_mask_tints_its_pixels_in_the_colour_of_its_class() -> None:
+    pixels = np.full((200, 300, 3), 128, np.uint8)
+    mask = np.zeros((200, 300), bool)
+    mask[90:140, 110:170] = True
     masks = np.empty(1, dtype=object)
-    masks[0] = run_lengths(encode_mask(mask), (20, 30))
-    box = np.array([[8, 5, 20, 10]], np.float32)
+    masks[0] = run_lengths(encode_mask(mask), mask.shape)
+    box = np.array([[100, 80, 180, 150]], np.float32)
     found = Predictions(np.array([0]), box, np.array([0.9], np.float32), np.array([1]), masks)
-    detections = as_supervision(found, ["cat", "dog"], (20, 30))
-    assert detections.data["class_name"].tolist() == ["dog"]
-    assert detections.class_id.tolist() == [1]
-    assert (detections.mask[0] == mask).all()
-    nothing = as_supervision(found.where(np.array([False])), ["cat", "dog"], (20, 30))
-    assert len(nothing) == 0
+    drawn = draw(pixels, found, ["cat", "dog"])
+    colour = np.array([int(class_colour(1)[k : k + 2], 16) for k in (1, 3, 5)])
+    tinted = np.broadcast_to(0.6 * 128 + 0.4 * colour, (50, 60, 3))
+    np.testing.assert_allclose(drawn[90:140, 110:170], tinted, atol=2)
+    assert (drawn[82:88, 110:170] == 128).all()
+
+
+def test_classes_have_colours_of_their_own() -> None:
+    colours = [class_colour(label) for label in range(80)]
+    assert len(set(colours)) == 80
+    assert colours == [class_colour(label) for label in range(80)]
+
+
+def test_drawing_needs_neither_supervision_nor_a_system_font(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_files(font: Any, *given: Any, **options: Any) -> Any:
+        if font == "DejaVuSans.ttf":
+            raise OSError("cannot open resource")
+        return real(font, *given, **options)
+
+    real = ImageFont.truetype
+    monkeypatch.setattr(ImageFont, "truetype", only_files)
+    for name in ("supervision", "matplotlib", "cv2", "scipy", "av"):
+        monkeypatch.setitem(sys.modules, name, None)
+    pixels = np.full((200, 300, 3), 128, np.uint8)
+    box = np.array([[100, 80, 180, 150]], np.float32)
+    found = Predictions(np.array([0]), box, np.array([0.9], np.float32), np.array([0]))
+    _font.cache_clear()
+    assert (draw(pixels, found, ["cat"]) != pixels)[60:78, 100:150].mean() > 0.5
+    _font.cache_clear()

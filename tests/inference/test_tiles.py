@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from msefpn.data.masks import decode_masks, encode_mask, moved_mask, run_lengths
 from msefpn.inference.detect import Predictions
-from msefpn.inference.tiles import look_in_tiles, suppress, windows
+from msefpn.inference.tiles import detect_in_tiles, suppress, windows
 
 SQUARES = [(10, 10, 20), (195, 90, 24), (390, 290, 10), (60, 150, 140)]
 """x, y and side: a small one, one on tiles' borders, one in the corner, one larger than the overlap."""
@@ -66,7 +66,7 @@ def test_every_object_once_and_whole(batch: int) -> None:
     pixels = np.zeros((300, 400, 3), np.uint8)
     for number, (x, y, side) in enumerate(SQUARES, start=1):
         pixels[y : y + side, x : x + side] = number
-    found = look_in_tiles(look, pixels, tile=(160, 120), overlap=0.25, batch=batch)
+    found = detect_in_tiles(look, pixels, tile=(160, 120), overlap=0.25, batch=batch)
     boxes = {tuple(box) for box in found.boxes.tolist()}
     assert boxes == {(x, y, x + side, y + side) for x, y, side in SQUARES}
     assert len(found.boxes) == len(SQUARES)
@@ -87,7 +87,7 @@ def test_a_small_image_is_looked_at_once() -> None:
         looked.extend(images)
         return look(images)
 
-    look_in_tiles(count, np.zeros((100, 100, 3), np.uint8), tile=(160, 120), overlap=0.25, batch=4)
+    detect_in_tiles(count, np.zeros((100, 100, 3), np.uint8), tile=(160, 120), overlap=0.25, batch=4)
     assert [image.shape for image in looked] == [(100, 100, 3)]
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ from PIL import Image
 import msefpn
 from msefpn.cli import main
 from msefpn.data.images import read_image
+from msefpn.data.masks import encode_mask, run_lengths
 from msefpn.errors import UserError
 from msefpn.inference.detect import Predictions
 from msefpn.inference.predictor import Predictor
 from msefpn.metrics.coco import NUMBERS
 from msefpn.models import TwoStage
+from msefpn.prediction.predict import ImageResult
 from msefpn.structures import Detections
 from tests import TINY
 
@@ -114,13 +118,37 @@ def test_stream_gives_what_predict_writes(run: Path, tiny_set: Path, tmp_path: P
     for result in results:
         np.testing.assert_array_equal(result.image, read_image(Path(result.source)))
         mine = [item for item in found if item["file_name"] == result.source]
-        assert list(result.detections.data["class_name"]) == [item["category"] for item in mine]
-        assert result.detections.confidence is not None
-        np.testing.assert_allclose(result.detections.confidence, [item["score"] for item in mine], atol=1e-5)
+        predictions = result.predictions
+        assert [result.classes[label] for label in predictions.labels] == [item["category"] for item in mine]
+        np.testing.assert_allclose(predictions.scores, [item["score"] for item in mine], atol=1e-5)
         corners = np.array([item["bbox"] for item in mine])
-        np.testing.assert_allclose(result.detections.xyxy[:, :2], corners[:, :2], atol=0.01)
+        np.testing.assert_allclose(predictions.boxes[:, :2], corners[:, :2], atol=0.01)
     with pytest.warns(UserWarning, match="skipped"), pytest.raises(UserError, match=r"torn\.jpg"):
         list(msefpn.stream(run, tmp_path / "torn.jpg", device="cpu"))
+
+
+def test_a_result_as_detections_of_supervision(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("supervision")
+    mask = np.zeros((20, 30), bool)
+    mask[5:10, 8:20] = True
+    masks = np.empty(1, dtype=object)
+    masks[0] = run_lengths(encode_mask(mask), (20, 30))
+    box = np.array([[8, 5, 20, 10]], np.float32)
+    found = Predictions(np.array([0]), box, np.array([0.9], np.float32), np.array([1]), masks)
+    result = ImageResult("a.jpg", None, np.zeros((20, 30, 3), np.uint8), found, ("cat", "dog"))
+    detections = result.detections
+    assert list(detections.data["class_name"]) == ["dog"]
+    assert detections.class_id is not None
+    assert detections.class_id.tolist() == [1]
+    assert detections.confidence is not None
+    assert detections.confidence.tolist() == pytest.approx([0.9])
+    assert detections.xyxy.tolist() == box.tolist()
+    assert detections.mask is not None
+    assert (detections.mask[0] == mask).all()
+    assert len(replace(result, predictions=found.where(np.array([False]))).detections) == 0
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(UserError, match=r'pip install "msefpn\[supervision\]"'):
+        _ = result.detections
 
 
 def test_an_interruption_keeps_what_was_found(

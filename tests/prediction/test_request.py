@@ -1,79 +1,40 @@
-"""What can be named to look at, and what its results are called."""
+"""The options of a prediction: what is given, and what is refused in a line."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from msefpn.errors import UserError
-from msefpn.prediction.request import (
-    Source,
-    Tiling,
-    find_images,
-    find_sources,
-    plan_tiling,
-    safe_name,
-    unique_stems,
-)
+from msefpn.prediction.request import PredictionOptions
 
 
-def test_find_sources(tmp_path: Path) -> None:
-    for name in ("a.jpg", "deep/b.PNG", "deep/notes.txt", "deep/c.mp4", "videos/d.MOV", "empty/notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    a, b = Source("image", str(tmp_path / "a.jpg")), Source("image", str(tmp_path / "deep" / "b.PNG"))
-    c = Source("video", str(tmp_path / "deep" / "c.mp4"))
-    url = Source("url", "http://host/x.jpg?size=3")
-    assert find_sources([tmp_path]) == [a, b], "videos under a folder are not meant"
-    assert find_sources([a.name, str(tmp_path / "*.jpg"), str(tmp_path / "**" / "*.PNG")]) == [a, b]
-    assert find_sources([c.name, url.name]) == [c, url]
-    assert find_images([tmp_path, a.name]) == [Path(a.name), Path(b.name)]
-    with pytest.raises(UserError, match=r"c\.mp4' is no image file"):
-        find_images([tmp_path, c.name])
-    assert find_sources(["camera:1", "0"]) == [Source("camera", "camera:1"), Source("camera", "camera:0")]
-    wrong: list[tuple[str | Path, str]] = [
-        (tmp_path / "*.gif", r"no image found at .*\.gif"),
-        (tmp_path / "videos", r"its videos are to be named, as in .*d\.MOV"),
-        (tmp_path / "empty", r"no image found at .*empty': it holds no file named \.bmp"),
-        ("ftp://host/x.jpg", "begins with http"),
-    ]
-    for given, says in wrong:
-        with pytest.raises(UserError, match=says):
-            find_sources([given])
-    with pytest.raises(UserError, match="nothing given"):
-        find_sources([])
-
-
-def test_stems_are_unique_and_safe() -> None:
-    sources = [
-        *(Source("image", name) for name in ("a.jpg", "b.PNG", "x/a.tif", "a-2.jpg", f"{'y' * 240}.jpg")),
-        Source("url", "https://host/deep/%2e%2e%2Fcat%20photo.jpg?a=b"),
-        Source("url", "https://host/"),
-        Source("camera", "camera:0"),
-    ]
-    names = ["a", "b", "a-2", "a-2-2", "y" * 100, "cat_photo", "download", "camera-0"]
-    assert unique_stems(sources) == names
+def test_what_is_given_replaces_the_defaults() -> None:
+    assert PredictionOptions.given(score=None, size=None) == PredictionOptions()
+    options = PredictionOptions.given(
+        classes=["b", "a", "b"], size=320, tile=True, tile_size="640x480", proposals="p.json", score=0
+    )
+    assert options.classes == ("b", "a")
+    assert PredictionOptions.given(classes="cat").classes == ("cat",)
+    assert (options.size, options.tile_size, options.score) == ("320", "640x480", 0)
+    assert options.proposals == Path("p.json")
 
 
 @pytest.mark.parametrize(
-    ("text", "name"),
+    ("given", "says"),
     [
-        ("<b>cat</b>", "b_cat_b"),
-        ("../../etc/passwd", "etc_passwd"),
-        ("猫 a.b", "猫_a.b"),
-        ("...", ""),
-        ("C:\\x\0y", "C_x_y"),
-        ("ж" * 90, "ж" * 50),
+        ({"tile_size": "640"}, "without --tile"),
+        ({"tile": True, "tile_size": "huge"}, "size 'huge' is not understood"),
+        ({"size": "big"}, "size 'big' is not understood"),
+        ({"overlap": 0.9}, r"overlap is 0\.9"),
+        ({"score": 1.5}, r"score is 1\.5: it must be 0 to 1"),
+        ({"score": float("nan")}, "score is nan"),
+        ({"batch": 0}, "batch is 0: .*at least 1"),
+        ({"stride": 0}, "stride is 0: .*at least 1"),
+        ({"frames": 0}, "frames is 0: .*at least 1"),
+        ({"device": "tpu"}, "unknown device 'tpu': .*known: auto, cpu, gpu"),
     ],
 )
-def test_safe_names(text: str, name: str) -> None:
-    assert safe_name(text) == name
-
-
-def test_tiling() -> None:
-    assert plan_tiling(tile=False, tile_size=None, overlap=0.2) is None
-    assert plan_tiling(tile=True, tile_size=None, overlap=0.2) == Tiling(None, 0.2)
-    assert plan_tiling(tile=True, tile_size="640x480", overlap=0) == Tiling((640, 480), 0)
-    with pytest.raises(UserError, match="without --tile"):
-        plan_tiling(tile=False, tile_size="640", overlap=0.2)
-    with pytest.raises(UserError, match=r"overlap is 0\.9"):
-        plan_tiling(tile=True, tile_size=None, overlap=0.9)
+def test_what_is_refused(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        PredictionOptions.given(**given)

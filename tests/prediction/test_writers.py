@@ -11,9 +11,8 @@ from PIL import Image
 
 from msefpn.data.images import read_image
 from msefpn.inference.detect import Predictions
-from msefpn.prediction.request import SAVES, Source
-from msefpn.prediction.sources import Picture
-from msefpn.prediction.writers import WRITERS, About, Looked, class_folders, entries_of
+from msefpn.inference.sources import Frame, InputSource
+from msefpn.prediction.writers import RESULT_WRITERS, Output, class_folders, entries_of, unique_stems
 
 CLASSES = ['<b>"cat", or</b>\n', "猫 Katze", "../../x", "b" * 300, "A", "a", ""]
 
@@ -27,35 +26,49 @@ def found_of(*labels: int) -> Predictions:
 
 
 @pytest.fixture
-def about(tmp_path: Path) -> About:
+def output(tmp_path: Path) -> Output:
     (tmp_path / "out").mkdir()
-    given = [Source("image", "x/a.png"), Source("image", "y/a.png"), Source("video", "clip.mov")]
-    return About(tmp_path / "out", given, CLASSES, [5, 6, 7, 8, 9, 10, 11])
+    given = [
+        InputSource("image", "x/a.png"),
+        InputSource("image", "y/a.png"),
+        InputSource("video", "clip.mov"),
+    ]
+    return Output(tmp_path / "out", given, CLASSES, [5, 6, 7, 8, 9, 10, 11])
 
 
-def write(about: About, kind: str) -> None:
+def write(output: Output, kind: str) -> None:
     """Two images, and six frames of which each second was looked at."""
-    writer = WRITERS[kind](about)
+    writer = RESULT_WRITERS[kind](output)
     pixels = np.full((101, 201, 3), 128, np.uint8)
-    pictures = [Picture(0, pixels), Picture(1, pixels), *(Picture(2, pixels, k, 4.0) for k in (0, 2, 4))]
-    for number, picture in enumerate(pictures):
+    frames = [Frame(0, pixels), Frame(1, pixels), *(Frame(2, pixels, k, 4.0) for k in (0, 2, 4))]
+    for number, frame in enumerate(frames):
         found = found_of(*range(7)) if number != 1 else found_of()
-        writer.add(Looked(picture, found, entries_of(found, picture, number, about)))
+        writer.add(frame, found, entries_of(found, frame, number, output))
     writer.close()
 
 
-def test_there_is_a_writer_of_each_kind() -> None:
-    assert WRITERS.keys() == SAVES.keys()
+def test_stems_are_unique_and_safe() -> None:
+    sources = [
+        *(
+            InputSource("image", name)
+            for name in ("a.jpg", "b.PNG", "x/a.tif", "a-2.jpg", f"{'y' * 240}.jpg")
+        ),
+        InputSource("url", "https://host/deep/%2e%2e%2Fcat%20photo.jpg?a=b"),
+        InputSource("url", "https://host/"),
+        InputSource("camera", "camera:0"),
+    ]
+    names = ["a", "b", "a-2", "a-2-2", "y" * 100, "cat_photo", "download", "camera-0"]
+    assert unique_stems(sources) == names
 
 
-def test_pictures_and_videos(about: About) -> None:
-    write(about, "pictures")
-    assert {path.name for path in about.out.iterdir()} == {"a.jpg", "a-2.jpg", "clip.mp4"}
-    picture = read_image(about.out / "a.jpg")
+def test_pictures_and_videos(output: Output) -> None:
+    write(output, "pictures")
+    assert {path.name for path in output.folder.iterdir()} == {"a.jpg", "a-2.jpg", "clip.mp4"}
+    picture = read_image(output.folder / "a.jpg")
     assert picture.shape == (101, 201, 3)
     assert picture.std() > 10
-    assert read_image(about.out / "a-2.jpg").std() < 1, "nothing was found there"
-    with av.open(str(about.out / "clip.mp4")) as container:
+    assert read_image(output.folder / "a-2.jpg").std() < 1, "nothing was found there"
+    with av.open(str(output.folder / "clip.mp4")) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264"
         assert stream.average_rate == 4
@@ -64,11 +77,11 @@ def test_pictures_and_videos(about: About) -> None:
     assert all(frame.std() > 10 for frame in frames)
 
 
-def test_json_and_csv_say_the_same(about: About) -> None:
-    write(about, "json")
-    write(about, "csv")
-    entries = json.loads((about.out / "predictions.json").read_text())
-    with (about.out / "predictions.csv").open(newline="", encoding="utf-8") as file:
+def test_json_and_csv_say_the_same(output: Output) -> None:
+    write(output, "json")
+    write(output, "csv")
+    entries = json.loads((output.folder / "predictions.json").read_text())
+    with (output.folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(entries) == 28
     assert [entry["image_id"] for entry in entries[::7]] == [0, 2, 3, 4]
@@ -82,32 +95,34 @@ def test_json_and_csv_say_the_same(about: About) -> None:
     assert [entry["category"] for entry in entries[:7]] == CLASSES
 
 
-def test_yolo_texts(about: About) -> None:
-    write(about, "yolo")
-    names = {str(path.relative_to(about.out)) for path in about.out.rglob("*.txt")}
+def test_yolo_texts(output: Output) -> None:
+    write(output, "yolo")
+    names = {str(path.relative_to(output.folder)) for path in output.folder.rglob("*.txt")}
     frames = {f"labels/clip/{k:06}.txt" for k in (0, 2, 4)}
     assert names == {"classes.txt", "labels/a.txt", "labels/a-2.txt"} | frames
-    assert (about.out / "labels/a-2.txt").read_text() == ""
-    assert len((about.out / "classes.txt").read_text().splitlines()) == len(CLASSES)
-    lines = [list(map(float, line.split())) for line in (about.out / "labels/a.txt").read_text().splitlines()]
+    assert (output.folder / "labels/a-2.txt").read_text() == ""
+    assert len((output.folder / "classes.txt").read_text().splitlines()) == len(CLASSES)
+    lines = [
+        list(map(float, line.split())) for line in (output.folder / "labels/a.txt").read_text().splitlines()
+    ]
     assert [int(line[0]) for line in lines] == list(range(7))
     # x from 20 to 40, y from 12 to 22 of 201 x 101 px
     np.testing.assert_allclose(lines[1][1:5], [30 / 201, 17 / 101, 20 / 201, 10 / 101], atol=1e-6)
 
 
-def test_crops_stay_inside(about: About, tmp_path: Path) -> None:
+def test_crops_stay_inside(output: Output, tmp_path: Path) -> None:
     (tmp_path / "beside.txt").touch()
-    write(about, "crops")
+    write(output, "crops")
     assert {path.name for path in tmp_path.iterdir()} == {"out", "beside.txt"}
-    crops = sorted((about.out / "crops").glob("*/*.jpg"))
+    crops = sorted((output.folder / "crops").glob("*/*.jpg"))
     assert len(crops) == 28
     assert {path.parent.name for path in crops} == set(class_folders(CLASSES))
     assert {path.name for path in crops if path.parent.name == "猫_Katze"} == {
         *("a-2.jpg", "clip-000000-2.jpg", "clip-000002-2.jpg", "clip-000004-2.jpg")
     }
-    with Image.open(about.out / "crops" / "猫_Katze" / "a-2.jpg") as image:
+    with Image.open(output.folder / "crops" / "猫_Katze" / "a-2.jpg") as image:
         assert image.size == (20, 10)
-    (first,) = about.out.glob("crops/b_cat*/a-1.jpg")
+    (first,) = output.folder.glob("crops/b_cat*/a-1.jpg")
     with Image.open(first) as image:
         assert image.size == (10, 10), "what is outside of the image is left out"
 

@@ -29,7 +29,7 @@ from msefpn.ablation.grid import (
 from msefpn.config import Config, Published, is_recipe, parse_size, published
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
-from msefpn.inference.detect import pick_device, telling_memory
+from msefpn.inference.device import pick_device, telling_memory
 from msefpn.metrics.paired import mean_and_spread, paired_difference
 from msefpn.models import Detector, init_weights
 from msefpn.runs.console import Bar, duration, say, show_table

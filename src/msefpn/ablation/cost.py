@@ -17,7 +17,7 @@ import torch
 from msefpn import plugins
 from msefpn.config import Config, from_dict, is_recipe, load_recipe, load_row, parse_size, recipe_names
 from msefpn.errors import UserError, unknown_name
-from msefpn.inference.detect import pick_device, telling_memory
+from msefpn.inference.device import pick_device, telling_memory
 from msefpn.metrics.cost import count_parameters, count_work
 from msefpn.models import Detector, build, check_neck_name
 from msefpn.models.fold import folded

@@ -46,7 +46,7 @@ def explain(
         UserError: the request cannot be met; the message says what to change.
     """
     from msefpn.explain.explain import explain as engine
-    from msefpn.prediction.request import find_images
+    from msefpn.inference.sources import find_images
 
     given = [images] if isinstance(images, (str, Path)) else list(images or [])
     return engine(

@@ -1,4 +1,4 @@
-"""`msefpn predict` and `evaluate`, and `stream` for programs: detection with what was trained."""
+"""`msefpn predict` and `evaluate`, and `stream` for programs: detection with a trained detector."""
 
 # ruff: noqa: PLC0415  (what is slow to import is imported where it is needed)
 from __future__ import annotations
@@ -7,52 +7,33 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msefpn.commands.arguments import as_list, as_path, as_text
+from msefpn.commands.arguments import as_list, as_path, as_text, takes
+from msefpn.prediction.request import PredictionOptions
 
 if TYPE_CHECKING:
-    from msefpn.prediction.predict import Result
+    from msefpn.prediction.predict import ImageResult
 
 
+@takes(PredictionOptions)
 def predict(
     run: str | Path,
     sources: Sequence[str | Path] | str | Path,
     *,
-    proposals: str | Path | None = None,
     out: str | Path | None = None,
     save: Sequence[str] | None = None,
-    score: float = 0.3,
-    classes: Sequence[str] | None = None,
-    tile: bool = False,
-    tile_size: str | int | None = None,
-    overlap: float = 0.2,
-    stride: int = 1,
-    frames: int | None = None,
-    batch: int = 1,
-    size: str | int | None = None,
-    device: str = "auto",
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Detect objects in images and videos: pictures with boxes and masks, and predictions.json.
 
-    What cannot be read is named, skipped and counted.
+    Files that cannot be read are named, skipped and counted.
 
     Args:
         run: run folder (its best weights), a .safetensors file of one, or an exported file of one
         sources: image and video files, folders of images, globs, http and https addresses of files, or a
             camera: camera:0
-        proposals: for fast_rcnn, the regions to look at: predictions.json of another prediction on the images
-        out: folder for the results; the first free one of predictions-1, predictions-2, ...
+        out: folder for the results (default: the first free one of predictions-1, predictions-2, ...)
         save: what to write: pictures (images and videos with boxes), json, csv, yolo (a text per image),
-            crops (a picture per object); pictures and json
-        score: detections below are left out; 0 to 1
-        classes: names of the classes that are wanted; all
-        tile: look at large images in overlapping parts too, for small objects
-        tile_size: of such a part, pixels: 640 or 1333x800; the size that the detector looks at
-        overlap: of neighbouring parts; 0.2 is a fifth of a side
-        stride: of a video or camera, look at every so many frames
-        frames: of a video or camera, look at so many frames at most
-        batch: images, frames or parts at a time
-        size: as in training; the run's own
-        device: auto, cpu or gpu
+            crops (a picture per object) (default: pictures json)
 
     Returns:
         One entry per object, as in predictions.json: COCO's result format with file and class names, and the
@@ -61,86 +42,38 @@ def predict(
     Raises:
         UserError: the request cannot be met; the message says what to change.
     """
-    from msefpn.prediction.request import plan_prediction, plan_tiling
+    chosen = PredictionOptions.given(**options)
 
-    plan = plan_prediction(
-        Path(run),
-        as_list(sources),
-        out=as_path(out),
-        save=None if save is None else as_list(save),
-        proposals=as_path(proposals),
-        score=score,
-        classes=None if classes is None else as_list(classes),
-        tiling=plan_tiling(tile=tile, tile_size=as_text(tile_size), overlap=overlap),
-        stride=stride,
-        frames=frames,
-        batch=batch,
-        size=as_text(size),
-    )
+    from msefpn.prediction.predict import predict as write_predictions
 
-    from msefpn.prediction import predict as engine
-
-    return engine.predict(plan, device=device)
+    kinds = ["pictures", "json"] if save is None else as_list(save)
+    return write_predictions(Path(run), sources, chosen, out=as_path(out), save=kinds)
 
 
+@takes(PredictionOptions)
 def stream(
-    run: str | Path,
-    sources: Sequence[str | Path] | str | Path,
-    *,
-    score: float = 0.3,
-    classes: Sequence[str] | None = None,
-    tile: bool = False,
-    tile_size: str | int | None = None,
-    overlap: float = 0.2,
-    stride: int = 1,
-    frames: int | None = None,
-    batch: int = 1,
-    size: str | int | None = None,
-    device: str = "auto",
-) -> Iterator[Result]:
+    run: str | Path, sources: Sequence[str | Path] | str | Path, **options: Any
+) -> Iterator[ImageResult]:
     """Detect objects in images and videos, one result after the other; nothing is written.
 
-    What cannot be read is skipped, with a warning that names it.
+    Files that cannot be read are skipped, with a warning that names them.
 
     Args:
         run: run folder (its best weights), a .safetensors file of one, or an exported file of one
         sources: image and video files, folders of images, globs, http and https addresses of files, or a
             camera: camera:0
-        score: detections below are left out; 0 to 1
-        classes: names of the classes that are wanted; all
-        tile: look at large images in overlapping parts too, for small objects
-        tile_size: of such a part, pixels: 640 or 1333x800; the size that the detector looks at
-        overlap: of neighbouring parts; 0.2 is a fifth of a side
-        stride: of a video or camera, look at every so many frames
-        frames: of a video or camera, look at so many frames at most
-        batch: images, frames or parts at a time
-        size: as in training; the run's own
-        device: auto, cpu or gpu
 
     Returns:
-        A generator of `Result`: source, frame, image (H, W, 3) uint8 RGB, and `supervision.Detections`.
+        A generator of `ImageResult`: source, frame, image (H, W, 3) uint8 RGB and predictions (arrays).
 
     Raises:
         UserError: the request cannot be met; the message says what to change.
     """
-    from msefpn.prediction.request import plan_request, plan_tiling
+    chosen = PredictionOptions.given(**options)
 
-    request = plan_request(
-        Path(run),
-        as_list(sources),
-        proposals=None,
-        score=score,
-        classes=None if classes is None else as_list(classes),
-        tiling=plan_tiling(tile=tile, tile_size=as_text(tile_size), overlap=overlap),
-        stride=stride,
-        frames=frames,
-        batch=batch,
-        size=as_text(size),
-    )
+    from msefpn.prediction.predict import stream as stream_results
 
-    from msefpn.prediction import predict as engine
-
-    return engine.stream(request, device=device)
+    return stream_results(Path(run), sources, chosen)
 
 
 def evaluate(
@@ -157,22 +90,20 @@ def evaluate(
     device: str = "auto",
     workers: int = 2,
 ) -> dict[str, Any]:
-    """Evaluate a run by COCO's protocol: 12 numbers and AP per class; also written with the predictions.
-
-    A detector that draws masks is evaluated by these too.
+    """Evaluate a run by COCO's protocol: 12 numbers and AP per class, of boxes and of masks if it draws them.
 
     Args:
         run: run folder (its best weights), a .safetensors file of one, or an exported file
-        data: data folder; none: the run's own data
+        data: data folder (default: the run's own data)
         split: train or val
         json: COCO json to evaluate on, instead of a data folder
-        images: its image folder; the one beside the json with its name
-        proposals: for fast_rcnn, the regions to look at: a json in COCO's result format; the run's own
-        out: folder for metrics.json and predictions.json; the first free one of RUN/evaluate-1, ...
-        batch: images at a time; as in the run's training
-        size: as in training; the run's own
+        images: its image folder (default: the folder named like the json)
+        proposals: proposals for fast_rcnn: a json in COCO's result format (default: the run's own)
+        out: folder for metrics.json and predictions.json (default: the first free RUN/evaluate-1, ...)
+        batch: images at a time (default: as in the run's training)
+        size: longest x shortest side, pixels, that images are resized to fit into (default: the run's)
         device: auto, cpu or gpu
-        workers: processes that load images; 0: the command itself
+        workers: processes that load images; 0: none but the command itself
 
     Returns:
         The numbers by name, and `per_class`: name -> AP; those of masks begin with `mask_`.
@@ -180,21 +111,18 @@ def evaluate(
     Raises:
         UserError: the request cannot be met; the message says what to change.
     """
-    from msefpn.training.plan import plan_evaluation
+    from msefpn.inference.evaluate import evaluate as evaluate_run
 
-    plan = plan_evaluation(
+    return evaluate_run(
         Path(run),
         as_path(data),
         split=split,
         file=as_path(json),
         images=as_path(images),
-        out=as_path(out),
         proposals=as_path(proposals),
+        out=as_path(out),
         batch=batch,
         size=as_text(size),
+        device=device,
         workers=workers,
     )
-
-    from msefpn.inference import evaluate as engine
-
-    return engine.evaluate(plan, device=device)

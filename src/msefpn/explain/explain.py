@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from msefpn.checkpoint import is_exported
 from msefpn.data.images import ImageFault, read_image
 from msefpn.errors import UserError
 from msefpn.explain import page as explain_page
 from msefpn.explain.hooks import watching
 from msefpn.explain.panels import Seen, level_name, sections
-from msefpn.inference.detect import predict_batch, telling_memory
+from msefpn.inference.detect import predict_batch
+from msefpn.inference.device import telling_memory
+from msefpn.inference.formats import format_of
 from msefpn.inference.predictor import Predictor
 from msefpn.metrics.similarity import Estimate, Moments, contrast, moments
 from msefpn.models import Detector
@@ -119,7 +120,7 @@ def _check_page(out: Path, beside: Path) -> None:
 
 
 def _open(run: Path, name: str, size: str | None, device: str) -> Opened:
-    if is_exported(run):
+    if format_of(run):
         raise UserError(
             f"run '{run}' is an exported file, whose inside cannot be seen: name the run's folder"
         )

@@ -1,97 +1,106 @@
-"""Export: a run into one file that says what it is, and a report of whether it still detects the same."""
+"""Export: a run to one file that describes itself, compared with the run."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from msefpn.config import parse_size
-from msefpn.data.coco import CocoData
-from msefpn.data.images import ImageFault, read_image
-from msefpn.data.loader import eval_loader
 from msefpn.errors import UserError
-from msefpn.export.formats import WRITERS, describe
-from msefpn.export.parity import check_parity
-from msefpn.export.plan import PARITY, Export
+from msefpn.export.images import calibration_batches, calibration_images, comparison_data
+from msefpn.export.options import ExportOptions
+from msefpn.export.parity import Parity, check_parity
+from msefpn.export.plan import plan_export
 from msefpn.inference.exported import load_exported
-from msefpn.inference.predictor import Predictor
-from msefpn.models import Detector, load
+from msefpn.inference.formats.base import describe
+from msefpn.models import load
 from msefpn.runs.console import say, show_table
 from msefpn.runs.folder import write_text
-from msefpn.structures import Batch
+
+PARITY_SUFFIX = ".parity.json"
+"""Added to the name of an exported file to name its report."""
 
 
-def export(plan: Export) -> dict[str, Any]:
-    """Export as planned; see `msefpn.commands.train.export`."""
-    detector = load(plan.run).eval()
-    about = describe(detector, plan.size, plan.format, plan.precision)
-    report: dict[str, Any] = {"format": plan.format, "precision": plan.precision, "size": plan.size}
-    report |= {"made_with": json.loads(about)["made_with"], "passed": True}
-    say(f"tracing the graph of {plan.run}; this takes a minute or two")
+@dataclass(frozen=True)
+class ExportReport:
+    """An exported file, and how it compares with its run."""
+
+    file: Path
+    """Has `.failed` in its name where the comparison failed."""
+    format: str
+    precision: str
+    size: str
+    """Longest x shortest side, pixels, that images are to be resized to fit into."""
+    bytes: int
+    """Of all files that were written."""
+    made_with: dict[str, str]
+    """Versions of packages by name."""
+    parity: Parity | None
+    """The comparison; None: there was none."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the comparison passed, if there was one."""
+        return self.parity is None or self.parity.passed
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command: 1 where the comparison failed."""
+        return int(not self.passed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values as FILE.parity.json holds them."""
+        values: dict[str, Any] = {"format": self.format, "precision": self.precision, "size": self.size}
+        values |= {"made_with": self.made_with, "passed": self.passed, "file": self.file.name}
+        return values | {"bytes": self.bytes} | (self.parity.to_json() if self.parity else {})
+
+
+def export(run: Path, options: ExportOptions) -> ExportReport:
+    """Export a run; see `msefpn.commands.models.export`."""
+    plan = plan_export(run, options)
+    detector = load(run)
+    data, images = comparison_data(plan, detector), calibration_images(plan, detector)
+    info = describe(detector, plan.size, options.precision, plan.exporter.packages)
+    say(f"tracing the graph of {run}; this takes a minute or two")
     try:
         plan.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=plan.out.parent, prefix=f".{plan.out.name}.") as folder:
-            made = Path(folder, plan.out.name)
-            WRITERS[plan.format](detector, about, made, plan.precision, _samples(plan, detector))
-            if plan.data is not None:
-                exported = load_exported(made)
-                report |= check_parity(detector, exported, plan.data, plan.limits, plan.size)
-            place = plan.out if report["passed"] else plan.failed
-            report |= {"file": place.name, "bytes": sum(x.stat().st_size for x in Path(folder).iterdir())}
-            for part in sorted(Path(folder).iterdir()):
+            made, parity = Path(folder, plan.out.name), None
+            samples = calibration_batches(plan, detector, images)
+            plan.exporter.write(detector, info, made, options.precision, samples)
+            if data is not None:
+                parity = check_parity(detector, load_exported(made), data, plan.limits, plan.size)
+            place = plan.out if parity is None or parity.passed else plan.failed
+            parts = sorted(Path(folder).iterdir())
+            size = sum(part.stat().st_size for part in parts)
+            for part in parts:
                 part.rename(place.with_suffix(part.suffix))
     except OSError as error:
         raise UserError(
             f"'{plan.out}' cannot be written: {error.strerror or error}: make room, or name another file"
         ) from None
-    if plan.data is not None:
-        write_text(place.with_name(f"{place.name}{PARITY}"), json.dumps(report, indent=2))
-    _show(report, place, plan)
+    versions = json.loads(info)["made_with"]
+    report = ExportReport(place, options.format, options.precision, plan.size, size, versions, parity)
+    if data is not None and parity is not None:
+        write_text(place.with_name(f"{place.name}{PARITY_SUFFIX}"), json.dumps(report.to_json(), indent=2))
+        _show(parity, data.file)
+    state = "" if report.passed else "FAILED the comparison; kept as "
+    compared = ", not compared with the run" if parity is None else ""
+    say(f"{state}{place}: {size / 1e6:.1f} MB, {options.format}, {options.precision}{compared}")
+    say(f"detect: msefpn predict {place} IMAGES")
     return report
 
 
-def _samples(plan: Export, detector: Detector) -> Iterator[Batch]:
-    """What int8 is calibrated on, one image at a time."""
-    size = parse_size(plan.size)
-    if isinstance(plan.samples, CocoData):
-        yield from eval_loader(plan.samples, size=size, batch=1, workers=0)
-        return
-    predictor, read = Predictor(detector, size, torch.device("cpu")), 0
-    for file in plan.samples or []:
-        try:
-            pixels = read_image(file)
-        except (OSError, ImageFault) as error:
-            say(f"skipped: {file}: {' '.join(str(error).split())}")
-            continue
-        read += 1
-        yield predictor.batch([pixels])
-    if plan.samples and not read:
-        raise UserError(f"none of the {len(plan.samples)} images to calibrate on can be read: give others")
-
-
-def _show(report: dict[str, Any], place: Path, plan: Export) -> None:
-    if plan.data is not None:
-        limits, ap = plan.limits, report["AP"]
-        rows = [
-            [
-                "detections that both have",
-                f"{100 * report['matched']:.2f} %",
-                f"at least {100 * limits.matched:g} %",
-            ],
-            ["largest difference of scores", f"{report['largest_score_difference']:.2g}", ""],
-            ["largest difference of boxes", f"{report['largest_box_difference']:.2g} px", ""],
-            ["AP before", f"{ap['before']:.4f}", ""],
-            ["AP after", f"{ap['after']:.4f}", f"a drop of at most {limits.drop:g}"],
-        ]
-        counted = f"{report['images']} images, {report['objects']} detections"
-        say(f"as trained and as exported, {counted} ({plan.data.file}):")
-        show_table(["what", "measured", "limit"], rows)
-    state = "" if report["passed"] else "FAILED, over the limit; kept as "
-    compared = "" if plan.data is not None else ", not compared with the run"
-    say(f"{state}{place}: {report['bytes'] / 1e6:.1f} MB, {plan.format}, {plan.precision}{compared}")
-    say(f"detect: msefpn predict {place} IMAGES")
+def _show(parity: Parity, file: Path) -> None:
+    values, limits = parity.to_json(), parity.limits
+    rows = [
+        ["detections in both", f"{100 * parity.matched:.2f} %", f"at least {100 * limits.matched:g} %"],
+        ["largest difference of scores", f"{values['largest_score_difference']:.2g}", ""],
+        ["largest difference of boxes", f"{values['largest_box_difference']:.2g} px", ""],
+        ["AP before", f"{parity.ap_before:.4f}", ""],
+        ["AP after", f"{parity.ap_after:.4f}", f"a drop of at most {limits.drop:g}"],
+    ]
+    say(f"run and exported file on {parity.images} images, {values['objects']} detections ({file}):")
+    show_table(["what", "measured", "limit"], rows)

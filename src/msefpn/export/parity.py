@@ -1,4 +1,4 @@
-"""Whether an exported detector still detects what the trained one does, on real images."""
+"""Whether an exported file detects what its run detects, on real images."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from msefpn.config import parse_size
 from msefpn.data.coco import CocoData
 from msefpn.data.ground_truth import category_ids_for, truth_of
 from msefpn.data.loader import eval_loader
-from msefpn.export.plan import Limits
+from msefpn.export.plan import ParityLimits
 from msefpn.inference.detect import Detects, Predictions, as_results, detect
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.models.graph import padded
 from msefpn.runs.console import Bar
 
 FLOOR = 0.1
-"""Detections below this score need no partner: near the score threshold rounding decides which there are."""
+"""Detections below this score need no match: near the score threshold rounding decides which there are."""
 _ODD = (3, 0.87)
-"""Batch, and share of the run's size, of the images that are looked at once more, at sizes no one traced."""
+"""Batch and share of the run's size of the second comparison, at sizes that were not traced."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sets of detections of the same images."""
+    """Two sets of detections on the same images."""
 
     objects: int
     """Detections of both sides with a score of `FLOOR` or more."""
     matched: float
-    """The share of them that has a partner."""
+    """The share of them that is matched."""
     score: float
-    """Largest difference of two partners' scores."""
+    """Largest difference of the scores of two matched detections."""
     box: float
-    """Largest difference of two partners' corners, pixels of the image."""
+    """Largest difference of their corners, pixels of the image."""
 
 
 def compare(before: Predictions, after: Predictions, iou: float) -> Comparison:
-    """Pair detections of the same image and class one to one, those that overlap most first."""
+    """Pair detections of the same image and class one to one, by falling IoU."""
     partner = np.full(len(before.scores), -1)
     keys = [np.stack([found.image_ids, found.labels], axis=1) for found in (before, after)]
     for key in np.unique(keys[0], axis=0):
@@ -68,20 +68,60 @@ def compare(before: Predictions, after: Predictions, iou: float) -> Comparison:
     )
 
 
+@dataclass(frozen=True)
+class Parity:
+    """A detector and its exported file on the same images."""
+
+    images: int
+    ap_before: float
+    """AP of the detector, 0..1."""
+    ap_after: float
+    """AP of the file, 0..1."""
+    plain: Comparison
+    """At the size of the evaluation, one image at a time."""
+    odd: Comparison
+    """Of some images at other sizes, as a batch."""
+    sizes: tuple[str, str]
+    """Batch x size of the two comparisons."""
+    limits: ParityLimits
+
+    @property
+    def matched(self) -> float:
+        """The smaller share of detections that both have."""
+        return min(self.plain.matched, self.odd.matched)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the limits are met."""
+        return self.matched >= self.limits.matched and self.ap_before - self.ap_after <= self.limits.drop
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values as FILE.parity.json holds them."""
+        return {
+            "passed": self.passed,
+            "images": self.images,
+            "AP": {"before": self.ap_before, "after": self.ap_after},
+            "objects": self.plain.objects + self.odd.objects,
+            "matched": self.matched,
+            "largest_score_difference": max(self.plain.score, self.odd.score),
+            "largest_box_difference": max(self.plain.box, self.odd.box),
+            "sizes": {self.sizes[0]: asdict(self.plain), self.sizes[1]: asdict(self.odd)},
+            "limits": asdict(self.limits),
+            "floor": FLOOR,
+        }
+
+
 def check_parity(
-    eager: Detects, exported: Detects, data: CocoData, limits: Limits, size: str
-) -> dict[str, Any]:
-    """Let both detect on the same images, once as they are evaluated and some again at odd sizes.
+    eager: Detects, exported: Detects, data: CocoData, limits: ParityLimits, size: str
+) -> Parity:
+    """Detect with both on the same images, once as in an evaluation and on some again at odd sizes.
 
     Args:
         eager: on the CPU.
-        exported: likewise.
-        data: the images, with their truth.
-        limits: see there.
-        size: what images are resized to fit into: 320 or 1333x800.
-
-    Returns:
-        Largest differences, AP before and after, what they were measured on, and `passed`.
+        exported: on the CPU.
+        data: the images, with their ground truth.
+        limits: what the file must reach.
+        size: longest x shortest side, pixels, that images are resized to fit into.
     """
     cpu = torch.device("cpu")
     long, short = parse_size(size)
@@ -91,30 +131,25 @@ def check_parity(
     found: list[list[Predictions]] = []
     with Bar("compare", 2 * (len(data) + len(few))) as bar:
         for side in (eager, exported):
-            plainly = eval_loader(data, size=(long, short), batch=1, workers=0)
-            oddly = eval_loader(few, size=odd, batch=batch, workers=0)
-            # both see small images with the padding that the graph wants: more of it gives other maps
-            alike = (item._replace(images=padded(item.images)) for item in oddly)
-            found.append([detect(side, batches, cpu, bar.seen) for batches in (plainly, alike)])
-    plain, other = (compare(*pair, limits.iou) for pair in zip(found[0], found[1], strict=True))
+            plain = eval_loader(data, size=(long, short), batch=1, workers=0)
+            other = eval_loader(few, size=odd, batch=batch, workers=0)
+            # The graph needs small images padded; the detector gets the same, as padding changes the maps.
+            alike = (item._replace(images=padded(item.images)) for item in other)
+            found.append([detect(side, batches, cpu, bar.seen) for batches in (plain, alike)])
     ids = category_ids_for(eager.classes, data, "the run")
-    masks = eager.config.learns_masks
+    truth = truth_of(data)
     before, after = (
-        evaluate_coco(truth_of(data), as_results(side[0], ids), masks=masks)["AP"] for side in found
+        evaluate_coco(truth, as_results(side[0], ids), masks=eager.learns_masks)["AP"] for side in found
     )
-    matched = min(plain.matched, other.matched)
-    return {
-        "passed": matched >= limits.matched and before - after <= limits.drop,
-        "images": len(data),
-        "AP": {"before": before, "after": after},
-        "objects": plain.objects + other.objects,
-        "matched": matched,
-        "largest_score_difference": max(plain.score, other.score),
-        "largest_box_difference": max(plain.box, other.box),
-        "sizes": {f"1 x {long}x{short}": asdict(plain), f"{batch} x {odd[0]}x{odd[1]}": asdict(other)},
-        "limits": asdict(limits),
-        "floor": FLOOR,
-    }
+    return Parity(
+        len(data),
+        before,
+        after,
+        plain=compare(found[0][0], found[1][0], limits.iou),
+        odd=compare(found[0][1], found[1][1], limits.iou),
+        sizes=(f"1 x {long}x{short}", f"{batch} x {odd[0]}x{odd[1]}"),
+        limits=limits,
+    )
 
 
 def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:

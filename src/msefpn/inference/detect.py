@@ -1,10 +1,11 @@
-"""A detector over a set of images, and what it found in COCO's terms."""
+"""A detector over a set of images, and its predictions in COCO's terms."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from msefpn.config import CHOICES, Config
-from msefpn.data.masks import encode_mask, run_lengths
-from msefpn.errors import UserError, unknown_name
+from msefpn.config import Config
+from msefpn.data.masks import decode_masks, encode_mask, run_lengths
+from msefpn.errors import UserError
 from msefpn.models.fold import folded
 from msefpn.models.mask import paste
 from msefpn.structures import Batch, Detections, Proposals, to_original
@@ -33,11 +34,11 @@ class Predictions:
     labels: NDArray[np.int64]
     """(M,) 0..K-1."""
     masks: NDArray[np.object_] | None = None
-    """(M,) COCO's run lengths of the image in its file; None: the detector draws none."""
+    """(M,) COCO's run lengths, of the size of the image in its file; None: the detector draws no masks."""
     num_dropped: int = 0
     """Candidates over the score threshold that were dropped before NMS; see `Detections.num_dropped`."""
     strides: NDArray[np.int64] | None = None
-    """(M,) strides of the levels that they were found on, see `Detections.strides`; None: not told."""
+    """(M,) strides of the levels that they were found on, see `Detections.strides`; None: not known."""
 
     def where(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Predictions:
         """Return some of the detections; `rows` is a mask (M,) or their indices."""
@@ -46,42 +47,39 @@ class Predictions:
         columns = self.image_ids[rows], self.boxes[rows], self.scores[rows], self.labels[rows]
         return Predictions(*columns, masks, self.num_dropped, strides)
 
-
-def pick_device(name: str) -> torch.device:
-    """Return the device for 'auto', 'cpu' or 'gpu'. Raises UserError for others and where there is no GPU."""
-    if name not in CHOICES["device"]:
-        raise unknown_name("device", name, CHOICES["device"])
-    if name == "gpu" and not torch.cuda.is_available():
-        raise UserError("device gpu: this machine has no GPU that torch can use: give --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-@contextlib.contextmanager
-def telling_memory(batch: int, size: tuple[int, int]) -> Iterator[None]:
-    """Raise UserError where the body needs more memory than the GPU has.
-
-    Args:
-        batch: images at a time, for the message.
-        size: longest and shortest side that they are resized to fit into, pixels.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"the GPU has not the memory for batch {batch} at size {size[0]}x{size[1]}: "
-            "lower --batch or --size"
-        ) from None
+    def decoded_masks(self, size: tuple[int, ...]) -> NDArray[np.bool_] | None:
+        """Return the masks (M, H, W) of one image of `size`, height and width, pixels."""
+        if self.masks is None:
+            return None
+        return decode_masks([mask["counts"].encode() for mask in self.masks], (size[0], size[1])).astype(bool)
 
 
 class Detects(Protocol):
-    """What detects: a detector, or an exported file of one."""
+    """A detector, or an exported file of one."""
 
     config: Config
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
 
+    @property
+    def learns_masks(self) -> bool:
+        """Whether it draws masks."""
+
+    @property
+    def takes_proposals(self) -> bool:
+        """Whether it needs given regions."""
+
     def __call__(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
         """Detect, see `msefpn.models.Detector.forward`."""
+
+
+def check_proposals_given(detector: Detects, given: bool, run: Path) -> None:
+    """Raise UserError where a detector lacks required proposals, or is given unused ones."""
+    name = detector.config.detector
+    if detector.takes_proposals and not given:
+        raise UserError(f"the run {run} is a {name}: name the regions to look at with --proposals")
+    if given and not detector.takes_proposals:
+        raise UserError(f"the run {run} is a {name}, which finds its own proposals: leave out --proposals")
 
 
 @torch.no_grad()
@@ -99,7 +97,7 @@ def detect(
         detector: on `device`.
         batches: the images.
         device: where it runs.
-        seen: is told the number of images of each batch.
+        seen: called with the number of images of each batch.
         score: detections below are left out.
     """
     parts = [_nothing()]
@@ -112,7 +110,7 @@ def detect(
 
 @contextlib.contextmanager
 def _ready(detector: Detects) -> Iterator[None]:
-    """In evaluation mode and folded, where it is a module; afterwards in its mode again."""
+    """Put a module into evaluation mode and fold it for the body; restore its mode afterwards."""
     if not isinstance(detector, nn.Module):
         yield
         return
@@ -124,7 +122,7 @@ def _ready(detector: Detects) -> Iterator[None]:
 
 
 def predict_batch(detector: Detects, batch: Batch, device: torch.device, score: float) -> list[Predictions]:
-    """What a detector finds on each image of a batch; arguments as in `detect`, without gradients."""
+    """Predictions for each image of a batch; arguments as in `detect`, without gradients."""
     given = batch.proposals
     if given is not None:
         given = Proposals(given.boxes.to(device), given.valid.to(device))
@@ -149,8 +147,8 @@ def predict_batch(detector: Detects, batch: Batch, device: torch.device, score: 
 
 
 def merge_predictions(parts: Sequence[Predictions]) -> Predictions:
-    """Put the detections of several batches or processes together."""
-    masks = [part.masks for part in parts if part.masks is not None]  # one without any may have found nothing
+    """Concatenate the predictions of several batches or processes."""
+    masks = [part.masks for part in parts if part.masks is not None]  # an empty part may have None
     strides = [part.strides for part in parts if part.strides is not None]
     return Predictions(
         np.concatenate([part.image_ids for part in parts]),
@@ -164,7 +162,7 @@ def merge_predictions(parts: Sequence[Predictions]) -> Predictions:
 
 
 def as_results(found: Predictions, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """COCO's result format; box sides to 0.01 px, scores to 5 digits."""
+    """Return COCO's result format; box sides to 0.01 px, scores to 5 digits."""
     order = np.argsort(found.image_ids, kind="stable")
     sides = found.boxes[:, 2:] - found.boxes[:, :2]
     boxes = np.concatenate([found.boxes[:, :2], sides], 1).astype(np.float64).round(2)  # (M, 4) xywh

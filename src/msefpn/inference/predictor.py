@@ -1,4 +1,4 @@
-"""A trained detector, ready for pictures: arrays in, what was found out."""
+"""A trained detector, ready for images: arrays in, predictions out."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision import tv_tensors
+from torch import Tensor
+from torchvision.transforms.v2 import functional
 
-from msefpn.checkpoint import is_exported
 from msefpn.config import parse_size
-from msefpn.data.loader import Sample, collate
-from msefpn.data.transforms import eval_transform
+from msefpn.data.transforms import fitted_size
 from msefpn.errors import UserError
-from msefpn.inference.detect import Detects, Predictions, pick_device, predict_batch, telling_memory
+from msefpn.inference.detect import Detects, Predictions, predict_batch
+from msefpn.inference.device import pick_device, telling_memory
 from msefpn.inference.exported import load_exported
 from msefpn.models import load
 from msefpn.models.fold import fold_for_good
-from msefpn.structures import Batch
+from msefpn.structures import Batch, Proposals, Targets
 
 
 class Predictor:
-    """Detects on images as they are in memory; several threads may share one.
+    """Detects on images in memory; several threads may share one.
 
     Attributes:
-        detector: what detects; not to be trained any more.
+        detector: what detects; it cannot be trained any more.
         classes: names of its K classes.
         category_ids: their ids in the annotation file, same order.
         size: longest and shortest side that images are resized to fit into, pixels.
@@ -44,7 +44,6 @@ class Predictor:
         self.category_ids = detector.category_ids
         self.size = size
         self.device = device
-        self._transform = eval_transform(size)
 
     @classmethod
     def open(cls, run: Path, *, size: str | None = None, device: str = "auto") -> Predictor:
@@ -77,10 +76,10 @@ class Predictor:
             proposals: for Fast R-CNN, the regions (r, 4) float32 of each image, xyxy, pixels, best first.
 
         Returns:
-            What was found on each image, best first, boxes in its pixels; `image_ids` is its place here.
+            The predictions for each image, best first, boxes in its pixels; `image_ids` is its index.
 
         Raises:
-            UserError: the GPU has not the memory.
+            UserError: the GPU does not have the memory.
         """
         if not images:
             return []
@@ -90,29 +89,34 @@ class Predictor:
     def batch(
         self, images: Sequence[NDArray[np.uint8]], proposals: Sequence[NDArray[np.float32]] | None = None
     ) -> Batch:
-        """Resize images and put them together, as the detector takes them; arguments as in a call."""
-        regions = [None] * len(images) if proposals is None else proposals
-        numbered = zip(range(len(images)), images, regions, strict=True)
-        return collate([self._sample(*item) for item in numbered])
+        """Resize images and pad them to one batch, as the evaluation does; arguments as in a call."""
+        original = torch.tensor([image.shape[:2] for image in images])  # (B, 2)
+        fitted = [fitted_size(image.shape[0], image.shape[1], *self.size) for image in images]
+        sizes = torch.tensor(fitted)
+        height, width = ((sizes.amax(0) + 31) // 32 * 32).tolist()
+        # Pixel by pixel (channels_last), as files are decoded and as convolutions like it.
+        padded = torch.zeros(len(images), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        for row, (pixels, (rows, columns)) in enumerate(zip(images, fitted, strict=True)):
+            image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+            padded[row, :, :rows, :columns] = functional.resize(image, [rows, columns], antialias=True)
+        none = torch.zeros(len(images), 1)
+        targets = Targets(none[..., None].repeat(1, 1, 4), none.long(), none.bool())
+        regions = None if proposals is None else _padded(proposals, sizes / original)
+        return Batch(padded, sizes, original, torch.arange(len(images)), targets, regions)
 
-    def _sample(self, number: int, pixels: NDArray[np.uint8], regions: NDArray[np.float32] | None) -> Sample:
-        height, width = pixels.shape[:2]
-        image = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1))
-        corners = torch.from_numpy(np.zeros((0, 4), np.float32) if regions is None else regions)
-        boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width))
-        resized, target = self._transform(image, {"boxes": boxes})
-        return Sample(
-            resized.as_subclass(torch.Tensor),
-            boxes=torch.zeros(0, 4),
-            labels=torch.zeros(0, dtype=torch.int64),
-            original_size=(height, width),
-            id=number,
-            proposals=None if regions is None else target["boxes"].as_subclass(torch.Tensor),
-        )
+
+def _padded(proposals: Sequence[NDArray[np.float32]], factors: Tensor) -> Proposals:
+    """Regions (r, 4) of each image, scaled by factors (B, 2: height, width), as one tensor."""
+    boxes = torch.zeros(len(proposals), max([1, *map(len, proposals)]), 4)
+    valid = torch.zeros(boxes.shape[:2], dtype=torch.bool)
+    for row, (regions, factor) in enumerate(zip(proposals, factors, strict=True)):
+        boxes[row, : len(regions)] = torch.from_numpy(regions) * factor.flip(0).repeat(2)
+        valid[row, : len(regions)] = True
+    return Proposals(boxes, valid)
 
 
 def open_detector(run: Path, device: str) -> tuple[Detects, torch.device]:
-    """What a path leads to, a run or an exported file, ready to detect, and where it runs.
+    """Open a run or an exported file, ready to detect, and return the device that it runs on too.
 
     Args:
         run: run folder (its best weights), a .safetensors file of one, or an exported file.
@@ -121,11 +125,12 @@ def open_detector(run: Path, device: str) -> tuple[Detects, torch.device]:
     Raises:
         UserError: there are no weights, they are damaged, or there is no such device.
     """
-    if is_exported(run):
-        if device == "gpu":
-            raise UserError(f"{run} is an exported file, which is run on the CPU: leave out --device gpu")
-        return load_exported(run), pick_device("cpu")
-    where = pick_device(device)
-    detector = load(run).to(where)
-    fold_for_good(detector)
-    return detector, where
+    if run.is_dir() or run.suffix == ".safetensors":
+        where = pick_device(device)
+        detector = load(run).to(where)
+        fold_for_good(detector)
+        return detector, where
+    exported = load_exported(run)
+    if device == "gpu":
+        raise UserError(f"{run} is an exported file, which runs on the CPU: leave out --device gpu")
+    return exported, pick_device("cpu")

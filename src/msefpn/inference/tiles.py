@@ -1,7 +1,7 @@
-"""Large images in overlapping parts: small objects keep their pixels, large ones come from the whole image.
+"""Detection on overlapping tiles of a large image, for small objects, and on the whole image, for large ones.
 
-The idea of slicing-aided inference (arXiv 2202.06934). supervision's InferenceSlicer would do the cutting;
-it looks at no whole image, decodes every mask to the image's size, and keeps the pieces of objects that a
+The idea of slicing-aided inference (arXiv 2202.06934). supervision's InferenceSlicer does
+not detect on the whole image, decodes every mask to the image's size, and keeps the parts of objects that a
 tile's border cuts.
 """
 
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from msefpn.data.masks import moved_mask
 from msefpn.inference.detect import Predictions, merge_predictions
 
-Look = Callable[[Sequence[NDArray[np.uint8]]], list[Predictions]]
-"""What a predictor does with images (H, W, 3)."""
+Detect = Callable[[Sequence[NDArray[np.uint8]]], list[Predictions]]
+"""Images (H, W, 3) to their predictions, such as a `Predictor`."""
 IOU = 0.5
-"""Two boxes of a class that overlap more are one object."""
+"""Two boxes of a class with a larger IoU are one object."""
 INSIDE = 0.6
-"""A piece of an object, of which so much lies in a box of its class, is of that object."""
+"""A cut box belongs to another box of its class that holds more than this fraction of its area."""
 _TOUCH = 2.0
-"""A box that ends so near to a tile's border, in pixels, is cut by it."""
+"""A box that ends this near to a tile's border, in pixels, is cut by it."""
 
 
 def windows(height: int, width: int, tile: tuple[int, int], overlap: float) -> NDArray[np.int64]:
@@ -32,7 +32,7 @@ def windows(height: int, width: int, tile: tuple[int, int], overlap: float) -> N
         height: of the image, pixels.
         width: likewise.
         tile: width and height, pixels.
-        overlap: at least so much of a tile is its neighbour's, too.
+        overlap: least overlap of neighbouring tiles, as a fraction of a side.
     """
     columns, rows = _starts(width, tile[0], overlap), _starts(height, tile[1], overlap)
     x, y = (axis.reshape(-1) for axis in np.meshgrid(columns, rows))
@@ -46,16 +46,16 @@ def _starts(length: int, side: int, overlap: float) -> NDArray[np.int64]:
     return np.linspace(0, length - side, count).round().astype(np.int64)
 
 
-def look_in_tiles(
-    look: Look, pixels: NDArray[np.uint8], *, tile: tuple[int, int], overlap: float, batch: int
+def detect_in_tiles(
+    detect: Detect, pixels: NDArray[np.uint8], *, tile: tuple[int, int], overlap: float, batch: int
 ) -> Predictions:
-    """Detect on an image and on its tiles, and put together what was found.
+    """Detect on an image and on its tiles, and merge the predictions.
 
     Args:
-        look: detects on images.
+        detect: detects on images.
         pixels: (H, W, 3) RGB.
-        tile: width and height of a tile, pixels; an image that fits in it is looked at once.
-        overlap: of neighbouring tiles, as a part of a tile.
+        tile: width and height of a tile, pixels; an image that fits in it has none.
+        overlap: of neighbouring tiles, as a fraction of a side.
         batch: images and tiles at a time.
     """
     height, width = pixels.shape[:2]
@@ -65,7 +65,7 @@ def look_in_tiles(
     parts, pieces = [], []
     for start in range(0, len(views), batch):
         group = views[start : start + batch].tolist()
-        for view, found in zip(group, look([pixels[y:b, x:r] for x, y, r, b in group]), strict=True):
+        for view, found in zip(group, detect([pixels[y:b, x:r] for x, y, r, b in group]), strict=True):
             moved = _moved(found, view, (height, width))
             parts.append(moved)
             pieces.append(_is_piece(moved.boxes, view, (height, width)))
@@ -76,7 +76,7 @@ def look_in_tiles(
 
 
 def _moved(found: Predictions, view: Sequence[int], size: tuple[int, int]) -> Predictions:
-    """What was found in a view, in pixels of the whole image of `size`: height and width."""
+    """The predictions for a view, in pixels of the whole image of `size`: height and width."""
     x, y = view[:2]
     masks = found.masks
     if masks is not None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from msefpn.checkpoint import KEY, find_weights, is_exported, read_about, write_about
+from msefpn.checkpoint import KEY, find_weights, read_info, write_info
 from msefpn.errors import UserError
 from msefpn.models.detectors import Detector
 from msefpn.models.factory import build
@@ -38,9 +38,9 @@ def save(detector: Detector, path: str | Path, tensors: Mapping[str, Tensor] | N
         for name, tensor in state.items()
         if not name.startswith(only_training)
     }
-    about = write_about(detector.config, detector.classes, detector.category_ids)
+    info = write_info(detector.config, detector.classes, detector.category_ids)
     partial = path.with_name(f".{path.name}.part")
-    save_file(state, partial, metadata={"format": "pt", KEY: json.dumps(about)})
+    save_file(state, partial, metadata={"format": "pt", KEY: json.dumps(info)})
     os.replace(partial, path)
 
 
@@ -54,10 +54,7 @@ def load(path: str | Path) -> Detector:
         UserError: no such file, a broken one, or one that `save` did not write.
     """
     file = find_weights(path)
-    if is_exported(file):
-        raise UserError(f"{file} is an exported file, to predict and evaluate with: name the run it is of")
-    about, state = read_about(file), _read_safetensors(file)
-    detector = build(*about, owner=str(file))
+    detector, state = build(*read_info(file), owner=str(file)), _read_safetensors(file)
     detector.drop_training_parts()
     try:
         detector.load_state_dict(state)

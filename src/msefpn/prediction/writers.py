@@ -6,49 +6,29 @@ import csv
 import json
 import unicodedata
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import av
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from msefpn.inference.detect import Predictions, as_results
 from msefpn.inference.draw import draw
-from msefpn.prediction.request import Source, safe_name, unique_stems
-from msefpn.prediction.sources import Picture
+from msefpn.inference.sources import MAX_NAME, Frame, InputSource, safe_name
 from msefpn.runs.folder import PREDICTIONS, write_text
+
+if TYPE_CHECKING:
+    from msefpn.inference.video import VideoFile
 
 _QUALITY = 92
 """Of JPEG files."""
 
 
-class Looked(NamedTuple):
-    """A picture and what was found on it."""
+class Output(NamedTuple):
+    """Where results are written, and what they are of."""
 
-    picture: Picture
-    found: Predictions
-    entries: list[dict[str, Any]]
-    """An object each, in COCO's result format with file and class names."""
-
-
-class Writer(Protocol):
-    """Writes one kind of results, picture by picture."""
-
-    def add(self, looked: Looked) -> None:
-        """Write what belongs to one picture."""
-
-    def close(self) -> None:
-        """End the files."""
-
-
-class About(NamedTuple):
-    """What the writers have to know."""
-
-    out: Path
-    sources: Sequence[Source]
+    folder: Path
+    sources: Sequence[InputSource]
     classes: Sequence[str]
     category_ids: Sequence[int]
 
@@ -58,123 +38,124 @@ class About(NamedTuple):
         return unique_stems(self.sources)
 
 
-def entries_of(found: Predictions, picture: Picture, number: int, about: About) -> list[dict[str, Any]]:
-    """The objects of a picture as they go into predictions.json; `number` is their image_id."""
-    ids, names = about.category_ids, dict(zip(about.category_ids, about.classes, strict=True))
-    frame = {} if picture.frame is None else {"frame": picture.frame}
+class Writer(Protocol):
+    """Writes one kind of results, image by image."""
+
+    def add(self, frame: Frame, found: Predictions, entries: list[dict[str, Any]]) -> None:
+        """Write the results of one image.
+
+        Args:
+            frame: the image.
+            found: its predictions.
+            entries: the same as `entries_of` returns them.
+        """
+
+    def close(self) -> None:
+        """Finish the files."""
+
+
+def entries_of(found: Predictions, frame: Frame, number: int, output: Output) -> list[dict[str, Any]]:
+    """Return the predictions of an image as they go into predictions.json; `number` is their image_id."""
+    names = dict(zip(output.category_ids, output.classes, strict=True))
+    index = {} if frame.number is None else {"frame": frame.number}
     return [
         {
-            "file_name": about.sources[picture.source].name,
-            **frame,
+            "file_name": output.sources[frame.source].name,
+            **index,
             "category": names[item["category_id"]],
             **item,
             "image_id": number,
         }
-        for item in as_results(found, ids)
+        for item in as_results(found, output.category_ids)
     ]
 
 
-class Pictures:
+class PictureWriter:
     """The images and videos, with boxes and masks drawn into them."""
 
-    def __init__(self, about: About) -> None:
-        self.about = about
-        self.stems = about.stems
-        self.video: tuple[int, _Video] | None = None
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self.stems = output.stems
+        self.video: tuple[int, VideoFile] | None = None
 
-    def add(self, looked: Looked) -> None:
-        """Draw an image, or a video's next frame."""
-        picture = looked.picture
-        drawn = draw(picture.pixels, looked.found, self.about.classes)
-        stem = self.stems[picture.source]
-        if picture.frame is None:
-            Image.fromarray(drawn).save(self.about.out / f"{stem}.jpg", quality=_QUALITY)
+    def add(self, frame: Frame, found: Predictions, entries: list[dict[str, Any]]) -> None:
+        """Draw an image, or the next frame of a video."""
+        drawn = draw(frame.pixels, found, self.output.classes)
+        stem = self.stems[frame.source]
+        if frame.number is None:
+            Image.fromarray(drawn).save(self.output.folder / f"{stem}.jpg", quality=_QUALITY)
             return
-        if self.video is None or self.video[0] != picture.source:
+        if self.video is None or self.video[0] != frame.source:
+            from msefpn.inference.video import VideoFile  # noqa: PLC0415  (of an extra)
+
             self.close()
-            path = self.about.out / f"{stem}.mp4"
-            self.video = picture.source, _Video(path, drawn.shape[:2], picture.rate or 25)
+            height, width = drawn.shape[:2]
+            path = self.output.folder / f"{stem}.mp4"
+            self.video = frame.source, VideoFile(path, (height, width), frame.rate or 25)
         self.video[1].add(drawn)
 
     def close(self) -> None:
-        """End the video that is being written."""
+        """Finish the video that is being written."""
         if self.video is not None:
             self.video[1].close()
             self.video = None
 
 
-class _Video:
-    """An H.264 file; frames of another size than the first are fitted to it."""
+class JsonWriter:
+    """All objects in one file, in COCO's result format."""
 
-    def __init__(self, path: Path, size: tuple[int, ...], rate: float) -> None:
-        self.container = av.open(str(path), "w")
-        self.stream = self.container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
-        self.stream.height, self.stream.width = (side + side % 2 for side in size)  # 4:2:0 wants even sides
-        self.stream.pix_fmt = "yuv420p"
-
-    def add(self, pixels: NDArray[np.uint8]) -> None:
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        fitted = frame.reformat(width=self.stream.width, height=self.stream.height)
-        self.container.mux(self.stream.encode(fitted))
-
-    def close(self) -> None:
-        self.container.mux(self.stream.encode())
-        self.container.close()
-
-
-class Json:
-    """All objects in one file, COCO's result format."""
-
-    def __init__(self, about: About) -> None:
-        self.path = about.out / PREDICTIONS
+    def __init__(self, output: Output) -> None:
+        self.path = output.folder / PREDICTIONS
         self.entries: list[dict[str, Any]] = []
 
-    def add(self, looked: Looked) -> None:
+    def add(self, frame: Frame, found: Predictions, entries: list[dict[str, Any]]) -> None:
         """Keep the objects."""
-        self.entries += looked.entries
+        self.entries += entries
 
     def close(self) -> None:
         """Write the file."""
         write_text(self.path, json.dumps(self.entries, indent=1))
 
 
-class Table:
-    """A line per object: csv, in UTF-8; pixels."""
+class CsvWriter:
+    """A line per object: csv in UTF-8; boxes in pixels."""
 
     HEAD = ("file_name", "frame", "image_id", "category", "category_id", "score", "x", "y", "width", "height")
 
-    def __init__(self, about: About) -> None:
-        self.file = (about.out / "predictions.csv").open("w", newline="", encoding="utf-8")
+    def __init__(self, output: Output) -> None:
+        self.file = (output.folder / "predictions.csv").open("w", newline="", encoding="utf-8")
         self.rows = csv.writer(self.file)
         self.rows.writerow(self.HEAD)
 
-    def add(self, looked: Looked) -> None:
+    def add(self, frame: Frame, found: Predictions, entries: list[dict[str, Any]]) -> None:
         """Write the objects."""
-        for entry in looked.entries:
+        for entry in entries:
             row = entry | dict(zip(self.HEAD[6:], entry["bbox"], strict=True))
             self.rows.writerow([row.get(name, "") for name in self.HEAD])
 
     def close(self) -> None:
-        """End the file."""
+        """Finish the file."""
         self.file.close()
 
 
-class Yolo:
-    """A text per image, frames in a folder: class x y width height score; centres; parts of the sides."""
+class YoloWriter:
+    """A text per image, those of a video in a folder. A line: class x y width height score.
 
-    def __init__(self, about: About) -> None:
-        self.stems = about.stems
-        self.folder = about.out / "labels"
-        names = (" ".join(name.split()) for name in about.classes)
-        write_text(about.out / "classes.txt", "".join(f"{name}\n" for name in names))
+    The first four numbers are the centre and the sides of a box, as fractions of the image's sides.
+    """
 
-    def add(self, looked: Looked) -> None:
-        """Write the text of one picture, empty where nothing was found."""
-        picture, found = looked.picture, looked.found
-        path = self.folder / f"{self.stems[picture.source]}.txt"
-        if picture.frame is not None:
-            path = self.folder / self.stems[picture.source] / f"{picture.frame:06}.txt"
-        height, width = picture.pixels.shape[:2]
+    def __init__(self, output: Output) -> None:
+        self.stems = output.stems
+        self.folder = output.folder / "labels"
+        names = (" ".join(name.split()) for name in output.classes)
+        write_text(output.folder / "classes.txt", "".join(f"{name}\n" for name in names))
+
+    def add(self, frame: Frame, found: Predictions, entries: list[dict[str, Any]]) -> None:
+        """Write the text of one image, empty where nothing was found."""
+        path = self.folder / f"{self.stems[frame.source]}.txt"
+        if frame.number is not None:
+            path = self.folder / self.stems[frame.source] / f"{frame.number:06}.txt"
+        height, width = frame.pixels.shape[:2]
         corners = found.boxes / np.array([width, height, width, height], np.float32)
         centres, sides = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
         rows = zip(found.labels, np.concatenate([centres, sides], 1), found.scores, strict=True)
@@ -187,25 +168,23 @@ class Yolo:
         )
 
     def close(self) -> None:
-        """Every text is whole already."""
+        """Every text is complete already."""
 
 
-class Crops:
+class CropWriter:
     """A picture per object, in a folder per class."""
 
-    def __init__(self, about: About) -> None:
-        self.folder = about.out / "crops"
-        self.stems = about.stems
-        self.classes = class_folders(about.classes)
+    def __init__(self, output: Output) -> None:
+        self.folder = output.folder / "crops"
+        self.stems = output.stems
+        self.classes = class_folders(output.classes)
 
-    def add(self, looked: Looked) -> None:
+    def add(self, frame: Frame, found: Predictions, entries: list[dict[str, Any]]) -> None:
         """Cut the objects out."""
-        picture = looked.picture
-        height, width = picture.pixels.shape[:2]
-        frame = "" if picture.frame is None else f"-{picture.frame:06}"
-        stem = f"{self.stems[picture.source]}{frame}"
+        height, width = frame.pixels.shape[:2]
+        stem = f"{self.stems[frame.source]}{'' if frame.number is None else f'-{frame.number:06}'}"
         number = 0
-        for box, label in zip(looked.found.boxes, looked.found.labels, strict=True):
+        for box, label in zip(found.boxes, found.labels, strict=True):
             left, top = np.floor(box[:2]).astype(int).clip(0, [width - 1, height - 1])
             right, bottom = np.ceil(box[2:]).astype(int).clip([left + 1, top + 1], [width, height])
             folder = self.folder / self.classes[label]
@@ -213,14 +192,28 @@ class Crops:
             number += 1
             while (path := folder / f"{stem}-{number}.jpg").exists():
                 number += 1
-            Image.fromarray(picture.pixels[top:bottom, left:right]).save(path, quality=_QUALITY)
+            Image.fromarray(frame.pixels[top:bottom, left:right]).save(path, quality=_QUALITY)
 
     def close(self) -> None:
-        """Every picture is whole already."""
+        """Every picture is complete already."""
+
+
+def unique_stems(sources: Sequence[InputSource]) -> list[str]:
+    """Return a file name for the results of each source: its own, numbered where two are equal."""
+    taken: set[str] = set()
+    stems = []
+    for source in sources:
+        first = source.stem[:MAX_NAME]
+        stem, number = first, 2
+        while stem in taken:
+            stem, number = f"{first}-{number}", number + 1
+        taken.add(stem)
+        stems.append(stem)
+    return stems
 
 
 def class_folders(classes: Sequence[str]) -> list[str]:
-    """A folder name for each class, whatever its name holds; no two that any file system takes for one."""
+    """Return a folder name for each class; no two are equal on any file system."""
     taken: set[str] = set()
     names = []
     for number, text in enumerate(classes, start=1):
@@ -232,11 +225,13 @@ def class_folders(classes: Sequence[str]) -> list[str]:
     return names
 
 
-WRITERS: dict[str, type[Pictures] | type[Json] | type[Table] | type[Yolo] | type[Crops]] = {
-    "pictures": Pictures,
-    "json": Json,
-    "csv": Table,
-    "yolo": Yolo,
-    "crops": Crops,
+RESULT_WRITERS: dict[
+    str, type[PictureWriter] | type[JsonWriter] | type[CsvWriter] | type[YoloWriter] | type[CropWriter]
+] = {
+    "pictures": PictureWriter,
+    "json": JsonWriter,
+    "csv": CsvWriter,
+    "yolo": YoloWriter,
+    "crops": CropWriter,
 }
-"""One for each of `inputs.SAVES`."""
+"""What `--save` can name."""

@@ -15,7 +15,8 @@ from msefpn.config import Config, parse_size
 from msefpn.data.coco import CocoData
 from msefpn.data.loader import eval_loader
 from msefpn.errors import UserError
-from msefpn.inference.detect import pick_device, predict_batch
+from msefpn.inference.detect import predict_batch
+from msefpn.inference.device import pick_device
 from msefpn.metrics.cost import count_parameters, count_work
 from msefpn.models import Detector, load
 from msefpn.models.fold import folded

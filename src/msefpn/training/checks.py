@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from msefpn.config import Config
 from msefpn.errors import UserError
-from msefpn.inference.detect import pick_device
+from msefpn.inference.device import pick_device
 from msefpn.models import Detector, InitReport, build
 
 

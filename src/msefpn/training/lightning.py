@@ -26,7 +26,8 @@ from msefpn.data.coco import CocoData
 from msefpn.data.ground_truth import category_ids_for, truth_of
 from msefpn.data.loader import eval_loader, mixed_seed, train_loader
 from msefpn.errors import UserError
-from msefpn.inference.detect import Predictions, as_results, detect, merge_predictions, telling_memory
+from msefpn.inference.detect import Predictions, as_results, detect, merge_predictions
+from msefpn.inference.device import telling_memory
 from msefpn.metrics.coco import evaluate_coco, scores_of
 from msefpn.models import Detector
 from msefpn.runs.console import TrainingProgress, say, show_dropped

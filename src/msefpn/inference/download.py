@@ -1,4 +1,4 @@
-"""Files from the network, each into a folder that is given."""
+"""Download of a file by http or https."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from urllib.parse import urlsplit
 
 from msefpn.data.images import ImageFault
 
-MOST_BYTES = 1 << 30
-"""Of a file."""
-WAIT = 20.0
-"""Seconds for the server to say something."""
-MOST_SECONDS = 600.0
-"""For the whole file."""
-_PART = 1 << 18
+MAX_BYTES = 1 << 30
+"""Largest file."""
+TIMEOUT = 20.0
+"""Seconds to wait for the next bytes."""
+MAX_SECONDS = 600.0
+"""Time for the whole file."""
+_CHUNK = 1 << 18
 
 
 class Download(NamedTuple):
-    """A file that was fetched."""
+    """A downloaded file."""
 
     path: Path
     kind: str
     """Its media type as the server says it, such as image/jpeg; may be empty."""
 
 
-def fetch(url: str, folder: Path) -> Download:
-    """Load the file of an http or https address into a folder.
+def download(url: str, folder: Path) -> Download:
+    """Download the file of an http or https address into a folder.
 
     Raises:
-        ImageFault: it cannot be had, is too large or takes too long; the message says why in a few words.
+        ImageFault: it cannot be downloaded, is too large or takes too long; the message says why.
     """
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "msefpn"})
-        with urllib.request.urlopen(request, timeout=WAIT) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             path = folder / f"download{Path(urlsplit(url).path).suffix[:8]}"
             _copy(answer, path)
             return Download(
@@ -46,30 +46,30 @@ def fetch(url: str, folder: Path) -> Download:
     except urllib.error.HTTPError as error:
         raise ImageFault(f"the server answers {error.code} {error.reason}") from None
     except TimeoutError:
-        raise ImageFault(f"the server says nothing for {WAIT:.0f} seconds") from None
+        raise ImageFault(f"the server does not answer for {TIMEOUT:.0f} seconds") from None
     except urllib.error.URLError as error:
         reason = getattr(error.reason, "strerror", None) or error.reason
         raise ImageFault(f"the server cannot be reached ({reason})") from None
     except (http.client.HTTPException, ValueError, UnicodeError) as error:
-        raise ImageFault(f"no answer that can be read ({type(error).__name__}: {error})") from None
+        raise ImageFault(f"the answer cannot be read ({type(error).__name__}: {error})") from None
 
 
 def _copy(answer: http.client.HTTPResponse, path: Path) -> None:
     stated = int(answer.headers.get("Content-Length") or 0)
-    end = time.monotonic() + MOST_SECONDS
+    end = time.monotonic() + MAX_SECONDS
     size = 0
-    if stated > MOST_BYTES:
+    if stated > MAX_BYTES:
         raise ImageFault(_too_large(stated))
     with path.open("wb") as file:
-        while part := answer.read1(_PART):
+        while part := answer.read1(_CHUNK):
             size += file.write(part)
-            if size > MOST_BYTES:
+            if size > MAX_BYTES:
                 raise ImageFault(_too_large(size))
             if time.monotonic() > end:
-                raise ImageFault(f"after {MOST_SECONDS:.0f} seconds only {size / 2**20:.0f} MB have arrived")
+                raise ImageFault(f"after {MAX_SECONDS:.0f} seconds only {size / 2**20:.0f} MB were received")
     if size < stated:
         raise ImageFault(f"the download broke off after {size} of {stated} bytes")
 
 
 def _too_large(size: int) -> str:
-    return f"the file has {size / 2**20:.0f} MB or more, the limit is {MOST_BYTES / 2**20:.0f} MB"
+    return f"the file has {size / 2**20:.0f} MB or more, the limit is {MAX_BYTES / 2**20:.0f} MB"

@@ -1,6 +1,6 @@
 """Post-training static quantisation of an ONNX graph to int8, calibrated on images."""
 
-# ruff: noqa: PLC0415  (onnxruntime is of an extra)
+# ruff: noqa: PLC0415  (onnxruntime belongs to an extra)
 from __future__ import annotations
 
 import logging
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from msefpn.structures import Batch
 
-KINDS = ("Conv", "Gemm", "MatMul")
-"""Operators that are quantised; all others, boxes, scores and suppression among them, stay in float32."""
-KEPT = re.compile(r"\.(classes|objectness|deltas|distances)\b")
-"""Names of the weights whose layers stay in float32 as well."""
+QUANTIZED = ("Conv", "Gemm", "MatMul")
+"""Operators that are quantised; all others (boxes, scores, NMS) stay in float32."""
+FLOAT_LAYERS = re.compile(r"\.(classes|objectness|deltas|distances)\b")
+"""Names of weights whose layers stay in float32 as well."""
 
 
 def quantize(model: Any, samples: Iterable[Batch]) -> Any:
@@ -35,7 +35,7 @@ def quantize(model: Any, samples: Iterable[Batch]) -> Any:
     from onnxruntime import quantization as q
 
     _end_names(model)
-    kept = [node.name for node in model.graph.node if any(map(KEPT.search, node.input))]
+    kept = [node.name for node in model.graph.node if any(map(FLOAT_LAYERS.search, node.input))]
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)  # it advises on options
@@ -48,7 +48,7 @@ def quantize(model: Any, samples: Iterable[Batch]) -> Any:
                 after,
                 _reader(samples),
                 quant_format=q.QuantFormat.QDQ,
-                op_types_to_quantize=list(KINDS),
+                op_types_to_quantize=list(QUANTIZED),
                 per_channel=True,
                 activation_type=q.QuantType.QUInt8,
                 weight_type=q.QuantType.QInt8,

@@ -1,0 +1,261 @@
+"""Images and videos to detect on: finding them, and reading them one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import itertools
+import re
+import tempfile
+import urllib.parse
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from msefpn.data.images import ImageFault, read_image
+from msefpn.errors import UserError, missing_extra
+
+T = TypeVar("T")
+Paths = Sequence[str | Path] | str | Path
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+"""Suffixes of the files that are taken from a folder."""
+VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv"}
+VIDEO_SUFFIXES |= {".flv", ".3gp"}
+"""Suffixes of the files that are read as videos; any other file is read as an image."""
+MAX_NAME = 100
+"""Longest file or folder name that is derived from other names."""
+
+
+class InputSource(NamedTuple):
+    """A file, an address or a camera."""
+
+    kind: str
+    """image or video (files), url (an image or a video) or camera."""
+    name: str
+    """As the user knows it."""
+
+    @property
+    def stem(self) -> str:
+        """File name without suffix for its results."""
+        if self.kind == "camera":
+            return f"camera-{self.name.rpartition(':')[2]}"
+        if self.kind != "url":
+            return Path(self.name).stem
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.name).path)
+        return safe_name(Path(path).stem) or "download"
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is known to have frames; of an address this may show only when it is downloaded."""
+        suffix = Path(urllib.parse.urlsplit(self.name).path).suffix.lower()
+        return self.kind in ("video", "camera") or (self.kind == "url" and suffix in VIDEO_SUFFIXES)
+
+
+class Frame(NamedTuple):
+    """An image, or a frame of a video or camera."""
+
+    source: int
+    """Index of its source."""
+    pixels: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    number: int | None = None
+    """Number of the frame from 0, counting those that `stride` skips; None: an image."""
+    rate: float | None = None
+    """Frames per second of a video, without those that `stride` skips."""
+
+
+class ReadFailure(NamedTuple):
+    """A source that cannot be read, or not to its end."""
+
+    source: int
+    """Index of the source."""
+    text: str
+    """What, and why."""
+    partly: bool = False
+    """Whether some frames were read."""
+
+
+def find_sources(given: Paths) -> list[InputSource]:
+    """Find files, all images in folders, matches of globs, URLs and cameras, each once.
+
+    Raises:
+        UserError: something given leads to nothing.
+    """
+    items = [given] if isinstance(given, (str, Path)) else given
+    found = [source for item in items for source in _find(str(item))]
+    if not found:
+        raise UserError("no images given: give files, folders, globs, URLs or a camera")
+    return list(dict.fromkeys(found))
+
+
+def find_images(given: Paths) -> list[Path]:
+    """Find image files, all images in folders, and matches of globs, each once.
+
+    Raises:
+        UserError: something given leads to nothing, or not to an image file.
+    """
+    found = find_sources(given)
+    other = next((source.name for source in found if source.kind != "image"), None)
+    if other is not None:
+        raise UserError(f"'{other}' is not an image file: give files, folders or globs like 'photos/*.jpg'")
+    return [Path(source.name) for source in found]
+
+
+def _find(item: str) -> list[InputSource]:
+    if re.match(r"https?://", item, re.IGNORECASE):
+        return [InputSource("url", item)]
+    if re.match(r"[a-z][a-z0-9+.-]+://", item, re.IGNORECASE):
+        raise UserError(f"'{item}' cannot be read: give a URL that begins with http:// or https://")
+    path = Path(item)
+    if path.is_dir():
+        return _images_in(path)
+    if path.exists():
+        return [_file(path)]
+    if camera := re.fullmatch(r"(?:camera:)?(\d+)", item):
+        return [InputSource("camera", f"camera:{camera[1]}")]
+    files = [_file(Path(name)) for name in sorted(glob.glob(item, recursive=True)) if Path(name).is_file()]
+    if not files:
+        raise UserError(f"no image found at '{item}': give files, folders or globs like 'photos/*.jpg'")
+    return files
+
+
+def _images_in(folder: Path) -> list[InputSource]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    found = [InputSource("image", str(file)) for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if found:
+        return found
+    video = next((file for file in files if file.suffix.lower() in VIDEO_SUFFIXES), None)
+    if video is not None:
+        raise UserError(f"no image found at '{folder}': name its videos themselves, such as '{video}'")
+    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+    raise UserError(f"no image found at '{folder}': it has no file with the suffix {suffixes}")
+
+
+def _file(path: Path) -> InputSource:
+    return InputSource("video" if path.suffix.lower() in VIDEO_SUFFIXES else "image", str(path))
+
+
+def safe_name(text: str) -> str:
+    """Return what of a text can name a file or folder on any system; may be empty."""
+    kept = re.sub(r"[^\w.+-]+", "_", text).strip("._ ")
+    return kept.encode()[:MAX_NAME].decode(errors="ignore")
+
+
+def check_video(sources: Sequence[InputSource]) -> None:
+    """Raise UserError where a source is a video and the extra that reads videos is not installed."""
+    video = next((source.name for source in sources if source.is_video), None)
+    if video is not None:
+        try:
+            import av  # noqa: F401, PLC0415  (of an extra)
+        except ImportError:
+            raise missing_extra(f"reading '{video}'", "video") from None
+
+
+def read_frames(
+    sources: Sequence[InputSource], *, stride: int, limit: int | None
+) -> Iterator[Frame | ReadFailure]:
+    """Read the images and frames of all sources in order, the next ones ahead in threads.
+
+    Args:
+        sources: what to read.
+        stride: of a video or camera, every how many frames one is taken.
+        limit: of a video or camera, the most frames that are taken; None: all.
+    """
+    for kind, group in itertools.groupby(enumerate(sources), key=lambda item: item[1].kind):
+        if kind == "image":
+            tasks = (partial(_read_image, index, source.name, Path(source.name)) for index, source in group)
+            yield from _ahead(tasks, workers=2)
+            continue
+        for index, source in group:
+            if kind == "url":
+                yield from _read_url(index, source, stride, limit)
+            else:
+                yield from _read_video(index, source, source.name, stride, limit)
+
+
+def count_frames(sources: Sequence[InputSource], *, stride: int, limit: int | None) -> int | None:
+    """Return how many images and frames there will be, or None where that is not known beforehand."""
+    total = 0
+    for source in sources:
+        if source.kind == "video":
+            from msefpn.inference.video import count  # noqa: PLC0415  (of an extra)
+
+            frames = count(source.name)
+            if frames is None:
+                continue
+        else:
+            frames = int(source.kind == "image")
+        if not frames:
+            return None
+        total += min(number for number in (-(-frames // stride), limit) if number)
+    return total
+
+
+def _read_image(index: int, name: str, path: Path) -> Frame | ReadFailure:
+    try:
+        return Frame(index, read_image(path))
+    except (OSError, ImageFault) as error:
+        text = getattr(error, "strerror", None) or str(error)
+        return ReadFailure(index, f"{name}: {' '.join(text.split()) or type(error).__name__}")
+
+
+def _read_url(
+    index: int, source: InputSource, stride: int, limit: int | None
+) -> Iterator[Frame | ReadFailure]:
+    from msefpn.inference.download import download  # noqa: PLC0415  (rarely needed)
+
+    with tempfile.TemporaryDirectory(prefix="msefpn-") as folder:
+        try:
+            path, kind = download(source.name, Path(folder))
+        except ImageFault as error:
+            yield ReadFailure(index, f"{source.name}: {error}")
+            return
+        if kind.startswith("video/") or source.is_video:
+            yield from _read_video(index, InputSource("video", str(path)), source.name, stride, limit)
+            return
+        result = _read_image(index, source.name, path)
+        if isinstance(result, ReadFailure) and kind and not kind.startswith(("image/", "application/octet")):
+            result = ReadFailure(index, f"{source.name}: not an image, the server says it is {kind}")
+        yield result
+
+
+def _read_video(
+    index: int, source: InputSource, name: str, stride: int, limit: int | None
+) -> Iterator[Frame | ReadFailure]:
+    """Frames of a video or camera; the next ones are decoded in a thread."""
+    try:
+        from msefpn.inference.video import decode  # noqa: PLC0415  (of an extra)
+    except ImportError:
+        yield ReadFailure(index, str(missing_extra(f"{name}: reading a video", "video")))
+        return
+    frames = decode(index, source, name, stride, limit)
+    made = _ahead(itertools.repeat(partial(next, frames, None)), workers=1)
+    with contextlib.closing(frames), contextlib.closing(made):
+        yield from itertools.takewhile(lambda item: item is not None, made)
+
+
+def _ahead(tasks: Iterator[Callable[[], T]], *, workers: int) -> Generator[T]:
+    """Results of tasks in order; up to two more than there are workers are made ahead."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque(pool.submit(task) for task in itertools.islice(tasks, workers + 2))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(task) for task in itertools.islice(tasks, 1))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+# Pillow warns from half of the size that it refuses.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

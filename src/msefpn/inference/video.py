@@ -1,0 +1,164 @@
+"""Videos and cameras by FFmpeg: reading frames and writing a video. Needs the extra `video`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Generator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from numpy.typing import NDArray
+from PIL import Image
+
+from msefpn.data.images import ImageFault
+from msefpn.inference.sources import Frame, InputSource, ReadFailure
+
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+"""Largest frame; Pillow does not decode larger images either."""
+_CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
+"""By `sys.platform`: FFmpeg's name for the system's cameras, and for one of them."""
+_MISSING = 0.02
+"""Share of a video's frames that may be missing at its end without a message: the counts are estimates."""
+
+
+def count(path: str) -> int | None:
+    """Return the number of frames that a video file states, 0 where it states none; None: cannot be read."""
+    try:
+        with av.open(path) as container:
+            return container.streams.video[0].frames
+    except (FFmpegError, OSError, IndexError):
+        return None
+
+
+def decode(
+    index: int, source: InputSource, name: str, stride: int, limit: int | None
+) -> Generator[Frame | ReadFailure]:
+    """Decode a video file or camera; a failure ends its frames.
+
+    Args:
+        index: of the source.
+        source: a video file or a camera.
+        name: of the source in messages.
+        stride: every how many frames one is taken.
+        limit: the most frames that are taken; None: all.
+    """
+    seen = taken = stated = 0
+    length = end = 0.0  # seconds
+    try:
+        with _open(source) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            stated = stream.frames
+            rate = float(stream.average_rate or 25) / stride
+            length = _seconds(container, stream)
+            for frame in container.decode(stream):
+                end = frame.time or 0.0
+                if seen % stride == 0:
+                    yield Frame(index, _upright(frame), seen, rate)
+                    taken += 1
+                    if taken == limit:
+                        return
+                seen += 1
+    except (FFmpegError, OSError, ImageFault) as error:
+        reason = _in_one_line(error)
+        if not seen:
+            yield ReadFailure(index, f"{name}: {reason}")
+            return
+        yield ReadFailure(index, f"{name} breaks off after {_frames(seen, stated)}: {reason}", partly=True)
+        return
+    if not seen:
+        yield ReadFailure(index, f"{name}: no frame can be read")
+    elif _is_short(seen, stated) if stated else _is_short(end, length):
+        yield ReadFailure(index, f"{name} breaks off after {_frames(seen, stated)}", partly=True)
+
+
+def _open(source: InputSource) -> Any:
+    """The container of a video or camera, its first video stream readable. Raises ImageFault, OSError."""
+    place, form = source.name, None
+    if source.kind == "camera":
+        device = source.name.rpartition(":")[2]
+        if sys.platform not in _CAMERAS:
+            raise ImageFault(f"cameras cannot be read on {sys.platform}: give a video file")
+        form, place = _CAMERAS[sys.platform][0], _CAMERAS[sys.platform][1].format(device)
+    try:
+        container = av.open(place, format=form)
+    except FFmpegError as error:
+        what = "camera" if form else "video"
+        raise ImageFault(f"not a {what} that can be read ({error.strerror or error})") from None
+    if not container.streams.video:
+        container.close()
+        raise ImageFault("has no video stream")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        container.close()
+        raise ImageFault("its codec is unknown: convert it, such as to H.264")
+    if stream.width * stream.height > MAX_PIXELS:
+        container.close()
+        raise ImageFault(
+            f"a frame has {stream.width * stream.height / 1e6:.0f} million pixels, the limit is "
+            f"{MAX_PIXELS / 1e6:.0f} million"
+        )
+    return container
+
+
+def _is_short(there: float, stated: float) -> bool:
+    """Whether much less of a video is there, in frames or seconds, than its file states."""
+    return stated - there > max(2.0, _MISSING * stated)
+
+
+def _seconds(container: Any, stream: Any) -> float:
+    """The length of a video stream as the file states it; 0 if it does not."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    if tag := re.match(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])  # Matroska's
+    alone = container.duration is not None and len(container.streams) == 1
+    return float(container.duration / av.time_base) if alone else 0.0
+
+
+def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3) RGB, rotated as the file says: phones store them lying."""
+    pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+    turns, rest = divmod(int(frame.rotation), 90)
+    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns % 4 and not rest else pixels
+
+
+def _frames(seen: int, stated: int) -> str:
+    return f"{seen}{f' of {stated}' if stated else ''} frames"
+
+
+def _in_one_line(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(str(text).split()) or type(error).__name__
+
+
+class VideoFile:
+    """An H.264 file that is written frame by frame; frames of another size than the first are resized to it.
+
+    Args:
+        path: the file.
+        size: height and width of the frames, pixels.
+        rate: frames per second.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int], rate: float) -> None:
+        self.container = av.open(str(path), "w")
+        self.stream = self.container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
+        self.stream.height, self.stream.width = (side + side % 2 for side in size)  # 4:2:0 needs even sides
+        self.stream.pix_fmt = "yuv420p"
+
+    def add(self, pixels: NDArray[np.uint8]) -> None:
+        """Write a frame (H, W, 3) RGB."""
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        fitted = frame.reformat(width=self.stream.width, height=self.stream.height)
+        self.container.mux(self.stream.encode(fitted))
+
+    def close(self) -> None:
+        """Write what is left and end the file."""
+        self.container.mux(self.stream.encode())
+        self.container.close()
