@@ -25,5 +25,5 @@ def shared() -> Path:
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Draw a small built-in set: 12 train and 5 val images of about 160 px."""
     folder = tmp_path_factory.mktemp("tiny") / "set"
-    synthetic.draw(folder, train=12, val=5, seed=0, size=160)
+    synthetic.draw_builtin_set(folder, train=12, val=5, seed=0, size=160)
     return folder

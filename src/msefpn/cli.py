@@ -107,7 +107,7 @@ def _run(arguments: list[str]) -> int:
         return int(any("failed" in cell for row in result for cell in row["cells"]))
     if name == "export":
         return int(not result["passed"])
-    return 2 if name == "check" and not result.usable else 0
+    return result.exit_code if name == "check" else 0
 
 
 def command_parser(name: str, defaults: dict[str, Any]) -> argparse.ArgumentParser:

@@ -59,9 +59,9 @@ def test_what_is_left_out_is_named_and_counted(
     capsys.readouterr()
     assert main(["convert", str(source), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert f"left out: {label}: line 1: could not convert" in said
-    assert "1 files left out, see" in said
-    assert str(label) in (tmp_path / "out" / "left_out.txt").read_text()
+    assert f"skipped: {label}: line 1: could not convert" in said
+    assert "1 file skipped, see" in said
+    assert str(label) in (tmp_path / "out" / "skipped.txt").read_text()
     assert len(json.loads((tmp_path / "out" / "train.json").read_text())["images"]) == 11
 
 

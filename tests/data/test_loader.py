@@ -12,7 +12,7 @@ from PIL import Image
 
 from msefpn.data.boxes import Regions
 from msefpn.data.coco import CocoData, read_coco
-from msefpn.data.loader import DetectionDataset, Sample, collate, eval_loader, train_loader
+from msefpn.data.loader import DetectionDataset, ImageSample, collate, eval_loader, train_loader
 from msefpn.data.locate import find_split
 from msefpn.data.masks import Masks, encode_mask
 from msefpn.data.transforms import decoded_fit, eval_transform, train_transform
@@ -110,14 +110,14 @@ def test_keep_empty(tiny_set: Path, data: CocoData) -> None:
 
 def test_batch_is_padded(data: CocoData) -> None:
     samples = [
-        Sample(
+        ImageSample(
             torch.full((3, 40, 70), 9, dtype=torch.uint8),
             torch.ones(2, 4),
             torch.tensor([1, 2]),
             (80, 140),
             5,
         ),
-        Sample(
+        ImageSample(
             torch.full((3, 64, 20), 7, dtype=torch.uint8),
             torch.zeros(0, 4),
             torch.zeros(0).long(),

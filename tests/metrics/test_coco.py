@@ -276,7 +276,7 @@ def test_missing_areas_are_those_of_the_boxes() -> None:
 @pytest.mark.usefixtures("either")
 def test_the_data_as_read_is_judged_as_its_json(tmp_path: Path) -> None:
     """The areas in the json are those of masks: the sizes of objects must follow them, not the boxes."""
-    synthetic.draw(tmp_path / "set", train=12, val=1, seed=0)
+    synthetic.draw_builtin_set(tmp_path / "set", train=12, val=1, seed=0)
     file, folder = find_split(tmp_path / "set", "train")
     content = json.loads(file.read_text())
     ours = truth_of(read_coco(file, folder)[0])
@@ -303,7 +303,7 @@ def test_the_data_as_read_is_judged_as_its_json(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("either")
 def test_masks_are_judged_as_by_pycocotools(tmp_path: Path) -> None:
-    synthetic.draw(tmp_path / "set", train=12, val=1, seed=0)
+    synthetic.draw_builtin_set(tmp_path / "set", train=12, val=1, seed=0)
     file, folder = find_split(tmp_path / "set", "train")
     truth = truth_of(read_coco(file, folder, masks=True)[0])
     rng = np.random.default_rng(0)

@@ -22,11 +22,11 @@ from msefpn.data.transforms import PROPOSAL, decoded_fit, eval_transform, fitted
 from msefpn.errors import UserError
 from msefpn.structures import Batch, Proposals, Targets
 
-Key = tuple[int, int]
+ImageKey = tuple[int, int]
 """Epoch and index of an image."""
 
 
-class Sample(NamedTuple):
+class ImageSample(NamedTuple):
     """One image after its transform. G: its boxes."""
 
     image: Tensor
@@ -44,7 +44,7 @@ class Sample(NamedTuple):
     """(R, 4) float32, given regions, best first, pixels of `image`; None where there are none."""
 
 
-class DetectionDataset(Dataset[Sample]):
+class DetectionDataset(Dataset[ImageSample]):
     """Decodes, augments and resizes images; crowd regions are left out of the targets.
 
     Args:
@@ -71,7 +71,7 @@ class DetectionDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: Key) -> Sample:
+    def __getitem__(self, key: ImageKey) -> ImageSample:
         """Load the image at index `key[1]` as epoch `key[0]` sees it. Raises UserError naming the file."""
         epoch, index = key
         height, width = (int(side) for side in self.data.sizes[index])
@@ -86,7 +86,7 @@ class DetectionDataset(Dataset[Sample]):
             image, target = self.transform(image, target)
         boxes, labels = target["boxes"].as_subclass(Tensor), target["labels"]
         real = labels != PROPOSAL
-        return Sample(
+        return ImageSample(
             image.as_subclass(Tensor),
             boxes[real],
             labels[real],
@@ -125,7 +125,7 @@ class DetectionDataset(Dataset[Sample]):
         return pixels
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[ImageSample]) -> Batch:
     """Stack samples, padded with zeros to multiples of 32 pixels and to the same number of boxes."""
     sizes = torch.tensor([sample.image.shape[-2:] for sample in samples])
     height, width = ((sizes.amax(0) + 31) // 32 * 32).tolist()
@@ -164,7 +164,7 @@ def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return padded, valid
 
 
-class BatchKeys(Sampler[list[Key]]):
+class BatchKeys(Sampler[list[ImageKey]]):
     """A fixed list of batches of keys."""
 
     def __init__(self, epoch: int, batches: list[list[int]]) -> None:
@@ -174,7 +174,7 @@ class BatchKeys(Sampler[list[Key]]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[ImageKey]]:
         return ([(self.epoch, index) for index in batch] for batch in self.batches)
 
 
@@ -250,14 +250,14 @@ class _Guarded:
     def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, keys: list[Key]) -> list[Sample] | UserError:
+    def __getitems__(self, keys: list[ImageKey]) -> list[ImageSample] | UserError:
         try:
             return [self.dataset[key] for key in keys]
         except UserError as error:
             return error
 
 
-def _collate_guarded(samples: list[Sample] | UserError) -> Batch | UserError:
+def _collate_guarded(samples: list[ImageSample] | UserError) -> Batch | UserError:
     return samples if isinstance(samples, UserError) else collate(samples)
 
 

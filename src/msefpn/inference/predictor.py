@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 
 from msefpn.checkpoint import is_exported
 from msefpn.config import parse_size
-from msefpn.data.loader import Sample, collate
+from msefpn.data.loader import ImageSample, collate
 from msefpn.data.transforms import eval_transform
 from msefpn.errors import UserError
 from msefpn.inference.detect import Detects, Predictions, pick_device, predict_batch, telling_memory
@@ -95,13 +95,13 @@ class Predictor:
         numbered = zip(range(len(images)), images, regions, strict=True)
         return collate([self._sample(*item) for item in numbered])
 
-    def _sample(self, number: int, pixels: NDArray[np.uint8], regions: NDArray[np.float32] | None) -> Sample:
+    def _sample(self, number: int, pixels: NDArray[np.uint8], regions: NDArray[np.float32] | None) -> ImageSample:
         height, width = pixels.shape[:2]
         image = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1))
         corners = torch.from_numpy(np.zeros((0, 4), np.float32) if regions is None else regions)
         boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width))
         resized, target = self._transform(image, {"boxes": boxes})
-        return Sample(
+        return ImageSample(
             resized.as_subclass(torch.Tensor),
             boxes=torch.zeros(0, 4),
             labels=torch.zeros(0, dtype=torch.int64),

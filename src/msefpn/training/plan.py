@@ -11,11 +11,11 @@ from typing import Any
 from msefpn.checkpoint import read_about
 from msefpn.config import Config, load_recipe, parse_size
 from msefpn.data.coco import CocoData, read_coco
-from msefpn.data.faults import Report
+from msefpn.data.faults import FaultReport
 from msefpn.data.ground_truth import category_ids_for
 from msefpn.data.locate import locate_split, refuse_unread
 from msefpn.data.proposals import with_proposals
-from msefpn.data.synthetic import draw
+from msefpn.data.synthetic import draw_builtin_set
 from msefpn.errors import UserError, unknown_name
 from msefpn.prediction.request import check_given, in_coco
 from msefpn.runs.folder import (
@@ -48,8 +48,8 @@ class Plan:
     """Whether the data is the built-in set."""
     train: CocoData
     val: CocoData
-    reports: dict[str, Report]
-    """'train' and 'val': what was mended."""
+    reports: dict[str, FaultReport]
+    """'train' and 'val': what was fixed or dropped."""
     steps: int | None
     """Stop after that many; None: at the end."""
 
@@ -107,7 +107,9 @@ def check_proposals(config: Config, sources: Sources) -> None:
         raise UserError(f"{config.detector} finds its own regions: leave out the proposals, or use fast_rcnn")
 
 
-def read_splits(sources: Sources, *, masks: bool) -> tuple[tuple[CocoData, Report], tuple[CocoData, Report]]:
+def read_splits(
+    sources: Sources, *, masks: bool
+) -> tuple[tuple[CocoData, FaultReport], tuple[CocoData, FaultReport]]:
     """Training and validation data, with masks where asked for, and with the proposals that are given.
 
     Raises UserError, also where their classes differ.
@@ -239,7 +241,7 @@ def _builtin_set(parent: Path, config: Config) -> Path:
         from msefpn.training.checks import check_config  # noqa: PLC0415  slow to import
 
         check_config(config)
-        draw(folder)
+        draw_builtin_set(folder)
     return folder
 
 

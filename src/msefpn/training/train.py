@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from msefpn.config import Config, to_yaml
 from msefpn.data.coco import CocoData
-from msefpn.data.faults import MENDED, Report
+from msefpn.data.faults import FaultReport
 from msefpn.errors import UserError
 from msefpn.models import Detector, build, init_weights
 from msefpn.runs.console import TrainingScreen, say
@@ -125,10 +125,10 @@ def _prepare_folder(plan: Plan, detector: Detector) -> None:
         write_run(plan.out, plan.config, plan.sources)
 
 
-def _data_lines(split: str, data: CocoData, report: Report) -> list[str]:
+def _data_lines(split: str, data: CocoData, report: FaultReport) -> list[str]:
     line = f"{split}: {len(data)} images, {len(data.boxes)} boxes, {len(data.classes)} classes ({data.file})"
-    faults = [f"{count} x {kind} ({MENDED[kind]})" for kind, count in report.counts.items()]
-    return [line] + [f"  mended: {'; '.join(faults)}"] * bool(faults)
+    faults = report.summary()
+    return [line] + [f"  {'; '.join(faults)}"] * bool(faults)
 
 
 def _plan_lines(
