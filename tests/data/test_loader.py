@@ -10,6 +10,7 @@ import torch
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 
+from msefpn import plugins
 from msefpn.data.boxes import Regions
 from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.loader import DetectionDataset, ImageSample, collate, eval_loader, train_loader
@@ -247,7 +248,7 @@ def test_crops_of_reduced_images_are_not_enlarged(photograph: CocoData) -> None:
 
 def test_file_that_changed_its_size_is_refused(photograph: CocoData) -> None:
     Image.new("RGB", (256, 300)).save(photograph.path_of(0))
-    with pytest.raises(UserError, match="changed its size"):
+    with pytest.raises(UserError, match="has another size"):
         DetectionDataset(photograph, eval_transform((100, 85)), seed=0, fit=(150, 128))[0, 0]
 
 
@@ -255,3 +256,26 @@ def test_batch_lies_pixel_by_pixel(data: CocoData) -> None:
     for workers in (0, 1):
         batch = next(iter(train_loader(data, **OPTIONS, workers=workers, seed=0, epoch=0)))
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_of_a_user_reaches_the_workers(
+    data: CocoData, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugins.known("augmentation")
+    monkeypatch.setattr(plugins, "_TABLES", {kind: dict(table) for kind, table in plugins._TABLES.items()})
+    plugins.register("augmentation", "black")(lambda image, target: (image * 0, target))  # cannot be pickled
+    options = OPTIONS | {"augment": "black"}
+    assert not any(
+        int(batch.images.sum()) for batch in train_loader(data, **options, workers=workers, seed=0, epoch=0)
+    )
+    plugins.register("augmentation", "wrong")(lambda image, target: (image / 255, target))
+    options = OPTIONS | {"augment": "wrong"}
+    with pytest.raises(UserError, match="augmentation 'wrong' returned a tensor"):
+        list(train_loader(data, **options, workers=workers, seed=0, epoch=0))
+    plugins.register("augmentation", "other")(
+        lambda image, target: (image, target | {"labels": target["labels"] + 99})
+    )
+    options = OPTIONS | {"augment": "other"}
+    with pytest.raises(UserError, match=r"a label that is not 0\.\.6"):
+        list(train_loader(data, **options, workers=workers, seed=0, epoch=0))

@@ -102,7 +102,7 @@ def test_wrong_files(content: Any, reason: str, data: CocoData, tmp_path: Path) 
     with pytest.raises(UserError, match="give a json file"):
         with_proposals(data, tmp_path / "nothing.json")
     (tmp_path / "proposals.json").write_text("{")
-    with pytest.raises(UserError, match="no JSON"):
+    with pytest.raises(UserError, match="not JSON"):
         with_proposals(data, tmp_path / "proposals.json")
 
 
