@@ -1,9 +1,11 @@
 """Fixtures that several tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from msefpn import plugins
 from msefpn.data import synthetic
 from tests import ROOT
 
@@ -19,6 +21,17 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"needs the real data in {folder}, which is not here")
     return folder
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Forget afterwards which plug-ins a test registered."""
+    before = {kind: set(table) for kind, table in plugins._TABLES.items()}
+    yield
+    for kind, table in plugins._TABLES.items():
+        for name in [name for name in table if name not in before[kind]]:
+            if table[name].origin != plugins.OURS:
+                del table[name]
 
 
 @pytest.fixture(scope="session")

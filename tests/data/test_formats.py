@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from msefpn import plugins
 from msefpn.data.coco import CocoData
 from msefpn.data.formats import ReadLog, detect_format, open_source
 from msefpn.data.formats.write import as_coco, write_coco, write_yolo
@@ -283,6 +284,29 @@ def test_a_name_that_leads_out_of_the_folder_is_left_out(tiny_set: Path, tmp_pat
 def test_no_data_set(path: str, options: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says):
         open_source(tmp_path / path, **options)
+
+
+class Nothing:
+    """A format that every folder is in, and that gives nothing."""
+
+    def holds(self, path: Path) -> bool:
+        return path.is_dir()
+
+    def read(self, path: Path, images: Path | None, log: ReadLog) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.usefixtures("registry")
+def test_formats_of_plug_ins_come_last_and_are_checked(tiny_set: Path, tmp_path: Path) -> None:
+    plugins.register("format", "nothing")(Nothing)
+    assert detect_format(tiny_set) == "coco"
+    assert detect_format(tmp_path) == "nothing"
+    with pytest.raises(UserError, match="format 'nothing' returned a dict, not a LoadedDataset"):
+        open_source(tmp_path)
+    with pytest.raises(
+        UserError, match="labelme, nothing, voc, yolo; your own: --plugin"
+    ):
+        open_source(tmp_path, format="csv")
 
 
 @pytest.mark.parametrize("write", [write_coco, partial(write_yolo, log=ReadLog())])

@@ -258,12 +258,9 @@ def test_batch_lies_pixel_by_pixel(data: CocoData) -> None:
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_augmentation_of_a_user_reaches_the_workers(
-    data: CocoData, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plugins.known("augmentation")
-    monkeypatch.setattr(plugins, "_TABLES", {kind: dict(table) for kind, table in plugins._TABLES.items()})
+def test_augmentation_of_a_user_reaches_the_workers(data: CocoData, workers: int) -> None:
     plugins.register("augmentation", "black")(lambda image, target: (image * 0, target))  # cannot be pickled
     options = OPTIONS | {"augment": "black"}
     assert not any(

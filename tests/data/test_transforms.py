@@ -150,13 +150,6 @@ class _Mirror(v2.RandomHorizontalFlip):  # type: ignore[misc]  # torchvision has
         super().__init__(1.0)
 
 
-@pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what a test registers."""
-    plugins.known("augmentation")
-    monkeypatch.setattr(plugins, "_TABLES", {kind: dict(table) for kind, table in plugins._TABLES.items()})
-
-
 GIVEN: dict[str, tuple[Any, list[float], tuple[int, int] | None]] = {
     "function": (_turned, [45, 20, 80, 45], None),
     "factory": (_sized, [45, 15, 80, 40], None),
@@ -165,7 +158,7 @@ GIVEN: dict[str, tuple[Any, list[float], tuple[int, int] | None]] = {
 }
 
 
-@pytest.mark.usefixtures("tables")
+@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("kind", GIVEN)
 @pytest.mark.parametrize("passed", [False, True], ids=["registered", "passed"])
 def test_augmentation_of_a_user(kind: str, passed: bool) -> None:
@@ -219,7 +212,7 @@ BAD: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.usefixtures("tables")
+@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("kind", BAD)
 def test_wrong_result_of_a_users_augmentation(kind: str) -> None:
     given, says = BAD[kind]
@@ -228,7 +221,7 @@ def test_wrong_result_of_a_users_augmentation(kind: str) -> None:
         train_transform("mine", (100, 60))(*_scene())
 
 
-@pytest.mark.usefixtures("tables")
+@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize(
     ("given", "says"),
     [(v2.RandomResize, "cannot be built"), (lambda size: 5, "gives a int, not a transform")],
@@ -239,7 +232,7 @@ def test_augmentation_that_cannot_be_built(given: Any, says: str) -> None:
         train_transform("mine", (100, 60))(*_scene())
 
 
-@pytest.mark.usefixtures("tables")
+@pytest.mark.usefixtures("registry")
 def test_masks_and_proposals_go_through_a_users_augmentation() -> None:
     image, target = _scene()
     corners = torch.cat([target["boxes"].as_subclass(torch.Tensor), torch.tensor([[0.0, 0, 20, 20]])])
