@@ -303,9 +303,7 @@ def test_formats_of_plug_ins_come_last_and_are_checked(tiny_set: Path, tmp_path:
     assert detect_format(tmp_path) == "nothing"
     with pytest.raises(UserError, match="format 'nothing' returned a dict, not a LoadedDataset"):
         open_source(tmp_path)
-    with pytest.raises(
-        UserError, match="labelme, nothing, voc, yolo; your own: --plugin"
-    ):
+    with pytest.raises(UserError, match="labelme, nothing, voc, yolo; your own: --plugin"):
         open_source(tmp_path, format="csv")
 
 
