@@ -100,7 +100,8 @@ def check_parity(
     ids = category_ids_for(eager.classes, data, "the run")
     masks = eager.config.learns_masks
     before, after = (
-        evaluate_coco(truth_of(data), as_results(side[0], ids), masks=masks)["AP"] for side in found
+        evaluate_coco(truth_of(data), as_results(side[0], ids), masks=masks).box.numbers["AP"]
+        for side in found
     )
     matched = min(plain.matched, other.matched)
     return {

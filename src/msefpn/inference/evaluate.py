@@ -28,7 +28,8 @@ def evaluate(plan: Evaluation, *, device: str) -> dict[str, Any]:
         with Bar("evaluate", len(plan.data)) as bar, telling_memory(batch, size):
             found = detect(detector, loader, where, bar.seen)
         results = as_results(found, category_ids)
-        numbers = evaluate_coco(truth_of(plan.data), results, masks=config.learns_masks)
+        evaluation = evaluate_coco(truth_of(plan.data), results, masks=config.learns_masks)
+        numbers: dict[str, Any] = evaluation.to_json()
         numbers |= {"images": len(plan.data), "detections": len(results), "num_dropped": found.num_dropped}
         write_text(plan.out / PREDICTIONS, json.dumps(results))
         write_text(plan.out / METRICS, json.dumps(numbers, indent=2))

@@ -193,8 +193,8 @@ class Training(pl.LightningModule):
         if self.recorder is None or self.screen is None:
             return
         results = as_results(found, self.category_ids)
-        numbers = evaluate_coco(truth_of(self.val_data), results, masks=self.config.learns_masks)
-        numbers |= {"num_dropped": found.num_dropped}
+        evaluation = evaluate_coco(truth_of(self.val_data), results, masks=self.config.learns_masks)
+        numbers = evaluation.to_json() | {"num_dropped": found.num_dropped}
         row = {"epoch": self.current_epoch + 1, "step": self.step, "lr": self.lr}
         row |= {name: round(value / self.batches_done, 6) for name, value in sorted(self.sums.items())}
         row |= {"images_per_second": round(self.screen.speed, 2)}

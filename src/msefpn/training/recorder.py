@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from msefpn.errors import UserError
-from msefpn.metrics.coco import scores_of
+from msefpn.metrics.coco import CocoEvaluation
 from msefpn.models import Detector, save
 from msefpn.runs.folder import BEST, LAST, LOG, METRICS, PREDICTIONS, RESUME, replacing, write_text
 
@@ -68,7 +68,7 @@ class Recorder:
 
         Args:
             row: epoch, step and the losses and speeds, for the log.
-            numbers: what `evaluate_coco` gave.
+            numbers: `CocoEvaluation.to_json`, and what else is known.
             results: the detections that they were made from.
             detector: whose configuration and classes go with the weights.
             weights: those that were evaluated.
@@ -82,7 +82,7 @@ class Recorder:
             write_text(self.out / PREDICTIONS, json.dumps(results))
         self._save(detector, LAST, weights)
         write_text(self.out / METRICS, json.dumps({"best": self.best, "last": entry}, indent=2))
-        scores = scores_of(numbers)
+        scores = CocoEvaluation.from_json(numbers).named()
         self.rows.append(row | {name: round(value, 6) for name, value in scores.items()})
         self._write_rows()
         for name, value in scores.items():
