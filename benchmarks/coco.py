@@ -107,8 +107,8 @@ def draw(sizes: Sizes, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, An
 
 def by_ours(truth: dict[str, Any], found: list[dict[str, Any]]) -> Numbers:
     """Evaluate with `evaluate_coco`."""
-    result = evaluate_coco(truth, found)
-    return [result[name] for name in NUMBERS], list(result["per_class"].values())
+    scores = evaluate_coco(truth, found).box
+    return [scores.numbers[name] for name in NUMBERS], list(scores.per_class.values())
 
 
 def by_faster_coco_eval(truth: dict[str, Any], found: list[dict[str, Any]]) -> Numbers:

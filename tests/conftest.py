@@ -1,9 +1,11 @@
 """Fixtures that several tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from msefpn import plugins
 from msefpn.data import synthetic
 from tests import ROOT
 
@@ -21,9 +23,20 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Forget afterwards which plug-ins a test registered."""
+    before = {kind: set(table) for kind, table in plugins._TABLES.items()}
+    yield
+    for kind, table in plugins._TABLES.items():
+        for name in [name for name in table if name not in before[kind]]:
+            if table[name].origin != plugins.OURS:
+                del table[name]
+
+
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Draw a small built-in set: 12 train and 5 val images of about 160 px."""
     folder = tmp_path_factory.mktemp("tiny") / "set"
-    synthetic.draw(folder, train=12, val=5, seed=0, size=160)
+    synthetic.draw_builtin_set(folder, train=12, val=5, seed=0, size=160)
     return folder

@@ -153,10 +153,10 @@ def film(path: Path, photo: Path) -> None:
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """Prepare what the texts speak of: the user's data and photos, and a run."""
     folder = tmp_path_factory.mktemp("docs")
-    synthetic.draw(folder / "my_data", train=4, val=2, seed=0, size=96)
+    synthetic.draw_builtin_set(folder / "my_data", train=4, val=2, seed=0, size=96)
     shutil.copytree(folder / "my_data" / "val", folder / "photos")
     shutil.copytree(folder / "my_data", folder / "runs" / "builtin-data")
-    synthetic.draw(folder / "more", train=10, val=1, seed=1, size=96)
+    synthetic.draw_builtin_set(folder / "more", train=10, val=1, seed=1, size=96)
     film(folder / "street.mp4", folder / "photos" / "000001.jpg")
     label(folder / "labelled", folder / "more")
     for name, text in ROWS.items():

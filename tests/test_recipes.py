@@ -104,7 +104,7 @@ def test_every_row_of_the_paper_has_its_recipe() -> None:
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two + one images in the folders and files of COCO itself."""
     folder = tmp_path_factory.mktemp("coco")
-    synthetic.draw(folder / "drawn", train=2, val=1, seed=0, size=96)
+    synthetic.draw_builtin_set(folder / "drawn", train=2, val=1, seed=0, size=96)
     (folder / "annotations").mkdir()
     for split in ("train", "val"):
         (folder / "drawn" / split).rename(folder / f"{split}2017")

@@ -1,5 +1,6 @@
 """convert, split and check as commands, and data of other formats as it is."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 
 import msefpn
+from msefpn import plugins
 from msefpn.cli import main
 from msefpn.data.advice import advise
 from msefpn.data.coco import CocoData, read_coco
+from msefpn.data.formats import LabelledImage, LabelledObject, LoadedDataset, ReadLog, assemble, size_of
 from msefpn.errors import UserError
 from msefpn.report.dataset import choose
 from msefpn.runs.folder import write_run
@@ -59,9 +62,9 @@ def test_what_is_left_out_is_named_and_counted(
     capsys.readouterr()
     assert main(["convert", str(source), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert f"left out: {label}: line 1: could not convert" in said
-    assert "1 files left out, see" in said
-    assert str(label) in (tmp_path / "out" / "left_out.txt").read_text()
+    assert f"skipped: {label}: line 1: could not convert" in said
+    assert "1 file skipped, see" in said
+    assert str(label) in (tmp_path / "out" / "skipped.txt").read_text()
     assert len(json.loads((tmp_path / "out" / "train.json").read_text())["images"]) == 11
 
 
@@ -117,6 +120,57 @@ def test_evaluation_on_a_yolo_folder(yolo: Path, tmp_path: Path, monkeypatch: py
     found = plan_evaluation(run, yolo, split="val", out=None, **options)  # type: ignore[arg-type]
     assert len(found.data) == 5
     assert found.data.file.is_relative_to(run / "converted")
+
+
+class Rows:
+    """A csv file for each split: file, x1, y1, x2, y2, label."""
+
+    def holds(self, path: Path) -> bool:
+        return any(path.glob("*/boxes.csv"))
+
+    def read(self, path: Path, images: Path | None, log: ReadLog) -> LoadedDataset:
+        splits = {}
+        for file in path.glob("*/boxes.csv"):
+            objects: dict[Path, list[LabelledObject]] = {}
+            for name, *corners, label in csv.reader(file.read_text().splitlines()):
+                x1, y1, x2, y2 = map(float, corners)
+                box = LabelledObject(label, (x1, y1, x2 - x1, y2 - y1))
+                objects.setdefault(file.parent / name, []).append(box)
+            splits[file.parent.name] = [
+                LabelledImage(image, size_of(image), tuple(boxes)) for image, boxes in objects.items()
+            ]
+        return assemble(path, "rows", splits, None, log)
+
+
+@pytest.mark.usefixtures("registry")
+def test_every_command_reads_a_format_of_a_plug_in(tiny_set: Path, tmp_path: Path) -> None:
+    plugins.register("format", "rows")(Rows)
+    source = tmp_path / "source"
+    boxes = {}
+    for split in ("train", "val"):
+        data, _ = read_coco(tiny_set / f"{split}.json", tiny_set / split)
+        (source / split).mkdir(parents=True)
+        rows = []
+        for index, name in enumerate(data.names):
+            (source / split / name).symlink_to(data.path_of(index))
+            corners, labels, _ = data.boxes_of(index)
+            rows += [
+                [name, *map(str, box), data.classes[label]]
+                for box, label in zip(corners.tolist(), labels, strict=True)
+            ]
+        (source / split / "boxes.csv").write_text("".join(",".join(row) + "\n" for row in rows))
+        boxes[split] = len(rows)
+    checked = msefpn.check(source)
+    assert checked.exit_code == 0
+    assert {split.name: split.boxes for split in checked.splits} == boxes
+    assert checked.read[0].endswith("read as rows")
+    for format in (None, "rows"):
+        assert msefpn.convert(source, out=tmp_path / str(format), format=format).format == "rows"
+    division = msefpn.split(source, out=tmp_path / "split", val=0.5)
+    assert sum(len(split.content["annotations"]) for split in division.splits.values()) == sum(boxes.values())
+    out = tmp_path / "run"
+    plan = plan_training(source, {}, recipe=TINY, out=out, resume=False, steps=None, options={})
+    assert len(plan.train.boxes) == boxes["train"]
 
 
 def test_check_draws_a_page(tiny_set: Path, tmp_path: Path) -> None:

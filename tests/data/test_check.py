@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msefpn.data.check import box_sizes, check
+from msefpn.data.check import box_sizes, inspect_splits
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
 from msefpn.training.plan import plan_training
@@ -43,8 +43,9 @@ def test_sizes_against_pyramid_and_anchors() -> None:
 
 
 def test_built_in_set_is_ready(tiny_set: Path) -> None:
-    found = check(tiny_set, size=(160, 160))
+    found = inspect_splits(tiny_set, size=(160, 160))
     assert found.usable
+    assert found.exit_code == 0
     assert [split.name for split in found.splits] == ["train", "val"]
     assert [split.images for split in found.splits] == [12, 5]
     assert sum(found.splits[0].per_class.values()) == found.splits[0].boxes > 20
@@ -57,8 +58,9 @@ def test_faults_that_stop_are_all_listed(tiny_set: Path, tmp_path: Path) -> None
     content["annotations"][0]["category_id"] = 99
     content["images"][0]["file_name"] = "gone.jpg"
     (tmp_path / "spoilt.json").write_text(json.dumps(content))
-    found = check(train_json=tmp_path / "spoilt.json", train_images=tiny_set / "train")
+    found = inspect_splits(train_json=tmp_path / "spoilt.json", train_images=tiny_set / "train")
     assert not found.usable
+    assert found.exit_code == 2
     assert found.counts["train"]["unknown category"] == found.counts["train"]["missing image"] == 1
     assert "gone.jpg (image 1)" in str(found)
     assert "not ready" in str(found)
@@ -68,7 +70,7 @@ def test_other_classes_in_val(tiny_set: Path, tmp_path: Path) -> None:
     content = json.loads((tiny_set / "val.json").read_text())
     content["categories"][0]["name"] = "disc"
     (tmp_path / "val.json").write_text(json.dumps(content))
-    found = check(tiny_set, val_json=tmp_path / "val.json", val_images=tiny_set / "val")
+    found = inspect_splits(tiny_set, val_json=tmp_path / "val.json", val_images=tiny_set / "val")
     assert not found.usable
     assert "train only: circle; val only: disc" in found.differences[0]
 
@@ -80,18 +82,18 @@ def test_other_category_ids_in_val_are_no_difference(tiny_set: Path, tmp_path: P
     for item in content["annotations"]:
         item["category_id"] += 10
     (tmp_path / "val.json").write_text(json.dumps(content))
-    found = check(tiny_set, val_json=tmp_path / "val.json", val_images=tiny_set / "val")
+    found = inspect_splits(tiny_set, val_json=tmp_path / "val.json", val_images=tiny_set / "val")
     assert found.usable
     assert not found.differences
 
 
 def test_needs_data(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no train split"):
-        check(tmp_path)
+        inspect_splits(tmp_path)
     with pytest.raises(UserError, match="no data to check"):
-        check()
-    with pytest.raises(UserError, match="would not be read"):
-        check(tmp_path, train_json="train.json", val_json="val.json")
+        inspect_splits()
+    with pytest.raises(UserError, match="would not be used"):
+        inspect_splits(tmp_path, train_json="train.json", val_json="val.json")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_needs_data(tmp_path: Path) -> None:
 def test_without_val(names: list[str], says: str, tiny_set: Path, tmp_path: Path) -> None:
     for name in (*(f"{name}.json" for name in names), "train"):
         (tmp_path / name).symlink_to(tiny_set / name)
-    found = check(tmp_path)
+    found = inspect_splits(tmp_path)
     assert [split.name for split in found.splits] == ["train"]
     assert not found.usable
     assert says in found.missing
@@ -110,10 +112,10 @@ def test_without_val(names: list[str], says: str, tiny_set: Path, tmp_path: Path
 
 
 def test_without_val_beside_a_json(tiny_set: Path) -> None:
-    assert not check(train_json=tiny_set / "train.json").usable
+    assert not inspect_splits(train_json=tiny_set / "train.json").usable
 
 
 def test_real_set(shared: Path) -> None:
-    text = str(check(shared / "data" / "bccd", size=(320, 320)))
-    assert "2 x zero-area box: dropped" in text
+    text = str(inspect_splits(shared / "data" / "bccd", size=(320, 320)))
+    assert "2 zero-area boxes: dropped" in text
     assert "BloodImage_00338.jpg (annotation 3153)" in text

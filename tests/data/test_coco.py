@@ -1,4 +1,4 @@
-"""Every fault that a data set can have is found, named by file and id, and mended or refused."""
+"""Every fault that a data set can have is found, named by file and id, and fixed or refused."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from msefpn.data.coco import read_coco, scan_coco
-from msefpn.data.faults import MENDED, STOPS
+from msefpn.data.faults import HANDLING, STOPS
 from msefpn.data.locate import find_split
 from msefpn.errors import UserError
 
@@ -60,7 +60,7 @@ def data_set(tmp_path: Path) -> DataSet:
 
 def test_sound_set(data_set: DataSet) -> None:
     data, report = data_set.scan()
-    assert report.counts == {"image without boxes": 1}
+    assert report.counts == {"image without objects": 1}
     assert (len(data), data.ids.tolist(), data.names) == (3, [3, 5, 9], ["a.jpg", "b.png", "c.png"])
     assert data.sizes.tolist() == [[40, 60], [60, 40], [50, 50]]
     assert (data.classes, data.category_ids) == (("dog", "cat"), (2, 7))
@@ -108,21 +108,21 @@ BOXES: dict[str, tuple[list[Any], list[float] | None]] = {
     "box under 1 px": ([30, 30, 0.5, 5], None),
     "box under 1 px inside the image": ([60 - 1e-6, 5, 10, 10], None),
     "bbox without 4 numbers": ([1, 2, 3], None),
-    "box sticks out": ([50, 30, 20, 20], [50, 30, 60, 40]),
+    "box partly outside": ([50, 30, 20, 20], [50, 30, 60, 40]),
     "box larger than the image": ([-10, -10, 100, 100], [0, 0, 60, 40]),
 }
 
 
 @pytest.mark.parametrize("kind", BOXES)
 def test_faulty_box(data_set: DataSet, kind: str) -> None:
-    box, mended = BOXES[kind]
+    box, fixed = BOXES[kind]
     kind = kind.removesuffix(" inside the image")
     data_set.add_box(box)
     data, report = data_set.scan()
-    assert report.counts == {kind: 1, "image without boxes": 1}
+    assert report.counts == {kind: 1, "image without objects": 1}
     (fault,) = report.of(kind)
     assert (fault.file, fault.id) == ("a.jpg", "annotation 77")
-    assert data.boxes_of(0)[0].tolist()[2:] == ([] if mended is None else [mended])
+    assert data.boxes_of(0)[0].tolist()[2:] == ([] if fixed is None else [fixed])
 
 
 def test_infinite_and_null_boxes(data_set: DataSet) -> None:
@@ -139,7 +139,7 @@ def test_infinite_and_null_boxes(data_set: DataSet) -> None:
 def test_rounding_at_the_border_is_no_fault(data_set: DataSet) -> None:
     data_set.add_box([50, 30, 10.4, 10.4])
     data, report = data_set.scan()
-    assert "box sticks out" not in report.counts
+    assert "box partly outside" not in report.counts
     assert data.boxes_of(0)[0].tolist()[-1] == [50, 30, 60, 40]
 
 
@@ -147,7 +147,11 @@ def test_repeated_annotations(data_set: DataSet) -> None:
     first = data_set.content["annotations"][0]
     data_set.content["annotations"] += [dict(first), first | {"bbox": [3, 3, 9, 9]}]
     data, report = data_set.scan()
-    assert report.counts == {"repeated annotation": 1, "duplicate annotation id": 1, "image without boxes": 1}
+    assert report.counts == {
+        "repeated annotation": 1,
+        "duplicate annotation id": 1,
+        "image without objects": 1,
+    }
     assert report.of("duplicate annotation id")[0].id == "annotation 1"
     assert len(data.boxes_of(1)[0]) == 2
 
@@ -216,7 +220,7 @@ def test_fault_that_stops(data_set: DataSet, name: str) -> None:
     message = str(error.value)
     assert kind in message
     assert where in message
-    assert STOPS[kind] in message
+    assert STOPS[kind].action in message
     assert str(data_set.file) in message
     assert "\n" not in message
 
@@ -288,7 +292,7 @@ def test_pixel_formats_are_reported(data_set: DataSet, mode: str, kinds: set[str
     Image.new(mode, (50, 50)).save(data_set.images / name)
     data, report = data_set.scan()
     found = {fault.kind for fault in report.faults if fault.file == name}
-    assert found == kinds | {"image without boxes"}
+    assert found == kinds | {"image without objects"}
     assert len(data) == 3
 
 
@@ -312,14 +316,14 @@ def test_report_shows_five_of_a_kind(data_set: DataSet) -> None:
             {"id": 100 + number, "image_id": 9, "category_id": 2, "bbox": [1, 1, 0, 0]}
         )
     text = str(data_set.scan()[1])
-    assert "8 x zero-area box: dropped" in text
+    assert "8 zero-area boxes: dropped" in text
     assert "annotation 104" in text
     assert "annotation 105" not in text
     assert "and 3 more" in text
 
 
 def test_every_kind_is_in_one_table() -> None:
-    assert not STOPS.keys() & MENDED.keys()
+    assert not STOPS.keys() & HANDLING.keys()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Other formats than COCO's: what is read, what is named and left out, and the round trip through YOLO."""
+"""Other formats than COCO's: what is read, what is named and skipped, and the round trip through YOLO."""
 
 import json
 from collections.abc import Callable
@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from msefpn import plugins
 from msefpn.data.coco import CocoData
-from msefpn.data.formats import Log, detect_format, open_source
+from msefpn.data.formats import ReadLog, detect_format, open_source
 from msefpn.data.formats.write import as_coco, write_coco, write_yolo
 from msefpn.data.formats.yolo import _object, label_lines
 from msefpn.errors import UserError
@@ -68,13 +69,13 @@ def test_voc_with_lists(tmp_path: Path) -> None:
     text(home / "ImageSets/Main/test.txt", "3 4\n")
     source = open_source(tmp_path)
     assert source.format == "voc"
-    assert objects(source.parts["train"].content) == {
+    assert objects(source.splits["train"].content) == {
         "1.jpg": [("dog", [0, 0, 100, 50]), ("<cat>", [10, 10, 10, 5])],
         "2.jpg": [],
     }
-    assert objects(source.parts["test"].content) == {"3 4.jpg": [("dog", [1, 2, 3, 3])]}
+    assert objects(source.splits["test"].content) == {"3 4.jpg": [("dog", [1, 2, 3, 3])]}
     assert [Path(line.split(":")[0]).name for line in source.log.skipped] == ["5.xml", "9.xml"]
-    assert "is no whole xml" in source.log.skipped[0]
+    assert "is not a complete xml" in source.log.skipped[0]
     assert "3 objects are marked as difficult" in source.log.notes[-1]
 
 
@@ -82,11 +83,11 @@ def test_voc_with_lists(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (xml("1.jpg", ("dog", 1, "x", 3, 4)), "object 1: could not convert string to float: 'x'"),
-        (xml("1.jpg", ("dog", 1, "nan", 3, 4)), "no finite number"),
+        (xml("1.jpg", ("dog", 1, "nan", 3, 4)), "not a finite number"),
         (xml("1.jpg", ("", 1, 2, 3, 4)), "object 1 has no name"),
         (xml("1.jpg", ("dog", 1, 2, 3, 4)).replace("ymin>", "top>"), "object 1 has no ymin"),
-        ("<html></html>", "holds no <annotation>"),
-        ("", "is no whole xml"),
+        ("<html></html>", "has no <annotation>"),
+        ("", "is not a complete xml"),
     ],
 )
 def test_a_broken_xml_is_named(content: str, says: str, tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_a_broken_xml_is_named(content: str, says: str, tmp_path: Path) -> None:
     text(tmp_path / "1.xml", content)
     text(tmp_path / "2.xml", xml("2.jpg", ("dog", 1, 2, 3, 4)))
     source = open_source(tmp_path)
-    assert list(objects(source.parts["train"].content)) == ["2.jpg"]
+    assert list(objects(source.splits["train"].content)) == ["2.jpg"]
     assert len(source.log.skipped) == 1
     assert says in source.log.skipped[0]
     assert source.log.skipped[0].startswith(str(tmp_path / "1.xml"))
@@ -108,10 +109,10 @@ def test_voc_counted_from_zero_and_turned_images(tmp_path: Path) -> None:
     text(tmp_path / "a.xml", xml("a.jpg", ("x", 0, 3, 10, 13)))
     text(tmp_path / "b.xml", xml("b.jpg", ("x", 5, 3, 10, 13), size=stored))
     source = open_source(tmp_path)
-    sizes = [(item["width"], item["height"]) for item in source.parts["train"].content["images"]]
+    sizes = [(item["width"], item["height"]) for item in source.splits["train"].content["images"]]
     assert sizes == [(50, 100), (100, 50)]
-    assert objects(source.parts["train"].content)["a.jpg"] == [("x", [0, 3, 10, 10])]
-    assert "counted from 0" in source.log.notes[0]
+    assert objects(source.splits["train"].content)["a.jpg"] == [("x", [0, 3, 10, 10])]
+    assert "corners count from 0" in source.log.notes[0]
 
 
 def yolo(root: Path, about: str, **labels: str | None) -> Path:
@@ -138,7 +139,7 @@ def test_yolo(names: str, train: str, tmp_path: Path) -> None:
     text(tmp_path / "list.txt", "".join(f"./images/train/{name}.jpg\n" for name in "abc"))
     source = open_source(tmp_path)
     assert source.format == "yolo"
-    content = source.parts["train"].content
+    content = source.splits["train"].content
     assert [item["name"] for item in content["categories"]] == ["no", "1"]
     assert objects(content) == {
         "a.jpg": [("no", [40, 15, 20, 20]), ("1", [10, 10, 20, 10])],
@@ -168,7 +169,7 @@ def test_yolo(names: str, train: str, tmp_path: Path) -> None:
 def test_a_broken_line_is_named(line: str, says: str, tmp_path: Path) -> None:
     yolo(tmp_path, "train: images/train\nnames: [a, b]", good="0 .5 .5 .1 .1", bad=line)
     source = open_source(tmp_path)
-    assert list(objects(source.parts["train"].content)) == ["good.jpg"]
+    assert list(objects(source.splits["train"].content)) == ["good.jpg"]
     assert says in source.log.skipped[0]
     assert "bad.txt: line 1" in source.log.skipped[0]
 
@@ -193,7 +194,7 @@ def test_broken_files_of_yolo_are_named(tmp_path: Path) -> None:
         ("train: images/train\nnames: []", "names must be a list"),
         ("train: /gone/images\nnames: [a]", "train names '/gone/images', which does not exist"),
         ("train: {a: b}\nnames: [a]", "train must be a folder"),
-        ("names: [a\n", "is no yaml"),
+        ("names: [a\n", "is not yaml"),
     ],
 )
 def test_a_wrong_yaml_is_one_line(about: str, says: str, tmp_path: Path) -> None:
@@ -229,14 +230,14 @@ def test_labelme(tmp_path: Path) -> None:
     labelme(tmp_path / "valid" / "v.json", shape("dot", [[1, 1], [9, 1], [9, 9]]))
     source = open_source(tmp_path)
     assert source.format == "labelme"
-    found = objects(source.parts["train"].content)
+    found = objects(source.splits["train"].content)
     assert found["a.jpg"][0] == ("<i>", [10, 10, 20, 10])
     assert found["a.jpg"][1] == ("dot", [40, 15, 20, 20])
     assert found["a.jpg"][2:] == [("two", [0, 0, 14, 14])]
     assert found["b.jpg"] == []
     assert [Path(line.split(":")[0]).stem for line in source.log.skipped] == ["c", "d", "e"]
-    assert any("shapes without an area are left out (point)" in note for note in source.log.notes)
-    assert list(objects(source.parts["val"].content)) == ["v.jpg"]
+    assert any("shapes without an area are skipped (point)" in note for note in source.log.notes)
+    assert list(objects(source.splits["val"].content)) == ["v.jpg"]
 
 
 def test_create_ml(tmp_path: Path) -> None:
@@ -254,9 +255,9 @@ def test_create_ml(tmp_path: Path) -> None:
     text(tmp_path / "train" / "_annotations.createml.json", entries)
     source = open_source(tmp_path)
     assert source.format == "createml"
-    assert objects(source.parts["train"].content) == {ODD: [("dog", [40, 20, 20, 10])], "b.jpg": []}
+    assert objects(source.splits["train"].content) == {ODD: [("dog", [40, 20, 20, 10])], "b.jpg": []}
     assert ["c.jpg" in source.log.skipped[0], "missing" in source.log.skipped[1]] == [True, True]
-    assert "entry 5 names no image" in source.log.skipped[2]
+    assert "entry 5 does not name an image" in source.log.skipped[2]
 
 
 def test_a_name_that_leads_out_of_the_folder_is_left_out(tiny_set: Path, tmp_path: Path) -> None:
@@ -266,7 +267,7 @@ def test_a_name_that_leads_out_of_the_folder_is_left_out(tiny_set: Path, tmp_pat
     text(tmp_path / "train.json", content)
     (tmp_path / "train").symlink_to(tiny_set / "val")
     source = open_source(tmp_path)
-    assert len(source.parts["train"].content["images"]) == 3
+    assert len(source.splits["train"].content["images"]) == 3
     assert "leads out of the image folder" in source.log.skipped[0]
     assert "gone.jpg" in source.log.skipped[1]
 
@@ -285,16 +286,37 @@ def test_no_data_set(path: str, options: dict[str, Any], says: str, tmp_path: Pa
         open_source(tmp_path / path, **options)
 
 
-@pytest.mark.parametrize("write", [write_coco, partial(write_yolo, log=Log())])
+class Nothing:
+    """A format that every folder is in, and that gives nothing."""
+
+    def holds(self, path: Path) -> bool:
+        return path.is_dir()
+
+    def read(self, path: Path, images: Path | None, log: ReadLog) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.usefixtures("registry")
+def test_formats_of_plug_ins_come_last_and_are_checked(tiny_set: Path, tmp_path: Path) -> None:
+    plugins.register("format", "nothing")(Nothing)
+    assert detect_format(tiny_set) == "coco"
+    assert detect_format(tmp_path) == "nothing"
+    with pytest.raises(UserError, match="format 'nothing' returned a dict, not a LoadedDataset"):
+        open_source(tmp_path)
+    with pytest.raises(UserError, match="labelme, nothing, voc, yolo; your own: --plugin"):
+        open_source(tmp_path, format="csv")
+
+
+@pytest.mark.parametrize("write", [write_coco, partial(write_yolo, log=ReadLog())])
 def test_round_trip(write: Callable[..., None], tiny_set: Path, tmp_path: Path) -> None:
     before = open_source(tiny_set)
-    write(before.parts, tmp_path, link=True)
+    write(before.splits, tmp_path, link=True)
     after = open_source(tmp_path)
     assert after.format == detect_format(tmp_path) != "voc"
-    assert after.parts.keys() == before.parts.keys()
+    assert after.splits.keys() == before.splits.keys()
     assert not after.log.skipped
-    for name, part in before.parts.items():
-        old, new = part.read(Log()), after.parts[name].read(Log())
+    for name, part in before.splits.items():
+        old, new = part.read(ReadLog()), after.splits[name].read(ReadLog())
         assert (old.names, old.classes) == (new.names, new.classes)
         for have in ("sizes", "labels", "offsets"):
             np.testing.assert_array_equal(getattr(old, have), getattr(new, have))
@@ -311,8 +333,8 @@ def test_files_of_one_name_get_their_own_labels(tmp_path: Path) -> None:
         {"images": images, "annotations": notes, "categories": [{"id": 5, "name": "x"}]},
     )
     (tmp_path / "out").mkdir()
-    write_yolo(open_source(tmp_path / "in").parts, tmp_path / "out", Log(), link=False)
-    found = objects(open_source(tmp_path / "out").parts["train"].content)
+    write_yolo(open_source(tmp_path / "in").splits, tmp_path / "out", ReadLog(), link=False)
+    found = objects(open_source(tmp_path / "out").splits["train"].content)
     assert found == {"a-2.png": [("x", [2, 2, 9, 9])], "a.jpg": [("x", [1, 1, 9, 9])]}
 
 

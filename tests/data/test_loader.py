@@ -10,9 +10,10 @@ import torch
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 
+from msefpn import plugins
 from msefpn.data.boxes import Regions
 from msefpn.data.coco import CocoData, read_coco
-from msefpn.data.loader import DetectionDataset, Sample, collate, eval_loader, train_loader
+from msefpn.data.loader import DetectionDataset, ImageSample, collate, eval_loader, train_loader
 from msefpn.data.locate import find_split
 from msefpn.data.masks import Masks, encode_mask
 from msefpn.data.transforms import decoded_fit, eval_transform, train_transform
@@ -110,14 +111,14 @@ def test_keep_empty(tiny_set: Path, data: CocoData) -> None:
 
 def test_batch_is_padded(data: CocoData) -> None:
     samples = [
-        Sample(
+        ImageSample(
             torch.full((3, 40, 70), 9, dtype=torch.uint8),
             torch.ones(2, 4),
             torch.tensor([1, 2]),
             (80, 140),
             5,
         ),
-        Sample(
+        ImageSample(
             torch.full((3, 64, 20), 7, dtype=torch.uint8),
             torch.zeros(0, 4),
             torch.zeros(0).long(),
@@ -247,7 +248,7 @@ def test_crops_of_reduced_images_are_not_enlarged(photograph: CocoData) -> None:
 
 def test_file_that_changed_its_size_is_refused(photograph: CocoData) -> None:
     Image.new("RGB", (256, 300)).save(photograph.path_of(0))
-    with pytest.raises(UserError, match="changed its size"):
+    with pytest.raises(UserError, match="has another size"):
         DetectionDataset(photograph, eval_transform((100, 85)), seed=0, fit=(150, 128))[0, 0]
 
 
@@ -255,3 +256,23 @@ def test_batch_lies_pixel_by_pixel(data: CocoData) -> None:
     for workers in (0, 1):
         batch = next(iter(train_loader(data, **OPTIONS, workers=workers, seed=0, epoch=0)))
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_of_a_user_reaches_the_workers(data: CocoData, workers: int) -> None:
+    plugins.register("augmentation", "black")(lambda image, target: (image * 0, target))  # cannot be pickled
+    options = OPTIONS | {"augment": "black"}
+    assert not any(
+        int(batch.images.sum()) for batch in train_loader(data, **options, workers=workers, seed=0, epoch=0)
+    )
+    plugins.register("augmentation", "wrong")(lambda image, target: (image / 255, target))
+    options = OPTIONS | {"augment": "wrong"}
+    with pytest.raises(UserError, match="augmentation 'wrong' returned a tensor"):
+        list(train_loader(data, **options, workers=workers, seed=0, epoch=0))
+    plugins.register("augmentation", "other")(
+        lambda image, target: (image, target | {"labels": target["labels"] + 99})
+    )
+    options = OPTIONS | {"augment": "other"}
+    with pytest.raises(UserError, match=r"a label that is not 0\.\.6"):
+        list(train_loader(data, **options, workers=workers, seed=0, epoch=0))

@@ -51,8 +51,8 @@ def test_each_form_of_a_segmentation() -> None:
     [
         ([[1, 2, 3, 4]], "three corners"),
         ([[1, 2, 3, 4, 5, 6, 7]], "three corners"),
-        ([[1, 2, 3, 4, 5, "6"]], "no number"),
-        ([[1, 2, 3, 4, 5, float("nan")]], "no number"),
+        ([[1, 2, 3, 4, 5, "6"]], "not a number"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "not a number"),
         (["abc"], "three corners"),
         ("abc", "neither"),
         ({"size": [40, 60]}, "neither"),
@@ -63,7 +63,7 @@ def test_each_form_of_a_segmentation() -> None:
         ({"size": [40, 60], "counts": "P99"}, "broken"),
         ({"size": [40, 60], "counts": 5}, "neither a list nor a text"),
         ({"size": [40, 60], "counts": None}, "neither a list nor a text"),
-        ([[1, 2, 3, 4, 5, 9e5]], "far out of the image"),
+        ([[1, 2, 3, 4, 5, 9e5]], "far outside the image"),
     ],
     ids=str,
 )

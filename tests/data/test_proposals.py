@@ -12,7 +12,7 @@ import torch
 from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.loader import eval_loader, train_loader
 from msefpn.data.locate import find_split
-from msefpn.data.proposals import MOST, proposals_of_files, with_proposals
+from msefpn.data.proposals import MAX_PROPOSALS, proposals_of_files, with_proposals
 from msefpn.errors import UserError
 
 
@@ -52,10 +52,10 @@ def test_proposals_are_read_best_first(data: CocoData, tmp_path: Path) -> None:
 
 def test_most_of_an_image(data: CocoData, tmp_path: Path) -> None:
     id = int(data.ids[1])
-    many = [{"image_id": id, "bbox": [0, 0, 5, 5], "score": i / 1e4} for i in range(MOST + 7)]
+    many = [{"image_id": id, "bbox": [0, 0, 5, 5], "score": i / 1e4} for i in range(MAX_PROPOSALS + 7)]
     given = with_proposals(data, write(tmp_path, many)).proposals
     assert given is not None
-    assert np.diff(given.offsets).tolist() == [0, MOST] + [0] * (len(data) - 2)
+    assert np.diff(given.offsets).tolist() == [0, MAX_PROPOSALS] + [0] * (len(data) - 2)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_most_of_an_image(data: CocoData, tmp_path: Path) -> None:
     [
         (
             {"image_id": 777},
-            "entry 0 is of image 777, which .*train.json has not: give those of its images",
+            "entry 0 is of image 777, which is not in .*train.json: give proposals for its images",
         ),
         ({"bbox": [150, 0, 90, 9]}, r"entry 0 reaches out of 0\d+.jpg, which is \d+ x \d+ px"),
         ({"bbox": [1, 2, 3]}, "entry 0 has bbox"),
@@ -89,7 +89,12 @@ def test_wrong_proposals(change: dict[str, Any], reason: str, data: CocoData, tm
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [({}, "no list"), ([], "no list"), ([5], "entry 0 has not"), ([{}], "entry 0 has not")],
+    [
+        ({}, "not a list"),
+        ([], "not a list"),
+        ([5], "entry 0 lacks 'bbox' or 'score'"),
+        ([{}], "entry 0 lacks 'bbox' or 'score'"),
+    ],
 )
 def test_wrong_files(content: Any, reason: str, data: CocoData, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=reason):
@@ -97,7 +102,7 @@ def test_wrong_files(content: Any, reason: str, data: CocoData, tmp_path: Path) 
     with pytest.raises(UserError, match="give a json file"):
         with_proposals(data, tmp_path / "nothing.json")
     (tmp_path / "proposals.json").write_text("{")
-    with pytest.raises(UserError, match="no JSON"):
+    with pytest.raises(UserError, match="not JSON"):
         with_proposals(data, tmp_path / "proposals.json")
 
 
@@ -118,7 +123,7 @@ def test_proposals_of_files(tmp_path: Path) -> None:
     assert found.tolist() == [[2, 2, 5, 6]]
     some, none = proposals_of_files(file, [Path("a.jpg"), Path("d.jpg")], SIZES)
     assert (some.tolist(), none.tolist()) == ([[1, 2, 4, 6]], [])
-    with pytest.raises(UserError, match=r"no proposal for d\.jpg: give those of a predict --score 0"):
+    with pytest.raises(UserError, match=r"no proposal for d\.jpg: give the proposals of predict --score 0"):
         proposals_of_files(file, [Path("d.jpg")], SIZES[:1])
     with pytest.raises(UserError, match=r"entry 2 reaches out of c\.jpg, which is 4 x 20 px"):
         proposals_of_files(file, [Path("c.jpg")], [(20, 4)])

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from msefpn.data.formats import Log, Part, Source
+from msefpn.data.formats import LoadedDataset, ReadLog, Split
 from msefpn.data.split import Division, divide
 from msefpn.errors import UserError
 
 
-def source(tmp_path: Path, *labels: str, test: bool = False, **keys: list[Any]) -> Source:
+def source(tmp_path: Path, *labels: str, test: bool = False, **keys: list[Any]) -> LoadedDataset:
     """One image for each text, one object for each letter of it; file names are patient_image."""
     classes = sorted(set("".join(labels)))
     images: list[dict[str, Any]] = []
@@ -26,12 +26,12 @@ def source(tmp_path: Path, *labels: str, test: bool = False, **keys: list[Any]) 
             note = {"id": len(notes) + 1, "image_id": index, "category_id": classes.index(letter), "bbox": []}
             notes.append(note)
     categories = [{"id": index, "name": name} for index, name in enumerate(classes)]
-    part = Part(tmp_path, tmp_path, {"images": images, "annotations": notes, "categories": categories})
-    return Source(tmp_path, "coco", {"train": part} | ({"test": part} if test else {}), Log())
+    part = Split(tmp_path, tmp_path, {"images": images, "annotations": notes, "categories": categories})
+    return LoadedDataset(tmp_path, "coco", {"train": part} | ({"test": part} if test else {}), ReadLog())
 
 
 def names(division: Division, split: str) -> set[str]:
-    return {item["file_name"] for item in division.parts[split].content["images"]}
+    return {item["file_name"] for item in division.splits[split].content["images"]}
 
 
 def test_every_class_has_its_share(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_every_class_has_its_share(tmp_path: Path) -> None:
     labels[:4] = ["ax", "x", "yb", "z"]
     labels[4] = "ay"
     found = divide(source(tmp_path, *labels), 0.25, 0, None)
-    images = {split: len(part.content["images"]) for split, part in found.parts.items()}
+    images = {split: len(part.content["images"]) for split, part in found.splits.items()}
     assert images["train"] + images["val"] == 200
     assert images["val"] == pytest.approx(50, abs=5)
     for name in "abc":
@@ -80,7 +80,7 @@ def test_files_with_the_same_bytes_are_on_one_side(tmp_path: Path) -> None:
 def test_a_test_split_is_kept(tmp_path: Path) -> None:
     data = source(tmp_path, *["a"] * 10, test=True)
     found = divide(data, 0.5, 0, None)
-    assert found.parts["test"] is data.parts["test"]
+    assert found.splits["test"] is data.splits["test"]
     assert len(names(found, "train")) == len(names(found, "val")) == 5
 
 
@@ -88,8 +88,8 @@ def test_a_test_split_is_kept(tmp_path: Path) -> None:
     ("share", "group", "says"),
     [
         (1.0, None, "val is 1.0"),
-        (0.2, "(", "is no regular expression"),
-        (0.2, "z+", "is found in no file name, such as 'p1_1.jpg'"),
+        (0.2, "(", "nor a regular expression"),
+        (0.2, "z+", "matches no file name, such as 'p1_1.jpg'"),
         (0.2, "^p", "1 groups of images cannot be divided"),
     ],
 )

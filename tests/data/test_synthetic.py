@@ -28,7 +28,7 @@ def _mask(annotation: dict[str, Any]) -> np.ndarray[Any, Any]:
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        synthetic.draw(tmp_path / name, train=3, val=2, seed=seed, size=96)
+        synthetic.draw_builtin_set(tmp_path / name, train=3, val=2, seed=seed, size=96)
     first = _bytes(tmp_path / "a")
     assert len(first) == 7
     assert first == _bytes(tmp_path / "b")
@@ -37,8 +37,8 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
 
 
 def test_images_do_not_depend_on_their_number(tmp_path: Path) -> None:
-    synthetic.draw(tmp_path / "few", train=2, val=1, seed=0, size=96)
-    synthetic.draw(tmp_path / "more", train=4, val=2, seed=0, size=96)
+    synthetic.draw_builtin_set(tmp_path / "few", train=2, val=1, seed=0, size=96)
+    synthetic.draw_builtin_set(tmp_path / "more", train=4, val=2, seed=0, size=96)
     few, more = _bytes(tmp_path / "few"), _bytes(tmp_path / "more")
     assert all(more[name] == content for name, content in few.items() if name.endswith(".jpg"))
 
@@ -77,9 +77,9 @@ def test_masks_show_in_the_pixels(tiny_set: Path) -> None:
 
 
 def test_sizes_classes_overlaps_and_empty_images(tmp_path: Path) -> None:
-    synthetic.draw(tmp_path / "set", train=80, val=1, seed=0)
+    synthetic.draw_builtin_set(tmp_path / "set", train=80, val=1, seed=0)
     data, report = read_coco(*find_split(tmp_path / "set", "train"))
-    assert set(report.counts) == {"image without boxes"}
+    assert set(report.counts) == {"image without objects"}
     assert len(data.classes) >= 6
     assert (np.bincount(data.labels, minlength=len(data.classes)) > 10).all()
     extent = data.boxes[:, 2:] - data.boxes[:, :2]
@@ -101,13 +101,13 @@ def test_sizes_classes_overlaps_and_empty_images(tmp_path: Path) -> None:
 def test_drawn_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "x").touch()
-    with pytest.raises(UserError, match="is there already"):
-        synthetic.draw(tmp_path / "used", train=1, val=1, seed=0)
+    with pytest.raises(UserError, match="already exists"):
+        synthetic.draw_builtin_set(tmp_path / "used", train=1, val=1, seed=0)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(UserError, match="No space left on device"):
-        synthetic.draw(tmp_path / "new", train=1, val=1, seed=0)
+        synthetic.draw_builtin_set(tmp_path / "new", train=1, val=1, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["used"]

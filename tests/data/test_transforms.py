@@ -1,5 +1,7 @@
 """Boxes stay with what they surround, through every preset."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,15 @@ from hypothesis import strategies as st
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from msefpn.data.transforms import ObjectCrop, eval_transform, fitted_size, train_transform
+from msefpn import plugins
+from msefpn.data.transforms import (
+    FitResize,
+    ObjectCrop,
+    decoded_fit,
+    eval_transform,
+    fitted_size,
+    train_transform,
+)
 from msefpn.errors import UserError
 
 PRESETS = ("none", "paper", "multiscale", "strong")
@@ -104,7 +114,7 @@ def test_fits(height: int, width: int, one: int, other: int) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UserError, match="unknown augment 'stong': did you mean 'strong'"):
+    with pytest.raises(UserError, match="unknown augmentation 'stong': did you mean 'strong'"):
         train_transform("stong", (100, 100))
 
 
@@ -120,3 +130,120 @@ def test_crops_are_torchvisions_where_no_region_is_given(seed: int) -> None:
     (ours, our_target), (theirs, their_target) = found
     assert torch.equal(ours, theirs)
     assert torch.equal(our_target["boxes"], their_target["boxes"])
+
+
+def _turned(image: torch.Tensor, target: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Turn an image by half, on plain tensors."""
+    height, width = image.shape[-2:]
+    boxes = torch.tensor([width, height, width, height]) - target["boxes"][:, [2, 3, 0, 1]]
+    return image.flip(-1, -2), {**target, "boxes": boxes}
+
+
+def _sized(size: tuple[int, int]) -> v2.Transform:
+    return v2.Compose([v2.RandomHorizontalFlip(1.0), FitResize(*size)])
+
+
+class _Mirror(v2.RandomHorizontalFlip):  # type: ignore[misc]  # torchvision has no types
+    min_crop = 1.0
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+
+
+GIVEN: dict[str, tuple[Any, list[float], tuple[int, int] | None]] = {
+    "function": (_turned, [45, 20, 80, 45], None),
+    "factory": (_sized, [45, 15, 80, 40], None),
+    "class": (_Mirror, [45, 15, 80, 40], (150, 90)),
+    "object": (v2.Compose([v2.RandomVerticalFlip(1.0)]), [20, 20, 55, 45], None),
+}
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("kind", GIVEN)
+@pytest.mark.parametrize("passed", [False, True], ids=["registered", "passed"])
+def test_augmentation_of_a_user(kind: str, passed: bool) -> None:
+    given, box, fit = GIVEN[kind]
+    if passed:
+        name = plugins.name_of("augmentation", given)
+    else:
+        name = "mine"
+        plugins.register("augmentation", name)(given)
+    assert decoded_fit(name, (100, 60)) == fit
+    transform = train_transform(name, (100, 60))
+    for _ in range(2):
+        image, target = transform(*_scene())
+        assert (type(image), image.shape) == (tv_tensors.Image, (3, 60, 100))
+        assert target["boxes"].tolist() == [pytest.approx(box)]
+        assert target["labels"].tolist() == [3]
+
+
+def _giving(**changes: Any) -> Any:
+    def transform(image: Any, target: dict[str, Any]) -> Any:
+        image = changes.get("image", lambda image: image)(image)
+        return image, target | {key: value for key, value in changes.items() if key != "image"}
+
+    return transform
+
+
+def _raising(image: Any, target: Any) -> Any:
+    raise ValueError("no\nidea")
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "float image": (
+        _giving(image=lambda image: image / 255),
+        r"returned a tensor \(3, 120, 200\) float32, not",
+    ),
+    "grey image": (_giving(image=lambda image: image[:1]), r"tensor \(1, 120, 200\) uint8, not an image"),
+    "array": (_giving(image=lambda image: image.numpy()), "returned a ndarray, not an image"),
+    "labels": (_giving(labels=torch.zeros(2, dtype=torch.int64)), "not int64 labels for 1 boxes"),
+    "float labels": (_giving(labels=torch.zeros(1)), "not int64 labels"),
+    "flat boxes": (_giving(boxes=torch.zeros(4)), r"not boxes \(G, 4\)"),
+    "outside": (_giving(boxes=torch.tensor([[0.0, 0, 300, 9]])), "outside the image: end it with v2.Clamp"),
+    "nan": (_giving(boxes=torch.full((1, 4), torch.nan)), "outside the image"),
+    "no area": (_giving(boxes=torch.tensor([[5.0, 5, 5, 9]])), "without area: end it with v2.Sanitize"),
+    "format": (
+        _giving(boxes=tv_tensors.BoundingBoxes([[5.0, 5, 5, 9]], format="XYWH", canvas_size=(120, 200))),
+        "not xyxy",
+    ),
+    "image alone": (lambda image, target: image, r"must return \(image, target\)"),
+    "no labels": (lambda image, target: (image, {"boxes": target["boxes"]}), "a target without labels"),
+    "raises": (_raising, r"raised ValueError \(test_transforms.py:\d+\): no idea"),
+}
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("kind", BAD)
+def test_wrong_result_of_a_users_augmentation(kind: str) -> None:
+    given, says = BAD[kind]
+    plugins.register("augmentation", "mine")(given)
+    with pytest.raises(UserError, match=f"augmentation 'mine' .*{says}"):
+        train_transform("mine", (100, 60))(*_scene())
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [(v2.RandomResize, "cannot be built"), (lambda size: 5, "gives a int, not a transform")],
+)
+def test_augmentation_that_cannot_be_built(given: Any, says: str) -> None:
+    plugins.register("augmentation", "mine")(given)
+    with pytest.raises(UserError, match=says):
+        train_transform("mine", (100, 60))(*_scene())
+
+
+@pytest.mark.usefixtures("registry")
+def test_masks_and_proposals_go_through_a_users_augmentation() -> None:
+    image, target = _scene()
+    corners = torch.cat([target["boxes"].as_subclass(torch.Tensor), torch.tensor([[0.0, 0, 20, 20]])])
+    boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(120, 200))
+    masks = tv_tensors.Mask((image[:1] > 0).to(torch.uint8).repeat(2, 1, 1))
+    given = {"boxes": boxes, "labels": torch.tensor([3, -1]), "masks": masks}
+    plugins.register("augmentation", "mine")(v2.Compose([v2.RandomHorizontalFlip(1.0)]))
+    image, target = train_transform("mine", (100, 60))(image, given)
+    assert target["masks"].shape == (2, 60, 100)
+    assert torch.equal(target["masks"][0] > 0, image[0] > 127)
+    assert target["labels"].tolist() == [3, -1]
+    plugins.register("augmentation", "maskless")(_giving(masks=torch.zeros(1, 5, 5)))
+    with pytest.raises(UserError, match=r"not masks \(2, 120, 200\)"):
+        train_transform("maskless", (100, 60))(_scene()[0], given)

@@ -19,7 +19,8 @@ from msefpn.data.coco import read_coco
 from msefpn.data.ground_truth import truth_of
 from msefpn.data.locate import find_split
 from msefpn.data.masks import decode_masks, encode_mask, run_lengths
-from msefpn.metrics.coco import MASK, NUMBERS, evaluate_coco, scores_of
+from msefpn.errors import UserError
+from msefpn.metrics.coco import NUMBERS, CocoEvaluation, CocoScores, evaluate_coco
 from tests import ROOT
 
 CATEGORY_IDS = (3, 7, 8, 90)
@@ -166,12 +167,12 @@ def test_numbers_equal_pycocotools(seed: int, capfd: pytest.CaptureFixture[str])
     expected, per_class = judge(truth, predictions)
 
     before = copy.deepcopy((truth, predictions))
-    result = evaluate_coco(truth, predictions)
+    result = evaluate_coco(truth, predictions).box
 
-    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
-    assert result["per_class"] == pytest.approx(per_class, abs=1e-9)
-    assert 0.05 < result["AP"] < 0.95
-    assert result["per_class"]["class 90"] == -1, "a class without truth has no AP"
+    assert [result.numbers[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
+    assert result.per_class == pytest.approx(per_class, abs=1e-9)
+    assert 0.05 < result.numbers["AP"] < 0.95
+    assert result.per_class["class 90"] == -1, "a class without truth has no AP"
     assert (truth, predictions) == before, "the arguments are left as they were"
     assert capfd.readouterr() == ("", "")
 
@@ -183,15 +184,16 @@ def test_corner_cases_equal_pycocotools(masks: bool) -> None:
     for seed in range(40):
         truth, predictions = corner_case(np.random.default_rng(seed), masks=masks)
         result = evaluate_coco(truth, predictions, masks=masks)
-        sides = {"": ("bbox", predictions)}
+        sides: list[tuple[CocoScores | None, str, Any]] = [(result.box, "bbox", predictions)]
         if masks:
             bare = [{key: value for key, value in item.items() if key != "bbox"} for item in predictions]
-            sides[MASK] = ("segm", bare)
-        for prefix, (kind, given) in sides.items():
+            sides.append((result.mask, "segm", bare))
+        for scores, kind, given in sides:
+            assert scores is not None
             expected, per_class = judge(truth, given, kind)
-            assert [result[prefix + name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9), seed
-            assert result[f"{prefix}per_class"] == pytest.approx(per_class, abs=1e-9), seed
-        found += result["AP"] > 0.05
+            assert [scores.numbers[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9), seed
+            assert scores.per_class == pytest.approx(per_class, abs=1e-9), seed
+        found += result.box.numbers["AP"] > 0.05
     assert found > 10, "many cases have something to compare"
 
 
@@ -203,8 +205,8 @@ def test_more_than_a_hundred_detections_in_an_image() -> None:
     predictions = [item for item in predictions if item["image_id"] in (10, 11)]
     assert len(predictions) > 100
     expected, _ = judge(truth, predictions)
-    result = evaluate_coco(truth, predictions)
-    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
+    result = evaluate_coco(truth, predictions).box
+    assert [result.numbers[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.usefixtures("either")
@@ -213,9 +215,9 @@ def test_no_predictions(tmp_path: Path) -> None:
     expected, _ = judge(truth, [])
     file = tmp_path / "truth.json"
     file.write_text(json.dumps(truth))
-    result = evaluate_coco(file, [])
-    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
-    assert result["AP"] == 0
+    result = evaluate_coco(file, []).box
+    assert [result.numbers[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
+    assert result.numbers["AP"] == 0
 
 
 @pytest.mark.usefixtures("either")
@@ -241,9 +243,9 @@ def test_ids_below_0_are_judged_too(kind: str) -> None:
     for item in truth["images" if kind == "image" else "categories"]:
         item["id"] -= 20
     expected, _ = judge(truth, predictions)
-    result = evaluate_coco(truth, predictions)
-    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
-    assert result["AP"] > 0.05
+    result = evaluate_coco(truth, predictions).box
+    assert [result.numbers[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
+    assert result.numbers["AP"] > 0.05
 
 
 def test_works_without_hotcoco(tmp_path: Path) -> None:
@@ -252,9 +254,9 @@ def test_works_without_hotcoco(tmp_path: Path) -> None:
     predictions = random_predictions(rng, truth)
     (tmp_path / "both.json").write_text(json.dumps([truth, predictions]))
     code = f"import sys, json; sys.modules['hotcoco'] = None; from {MODULE} import evaluate_coco; "
-    code += f"print(json.dumps(evaluate_coco(*json.load(open({str(tmp_path / 'both.json')!r})))))"
+    code += f"print(json.dumps(evaluate_coco(*json.load(open({str(tmp_path / 'both.json')!r}))).to_json()))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    without, result = json.loads(done.stdout), evaluate_coco(truth, predictions)
+    without, result = json.loads(done.stdout), evaluate_coco(truth, predictions).to_json()
     assert without.pop("per_class") == pytest.approx(result.pop("per_class"), abs=1e-9)
     assert without == pytest.approx(result, abs=1e-9)
 
@@ -270,13 +272,13 @@ def test_missing_areas_are_those_of_the_boxes() -> None:
     for item in truth["annotations"]:
         del item["area"], item["iscrowd"]
     assert evaluate_coco(truth, predictions) == complete
-    assert complete["APs"] > 0
+    assert complete.box.numbers["APs"] > 0
 
 
 @pytest.mark.usefixtures("either")
 def test_the_data_as_read_is_judged_as_its_json(tmp_path: Path) -> None:
     """The areas in the json are those of masks: the sizes of objects must follow them, not the boxes."""
-    synthetic.draw(tmp_path / "set", train=12, val=1, seed=0)
+    synthetic.draw_builtin_set(tmp_path / "set", train=12, val=1, seed=0)
     file, folder = find_split(tmp_path / "set", "train")
     content = json.loads(file.read_text())
     ours = truth_of(read_coco(file, folder)[0])
@@ -291,19 +293,19 @@ def test_the_data_as_read_is_judged_as_its_json(tmp_path: Path) -> None:
         for item in content["annotations"]
     ]
     expected, _ = judge(content, predictions)
-    result = evaluate_coco(ours, predictions)
-    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
-    assert min(result[name] for name in ("APs", "APm", "APl")) > 0
+    result = evaluate_coco(ours, predictions).box
+    assert [result.numbers[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
+    assert min(result.numbers[name] for name in ("APs", "APm", "APl")) > 0
     for item in ours["annotations"]:
         item["area"] = item["bbox"][2] * item["bbox"][3]
-    by_boxes = evaluate_coco(ours, predictions)
-    assert by_boxes["AP"] == result["AP"]
-    assert all(by_boxes[name] != result[name] for name in ("APs", "APm", "APl"))
+    by_boxes = evaluate_coco(ours, predictions).box
+    assert by_boxes.numbers["AP"] == result.numbers["AP"]
+    assert all(by_boxes.numbers[name] != result.numbers[name] for name in ("APs", "APm", "APl"))
 
 
 @pytest.mark.usefixtures("either")
 def test_masks_are_judged_as_by_pycocotools(tmp_path: Path) -> None:
-    synthetic.draw(tmp_path / "set", train=12, val=1, seed=0)
+    synthetic.draw_builtin_set(tmp_path / "set", train=12, val=1, seed=0)
     file, folder = find_split(tmp_path / "set", "train")
     truth = truth_of(read_coco(file, folder, masks=True)[0])
     rng = np.random.default_rng(0)
@@ -316,14 +318,29 @@ def test_masks_are_judged_as_by_pycocotools(tmp_path: Path) -> None:
         predictions.append(shared | {"score": float(rng.random()), "segmentation": segmentation})
     bare = [{key: value for key, value in item.items() if key != "bbox"} for item in predictions]
     expected, _ = judge(truth, bare, "segm")
-    result = evaluate_coco(truth, predictions, masks=True)
-    assert [result[MASK + name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
-    assert 0.2 < result["mask_AP"] < 0.95
-    assert min(result[MASK + name] for name in ("APs", "APm", "APl")) > 0
-    assert set(result["mask_per_class"]) == set(result["per_class"])
+    both = evaluate_coco(truth, predictions, masks=True)
+    assert both.mask is not None
+    result = both.mask.numbers
+    assert [result[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9)
+    assert 0.2 < result["AP"] < 0.95
+    assert min(result[name] for name in ("APs", "APm", "APl")) > 0
+    assert set(both.mask.per_class) == set(both.box.per_class)
     boxes = evaluate_coco(truth, predictions)
-    assert {name: result[name] for name in boxes} == boxes
-    assert set(scores_of(result)) == {*NUMBERS, *(MASK + name for name in NUMBERS)}
+    assert (boxes.box, boxes.mask) == (both.box, None)
+
+
+def test_layout_of_files() -> None:
+    numbers = {name: place / 20 for place, name in enumerate(NUMBERS)}
+    box, mask = CocoScores(numbers, {"a": 0.5}), CocoScores(numbers | {"AP": 0.9}, {"a": 0.9})
+    alone, both = CocoEvaluation(box), CocoEvaluation(box, mask)
+    assert alone.to_json() == {**numbers, "per_class": {"a": 0.5}}
+    assert both.to_json() == {**alone.to_json(), "mask": {**mask.numbers, "per_class": {"a": 0.9}}}
+    for one in (alone, both):
+        assert CocoEvaluation.from_json({"epoch": 3} | json.loads(json.dumps(one.to_json()))) == one
+    assert alone.named() == numbers
+    assert both.named() == numbers | {f"mask_{name}": value for name, value in mask.numbers.items()}
+    with pytest.raises(UserError, match=r"layout of msefpn 0\.1: evaluate the run again"):
+        CocoEvaluation.from_json({**alone.to_json(), "mask_AP": 0.3})
 
 
 def test_benchmark_compares_evaluators() -> None:

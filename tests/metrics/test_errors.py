@@ -64,7 +64,7 @@ def as_coco(truth: Truth, predicted: Predicted, classes: int) -> tuple[dict[str,
 @pytest.mark.parametrize("seed", range(4))
 def test_numbers_are_those_of_coco(seed: int) -> None:
     truth, predicted = random_set(seed)
-    numbers = evaluate_coco(*as_coco(truth, predicted, 4))
+    numbers = evaluate_coco(*as_coco(truth, predicted, 4)).to_json()
     curves = curves_of(truth, predicted, 4)
     assert curves.ap == pytest.approx(numbers["AP"], abs=1e-9)
     assert curves.per_class == pytest.approx([*numbers["per_class"].values()], abs=1e-9)

@@ -41,7 +41,7 @@ def make_run(folder: Path, data: Path, *, shift: float = 3.0, **options: Any) ->
         }
         for item in truth["annotations"]
     ]
-    best = {"epoch": 1, "step": 6} | evaluate_coco(truth, results)
+    best = {"epoch": 1, "step": 6} | evaluate_coco(truth, results).to_json()
     (folder / "predictions.json").write_text(json.dumps(results))
     (folder / "metrics.json").write_text(json.dumps({"best": best, "last": best}))
     row = {"epoch": 1, "step": 6, "lr": 0.1, "loss": 2.5, "rpn_box": 1, "images_per_second": 9, "AP": 0.5}

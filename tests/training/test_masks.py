@@ -39,9 +39,9 @@ def test_training_tells_the_masks_numbers(masked: Path, capsys: pytest.CaptureFi
     log = (masked / "metrics.csv").read_text().splitlines()
     assert {"mask", "mask_AP", "mask_AP50"} <= set(log[0].split(","))
     best = json.loads((masked / "metrics.json").read_text())["best"]
-    assert set(best["mask_per_class"]) == set(best["per_class"])
+    assert set(best["mask"]["per_class"]) == set(best["per_class"])
     numbers = evaluate(masked, workers=0)
-    assert numbers["mask_AP"] == pytest.approx(best["mask_AP"], abs=1e-6)
+    assert numbers["mask"]["AP"] == pytest.approx(best["mask"]["AP"], abs=1e-6)
     shown = capsys.readouterr().out
     assert "box" in shown
     assert "mask AP" in shown
@@ -88,7 +88,7 @@ def test_masks_asked_for_and_no_polygons(
     assert "'msefpn check --masks' lists them" in line
     assert not (tmp_path / "run").exists()
     assert main(["check", str(tmp_path), "--masks"]) == 2
-    assert "x no mask: stops a run" in capsys.readouterr().out
+    assert " objects without a mask: stops a run" in capsys.readouterr().out
     assert main(["check", str(tmp_path)]) == 0
 
 

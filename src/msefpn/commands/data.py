@@ -1,18 +1,35 @@
-"""The public functions that look at data sets and make them; each is a command too, see `api`."""
+"""The public functions that check data sets and make them; each is a command too."""
 
 # ruff: noqa: PLC0415  (what is slow to import is imported where it is needed)
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msefpn.commands.arguments import as_path
 from msefpn.config import parse_size
+from msefpn.errors import unknown_name
 
 if TYPE_CHECKING:
-    from msefpn.commands.dataset import Conversion
     from msefpn.data.check import Check
+    from msefpn.data.formats import ReadLog, Split
     from msefpn.data.split import Division
+
+SKIPPED = "skipped.txt"
+"""The files that could not be used, one a line, where there are any."""
+
+
+class Conversion(NamedTuple):
+    """What `convert` did."""
+
+    out: Path
+    format: str
+    """The format that the source was read as."""
+    images: dict[str, int]
+    """Split -> images."""
+    skipped: tuple[str, ...]
+    """Files that could not be used, each with the reason."""
 
 
 def check(
@@ -26,25 +43,31 @@ def check(
     size: str | int = "1333x800",
     out: str | Path | None = None,
 ) -> Check:
-    """Look at every image and box of a data set, say what is wrong or unusual, and advise; with out, draw it.
+    """Check every image and box of a data set, report what is wrong or unusual, and advise on training.
 
     Args:
-        data: folder with train.json + train/ and val.json + val/, or in COCO's, Pascal VOC's, YOLO's,
-            LabelMe's or Create ML's layout
+        data: folder with train.json + train/ and val.json + val/, or in the layout of COCO, Pascal
+            VOC, YOLO, LabelMe, Create ML or a plug-in's format
         train_json: COCO json of the training images, instead of a data folder
-        train_images: folder of the training images; the one beside the json with its name
+        train_images: folder with the training images (default: the folder named like the json)
         val_json: COCO json of the validation images
-        val_images: folder of the validation images; the one beside the json with its name
-        masks: look at the objects' masks too, which mask_rcnn learns from
-        size: images will be resized, ratio kept, to fit into this
+        val_images: folder with the validation images (default: the folder named like the json)
+        masks: check the objects' masks too, which mask_rcnn learns from
+        size: longest x shortest side, pixels, that images will be resized to fit into
         out: folder for check.html: images with their boxes, and charts of sizes, shapes and classes
 
     Raises:
-        UserError: there is no data to look at.
+        UserError: there is no training split, or data and the jsons contradict each other.
     """
-    from msefpn.commands.dataset import check as look
+    from msefpn.data.check import inspect_splits
+    from msefpn.report import dataset as page
+    from msefpn.runs.console import say
+    from msefpn.runs.folder import check_out, new_folder
 
-    return look(
+    folder = as_path(out)
+    if folder is not None:
+        check_out(folder)
+    result = inspect_splits(
         data,
         train_json=train_json,
         train_images=train_images,
@@ -52,8 +75,13 @@ def check(
         val_images=val_images,
         masks=masks,
         size=parse_size(str(size)),
-        out=as_path(out),
     )
+    say(str(result))
+    if folder is not None:
+        with new_folder(folder):
+            page.write(result, folder)
+        say(f"page: {folder / page.PAGE}")
+    return result
 
 
 def convert(
@@ -65,36 +93,42 @@ def convert(
     images: str | Path | None = None,
     link: bool = False,
 ) -> Conversion:
-    """Turn Pascal VOC, YOLO, LabelMe, Create ML or COCO annotations into COCO json or YOLO.
+    """Convert Pascal VOC, YOLO, LabelMe, Create ML or COCO annotations to COCO json or YOLO.
 
-    A file that cannot be used is left out and named. Of Pascal VOC, the lists in ImageSets/Main are the
-    splits; of the others, folders called train, val (valid, dev) and test, or what YOLO's data.yaml names.
+    A file that cannot be used is named and skipped. For Pascal VOC, the splits are the lists in
+    ImageSets/Main; else folders named train, val (valid, dev) and test, or what YOLO's data.yaml names.
 
     Args:
         source: folder of the data set, or its json or data.yaml
-        out: folder for the result, which --data takes; the first free one of converted-1, converted-2, ...
+        out: folder for the result, which --data takes (default: the first free converted-1, converted-2, ...)
         to: coco (SPLIT.json + SPLIT/) or yolo (data.yaml, images/ and labels/)
-        format: coco, voc, labelme, createml or yolo; found by the files
-        images: folder of the images, where they are not where the format has them
-        link: make links to the images instead of copies
+        format: coco, voc, labelme, createml, yolo or a plug-in's (default: detected)
+        images: folder with the images (default: where the format has them)
+        link: link to the images instead of copying them
 
     Returns:
-        Folder, format found, images per split and the files left out.
+        Folder, detected format, images per split and the skipped files.
 
     Raises:
-        UserError: nothing can be used, or the folder holds something; the message says what to change.
+        UserError: nothing can be used, or the folder is not empty.
     """
-    from msefpn.commands import dataset
-    from msefpn.runs.folder import free_folder
+    from msefpn.data.formats import open_source
+    from msefpn.runs.console import say
+    from msefpn.runs.folder import check_out, free_folder
 
-    return dataset.convert(
-        Path(source),
-        as_path(out) or free_folder(Path("converted")),
-        to=to,
-        format=format,
-        images=as_path(images),
-        link=link,
-    )
+    folder = as_path(out) or free_folder(Path("converted"))
+    if to not in ("coco", "yolo"):
+        raise unknown_name("format to write", to, ("coco", "yolo"))
+    check_out(folder)
+    dataset = open_source(Path(source), format, as_path(images))
+    _write(dataset.splits, folder, dataset.log, to=to, link=link)
+    counts = {name: len(part.content["images"]) for name, part in dataset.splits.items()}
+    say(*dataset.log.lines(), *(_summary(name, part) for name, part in dataset.splits.items()))
+    next_step = f"train on it with msefpn train --data {folder}"
+    if "train" not in counts or len(counts) < 2:
+        next_step = f"divide it into train and val with msefpn split {folder}"
+    say(f"{source} ({dataset.format}) to {folder} ({to}){_skipped(dataset.log, folder)}; {next_step}")
+    return Conversion(folder, dataset.format, counts, tuple(dataset.log.skipped))
 
 
 def split(
@@ -108,38 +142,76 @@ def split(
     images: str | Path | None = None,
     link: bool = False,
 ) -> Division:
-    """Divide a data set into train and val: every class in its share, what belongs together on one side.
+    """Divide a data set into train and val, with every class in proportion and groups kept together.
 
-    Splits that are there already are put together first, but for test, which is kept. Files with the same
-    bytes are never on both sides.
+    Existing splits are merged first, except for test, which is kept. Files with the same bytes are never on
+    both sides.
 
     Args:
         source: data set in any format that convert reads
-        out: folder for the result, which --data takes; the first free one of split-1, split-2, ...
+        out: folder for the result, which --data takes (default: the first free split-1, split-2, ...)
         val: share of the images for validation, 0 to 1
-        seed: another one divides otherwise
-        group: what must not be on both sides: a regular expression whose first group, found in the file name,
-            names the group, like '^(patient\\d+)', or a key of the images in COCO's json
-        format: coco, voc, labelme, createml or yolo; found by the files
-        images: folder of the images, where they are not where the format has them
-        link: make links to the images instead of copies
+        seed: decides between equally good divisions
+        group: images that must stay on one side: a regular expression whose first group, in the file name,
+            is the group's name, like '^(patient\\d+)', or a key of the images in COCO's json
+        format: coco, voc, labelme, createml, yolo or a plug-in's (default: detected)
+        images: folder with the images (default: where the format has them)
+        link: link to the images instead of copying them
 
     Returns:
-        The parts and their boxes per class.
+        The splits and their boxes per class.
 
     Raises:
-        UserError: it cannot be divided so, or the folder holds something; the message says what to change.
+        UserError: it cannot be divided that way, or the folder is not empty.
     """
-    from msefpn.commands import dataset
-    from msefpn.runs.folder import free_folder
+    from msefpn.data.formats import ReadLog, open_source
+    from msefpn.data.split import divide
+    from msefpn.runs.console import say
+    from msefpn.runs.folder import check_out, free_folder
 
-    return dataset.split(
-        Path(source),
-        as_path(out) or free_folder(Path("split")),
-        val=val,
-        seed=seed,
-        group=group,
-        format=format,
-        images=as_path(images),
-        link=link,
+    folder = as_path(out) or free_folder(Path("split"))
+    check_out(folder)
+    dataset = open_source(Path(source), format, as_path(images))
+    for part in dataset.splits.values():
+        part.read(ReadLog())
+    division = divide(dataset, val, seed, group)
+    _write(division.splits, folder, dataset.log, to="coco", link=link)
+    say(*dataset.log.lines(), str(division))
+    say(
+        f"{source} ({dataset.format}) to {folder}{_skipped(dataset.log, folder)}; "
+        f"train on it with msefpn train --data {folder}"
     )
+    return division
+
+
+def _write(splits: Mapping[str, Split], out: Path, log: ReadLog, *, to: str, link: bool) -> None:
+    """Write the splits into a new folder. Raises UserError for a fault that only the user can fix."""
+    from msefpn.data.formats.write import bytes_of, write_coco, write_yolo
+    from msefpn.runs.folder import check_out, new_folder, write_text
+
+    check_out(out, room=0 if link else bytes_of(splits))
+    with new_folder(out):
+        if to == "coco":
+            for part in splits.values():
+                part.read(log)
+            write_coco(splits, out, link=link)
+        else:
+            write_yolo(splits, out, log, link=link)
+        if log.skipped:
+            write_text(out / SKIPPED, "".join(f"{text}\n" for text in log.skipped))
+
+
+def _summary(name: str, part: Split) -> str:
+    content = part.content
+    empty = len(content["images"]) - len({note["image_id"] for note in content["annotations"]})
+    names = {item["id"]: item["name"] for item in content["categories"]}
+    shown = ", ".join(list(names.values())[:12]) + (", ..." if len(names) > 12 else "")
+    return (
+        f"{name}: {len(content['images'])} images, {empty} without objects; "
+        f"{len(content['annotations'])} boxes; {len(names)} classes: {shown}"
+    )
+
+
+def _skipped(log: ReadLog, out: Path) -> str:
+    files = "1 file" if len(log.skipped) == 1 else f"{len(log.skipped)} files"
+    return f"; {files} skipped, see {out / SKIPPED}" if log.skipped else ""

@@ -106,7 +106,7 @@ def evaluate(
         workers: processes that load images; 0: none but the command itself
 
     Returns:
-        The numbers by name, and `per_class`: name -> AP; those of masks begin with `mask_`.
+        The numbers by name, and `per_class`: name -> AP; under `mask`, the same for masks.
 
     Raises:
         UserError: the request cannot be met; the message says what to change.

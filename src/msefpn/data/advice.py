@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 from msefpn.data.coco import CocoData
 from msefpn.data.transforms import fitted_size
 
-STRIDES = (4, 8, 16, 32, 64)
-ANCHORS = tuple(8 * stride for stride in STRIDES)
+PYRAMID_STRIDES = (4, 8, 16, 32, 64)
+ANCHOR_SIDES = tuple(8 * stride for stride in PYRAMID_STRIDES)
 """Sides of the square anchors, pixels, one per level (mmdetection's Faster R-CNN)."""
-TINY = 2 * STRIDES[0]
-"""Pixels: under two cells of the finest level an object can hardly be found."""
+TINY = 2 * PYRAMID_STRIDES[0]
+"""Pixels, two cells of the finest level: smaller objects can hardly be detected."""
 NARROW = 3.0
-"""Boxes longer than that to one fit no anchor (1:2 to 2:1) well."""
+"""Long side to short side: longer boxes fit no anchor (1:2 to 2:1) well."""
 
 _MANY_TINY, _SOME_TINY, _FEW_TINY = 0.2, 0.1, 0.02
 _MANY_NARROW = 0.15
-_LARGE = 64.0  # pixels: where nearly all are larger, half the size shows them too
-_ENLARGED = 1.25  # images are, by more than that, for nothing
+_LARGE = 64.0  # pixels: where nearly all boxes are larger, half the input size is enough
+_ENLARGED = 1.25  # enlarging images by more than this brings nothing
 _FEW_BOXES = 10
 _COUNTED = 100  # detections of an image that COCO's protocol looks at
 _STEP = 32  # pixels: sides of images are padded to multiples of it
@@ -65,7 +65,7 @@ def advise(data: CocoData, size: tuple[int, int]) -> list[str]:
     if rare:
         more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
         lines.append(
-            f"under {_FEW_BOXES} training boxes: {', '.join(rare[:5])}{more}: label more, or join classes"
+            f"under {_FEW_BOXES} training boxes: {', '.join(rare[:5])}{more}: label more, or merge classes"
         )
     crowded = int((np.diff(data.offsets) > _COUNTED).sum())
     if crowded:

@@ -1,4 +1,4 @@
-"""The boxes of an annotation file: which are faulty, and what becomes of them."""
+"""The boxes of an annotation file: which are faulty, and what is done about them."""
 
 import math
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msefpn.data.faults import Report
+from msefpn.data.faults import FaultReport
 
 _ROUNDING = 1.0
-"""Boxes that stick out by less, in pixels, are clipped without a word: annotation files round."""
+"""Boxes that stick out by less, in pixels, are clipped without a report: annotation files round."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Regions:
         return Regions(np.concatenate([[0], np.cumsum(counts)]), np.concatenate([self.boxes[:0], *parts]))
 
 
-def mend_boxes(
-    notes: Annotations, sizes: NDArray[np.int64], ids: list[int], names: list[str], report: Report
+def find_usable_boxes(
+    notes: Annotations, sizes: NDArray[np.int64], ids: list[int], names: list[str], report: FaultReport
 ) -> NDArray[np.bool_]:
-    """Report faulty boxes, each under its first fault, and return which (A,) to keep."""
+    """FaultReport faulty boxes, each under its first fault, and return which (A,) to keep."""
     start, extent = notes.boxes[:, :2], notes.boxes[:, 2:]
     with np.errstate(invalid="ignore"):
         end = start + extent
@@ -66,7 +66,10 @@ def mend_boxes(
             "box under 1 px": (inside < 1).any(1),
             "repeated annotation": repeated,
         }
-        clipped = {"box larger than the image": (extent > limit + _ROUNDING).any(1), "box sticks out": out}
+        clipped = {
+            "box larger than the image": (extent > limit + _ROUNDING).any(1),
+            "box partly outside": out,
+        }
     kept = np.ones(len(notes.ids), dtype=np.bool_)
     for faults, keep in ((dropped, False), (clipped, True)):
         unnamed = kept.copy()
@@ -82,12 +85,13 @@ def mend_boxes(
     return kept
 
 
-def clip_boxes(
+def clip_annotations(
     notes: Annotations, rows: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return corners (R, 4), clipped to their images, and areas (R,) of the sound annotations in `rows`.
+    """Return corners (R, 4), clipped to their images, and areas (R,) of the usable annotations in `rows`.
 
-    The areas are the stated ones, of masks perhaps, also where the box is clipped; else those of the boxes.
+    The areas are the annotated ones, which may be those of masks, also where the box is clipped; else those
+    of the boxes.
     """
     start, extent, limit = notes.boxes[rows, :2], notes.boxes[rows, 2:], sizes[notes.image[rows]][:, ::-1]
     stated = notes.areas[rows]

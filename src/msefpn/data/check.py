@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from msefpn.data.advice import ANCHORS, NARROW, STRIDES, TINY, advise, resized_boxes
+from msefpn.data.advice import ANCHOR_SIDES, NARROW, PYRAMID_STRIDES, TINY, advise, resized_boxes
 from msefpn.data.coco import CocoData, scan_coco
-from msefpn.data.faults import Report
-from msefpn.data.formats import Source, detect_format, open_source
+from msefpn.data.faults import FaultReport
+from msefpn.data.formats import LoadedDataset, detect_format, open_source
 from msefpn.data.locate import locate_split, refuse_unread
 from msefpn.errors import UserError
 
@@ -37,7 +37,7 @@ class SplitCheck:
     name: str
     file: Path
     folder: Path
-    report: Report
+    report: FaultReport
     images: int = 0
     boxes: int = 0
     crowd: int = 0
@@ -52,7 +52,7 @@ class SplitCheck:
 
 @dataclass(frozen=True)
 class Check:
-    """The result of `check`; `str()` gives it as text."""
+    """The result of `inspect_splits`; `str()` gives it as text."""
 
     size: tuple[int, int]
     """Longest and shortest side that images are resized to fit into, pixels."""
@@ -64,13 +64,18 @@ class Check:
     advice: tuple[str, ...] = ()
     """How to train on it, a sentence each."""
     read: tuple[str, ...] = ()
-    """What reading another format than COCO's had to tell, a line each."""
+    """What had to be reported while reading a format other than COCO's, a line each."""
 
     @property
     def usable(self) -> bool:
-        """Whether a run would start: both splits, no fault that only the user can mend, the same classes."""
+        """Whether a run would start: both splits, no fault that only the user can fix, the same classes."""
         stops = bool(self.missing) or any(split.report.stops for split in self.splits)
         return not stops and not any(text.startswith("classes") for text in self.differences)
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line returns: 0 where the data set is usable, else 2."""
+        return 0 if self.usable else 2
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -82,11 +87,11 @@ class Check:
         lines += [f"val: stops a run: {self.missing}"] * bool(self.missing)
         lines += ["between the splits:", *(f"  {text}" for text in self.differences)] * bool(self.differences)
         lines += ["advice:", *(f"  {text}" for text in self.advice)] * bool(self.advice)
-        lines.append("ready to train" if self.usable else "not ready: mend what stops a run")
+        lines.append("ready to train" if self.usable else "not ready: fix what stops a run")
         return "\n".join(lines)
 
 
-def check(
+def inspect_splits(
     data: str | Path | None = None,
     *,
     train_json: str | Path | None = None,
@@ -99,7 +104,7 @@ def check(
     """Look at every image and box of a data set, decoding all images.
 
     Args:
-        data: a folder whose splits are found by convention, see `find_split`, or one in another of `FORMATS`.
+        data: a folder whose splits are found by convention, see `find_split`, or one in another format.
         train_json: the training json, instead of a `data` folder.
         train_images: its image folder; without it, the folder beside the json with the json's name.
         val_json: the validation json.
@@ -108,7 +113,7 @@ def check(
         size: (longest, shortest side) that images are resized to fit into, pixels.
 
     Raises:
-        UserError: there is no training split, or `data` would not be read. Other faults are in the result.
+        UserError: there is no training split, or `data` would not be used. Other faults are in the result.
     """
     refuse_unread(data, train_json, val_json)
     source = _foreign(data)
@@ -155,11 +160,11 @@ def box_sizes(data: CocoData, size: tuple[int, int]) -> BoxSizes:
     """Compare the boxes, crowd regions aside, with the pyramid's strides and anchors after the resize."""
     extent = resized_boxes(data, size)
     side = np.sqrt(extent.prod(1))
-    levels = np.abs(np.log2(side[:, None] / np.array(ANCHORS))).argmin(1)
+    levels = np.abs(np.log2(side[:, None] / np.array(ANCHOR_SIDES))).argmin(1)
     ratio = extent[:, 0] / extent[:, 1]
     return BoxSizes(
         quantiles={part: float(np.percentile(side, part)) for part in _QUANTILES},
-        level_share={stride: float((levels == level).mean()) for level, stride in enumerate(STRIDES)},
+        level_share={stride: float((levels == level).mean()) for level, stride in enumerate(PYRAMID_STRIDES)},
         tiny_share=float((extent.max(1) < TINY).mean()),
         narrow_share=float(((ratio > NARROW) | (ratio < 1 / NARROW)).mean()),
     )
@@ -174,8 +179,8 @@ class _Place(NamedTuple):
     """Of another format, as COCO's object."""
 
 
-def _foreign(data: str | Path | None) -> Source | None:
-    """What a folder in another format than COCO's holds."""
+def _foreign(data: str | Path | None) -> LoadedDataset | None:
+    """What a folder in a format other than COCO's holds."""
     if data is None or not Path(data).exists():
         return None
     format = detect_format(Path(data))
@@ -185,31 +190,31 @@ def _foreign(data: str | Path | None) -> Source | None:
 def _find(
     split: str,
     data: str | Path | None,
-    source: Source | None,
+    source: LoadedDataset | None,
     file: str | Path | None,
     folder: str | Path | None,
 ) -> _Place | None:
-    """The place of a split; None where nothing is named. Raises UserError."""
+    """The place of a split; None where nothing is given. Raises UserError."""
     if source is None or file is not None or folder is not None:
         place = locate_split(data, split, file, folder)
         return None if place is None else _Place(*place, None)
-    part = source.part(split)
+    part = source.split(split)
     return _Place(part.file, part.folder, part.content)
 
 
 def _find_val(
-    data: str | Path | None, source: Source | None, file: str | Path | None, folder: str | Path | None
+    data: str | Path | None, source: LoadedDataset | None, file: str | Path | None, folder: str | Path | None
 ) -> tuple[_Place | None, str]:
     """The place of the validation split, or None and why there is none."""
     try:
         place = _find("val", data, source, file, folder)
     except UserError as error:
         return None, str(error)
-    return place, "" if place else "no val split: name the validation json and its image folder"
+    return place, "" if place else "no val split: give the validation json and its image folder"
 
 
 def _describe(
-    name: str, place: _Place, data: CocoData | None, report: Report, size: tuple[int, int]
+    name: str, place: _Place, data: CocoData | None, report: FaultReport, size: tuple[int, int]
 ) -> SplitCheck:
     if data is None:
         return SplitCheck(name, place.file, place.folder, report)
@@ -233,7 +238,7 @@ def _split_lines(split: SplitCheck, size: tuple[int, int]) -> list[str]:
     lines = [f"{split.name}: {split.file}, images in {split.folder}"]
     if split.images:
         crowd = f", {split.crowd} of them crowd regions" if split.crowd else ""
-        lines.append(f"  {split.images} images, {split.empty} without boxes; {split.boxes} boxes{crowd}")
+        lines.append(f"  {split.images} images, {split.empty} without objects; {split.boxes} boxes{crowd}")
         classes = sorted(split.per_class.items(), key=lambda item: -item[1])
         counts = ", ".join(f"{name} {count}" for name, count in classes)
         lines.append(f"  {len(classes)} classes: {counts}")
@@ -242,11 +247,11 @@ def _split_lines(split: SplitCheck, size: tuple[int, int]) -> list[str]:
         lines.append(
             f"  box sizes in px (root of the area) after a resize into {size[0]} x {size[1]}: {quantiles}"
         )
-        shares = zip(split.sizes.level_share.items(), ANCHORS, strict=True)
+        shares = zip(split.sizes.level_share.items(), ANCHOR_SIDES, strict=True)
         levels = ", ".join(f"{stride}/{anchor}: {share:.0%}" for (stride, share), anchor in shares)
         lines.append(f"  closest level (stride/anchor): {levels}")
         lines.append(
-            f"  smaller than two cells of stride {STRIDES[0]}: {split.sizes.tiny_share:.1%}; "
+            f"  smaller than two cells of stride {PYRAMID_STRIDES[0]}: {split.sizes.tiny_share:.1%}; "
             f"longer than 3:1: {split.sizes.narrow_share:.1%}"
         )
     if split.report.faults:

@@ -1,4 +1,4 @@
-"""COCO json into compact arrays, with every fault found, named and, where possible, mended."""
+"""COCO json into compact arrays, with every fault found, named and, where possible, fixed."""
 
 import json
 import math
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msefpn.data.boxes import Annotations, Regions, clip_boxes, mend_boxes
-from msefpn.data.faults import Report
+from msefpn.data.boxes import Annotations, Regions, clip_annotations, find_usable_boxes
+from msefpn.data.faults import FaultReport, counted
 from msefpn.data.images import Header, ImageFault, read_header
 from msefpn.data.masks import Masks, decode_masks, encode_segmentation
 
@@ -47,7 +47,7 @@ class CocoData:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     masks: Masks | None = None
-    """M; None where they were not asked for."""
+    """M; None where they were not read."""
     proposals: Regions | None = None
     """Given ones of the N images; None where there are none."""
     left_out: frozenset[int] = frozenset()
@@ -95,8 +95,8 @@ class CocoData:
 
 def read_coco(
     file: Path, folder: Path, *, decode: bool = False, masks: bool = False
-) -> tuple[CocoData, Report]:
-    """Read an annotation file and look at its images; mend and count what can be mended.
+) -> tuple[CocoData, FaultReport]:
+    """Read an annotation file and look at its images; fix and count what can be fixed.
 
     Args:
         file: the COCO json.
@@ -106,7 +106,7 @@ def read_coco(
         masks: read the objects' masks too; one without a mask is a fault then.
 
     Raises:
-        UserError: for the first fault that cannot be mended (`faults.STOPS`).
+        UserError: for the first fault that only the user can fix (`faults.STOPS`).
     """
     data, report = scan_coco(file, folder, decode=decode, masks=masks)
     report.raise_if_stopped()
@@ -121,12 +121,12 @@ def scan_coco(
     decode: bool = False,
     masks: bool = False,
     content: dict[str, Any] | None = None,
-) -> tuple[CocoData | None, Report]:
-    """Like `read_coco`, but report the faults that cannot be mended too, and give None for the data then.
+) -> tuple[CocoData | None, FaultReport]:
+    """Like `read_coco`, but also report the faults that only the user can fix; the data is None then.
 
     `content` is what the json would hold, where `file` is of another format.
     """
-    report = Report(file)
+    report = FaultReport(file)
     content = _load(file, report) if content is None else content
     if content is None:
         return None, report
@@ -137,9 +137,9 @@ def scan_coco(
         report.add("missing folder", str(folder), text="does not exist")
         return None, report
     sizes, usable = _look_at_images(folder, ids, names, stated, decode, report)
-    kept = mend_boxes(notes, sizes, ids, names, report)
+    kept = find_usable_boxes(notes, sizes, ids, names, report)
     order = np.flatnonzero(kept)[np.argsort(notes.image[kept], kind="stable")]
-    boxes, areas = clip_boxes(notes, order, sizes)
+    boxes, areas = clip_annotations(notes, order, sizes)
     counts = np.bincount(notes.image[order], minlength=len(names))
     data = CocoData(
         file=file,
@@ -158,14 +158,14 @@ def scan_coco(
         left_out=frozenset(id for id, kept in zip(ids, usable, strict=True) if not kept),
     ).subset(np.flatnonzero(usable))
     for index in np.flatnonzero(np.diff(data.offsets) == 0):
-        report.add("image without boxes", data.names[index], f"image {data.ids[index]}")
+        report.add("image without objects", data.names[index], f"image {data.ids[index]}")
     if not len(data.boxes) and not report.stops:
-        reasons = ", ".join(f"{count} x {kind}" for kind, count in report.counts.items())
-        report.add("no boxes", str(file), text=f"{len(notes.image)} annotations, none of use ({reasons})")
+        reasons = ", ".join(counted(kind, count) for kind, count in report.counts.items())
+        report.add("no boxes", str(file), text=f"{len(notes.image)} annotations, none usable ({reasons})")
     return (None if report.stops else data), report
 
 
-def _load(file: Path, report: Report) -> dict[str, Any] | None:
+def _load(file: Path, report: FaultReport) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
@@ -175,20 +175,20 @@ def _load(file: Path, report: Report) -> dict[str, Any] | None:
         report.add("not JSON", str(file), text=str(error))
         return None
     if not isinstance(content, dict):
-        report.add("not JSON", str(file), text="holds no COCO object")
+        report.add("not JSON", str(file), text="is not a COCO object")
         return None
     for key in ("images", "annotations", "categories"):
         if key not in content:
             report.add("missing key", str(file), text=f"has no '{key}'")
         elif not isinstance(content[key], list):
-            report.add("wrong value", str(file), text=f"'{key}' is no list")
+            report.add("wrong value", str(file), text=f"'{key}' is not a list")
     return None if report.stops else content
 
 
-def _has_keys(item: Any, keys: dict[str, type], where: str, report: Report) -> bool:
-    """Check that a json object has the keys with values of the types, and report what is not so."""
+def _has_keys(item: Any, keys: dict[str, type], where: str, report: FaultReport) -> bool:
+    """Check that a json object has the keys with values of the types, and report what is wrong."""
     if not isinstance(item, dict):
-        report.add("wrong value", str(report.file), where, "is no object")
+        report.add("wrong value", str(report.file), where, "is not an object")
         return False
     found = len(report.faults)
     for key, kind in keys.items():
@@ -206,7 +206,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value can be held as a float; json's whole numbers have no bound."""
+    """Whether a value can be held as a float; json's integers have no bound."""
     return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
 
 
@@ -215,7 +215,7 @@ def _where(kind: str, index: int, item: Any, plural: str) -> str:
     return f"{plural}[{index}]" if id is None else f"{kind} {id}"
 
 
-def _read_categories(raw: list[Any], report: Report) -> dict[int, str]:
+def _read_categories(raw: list[Any], report: FaultReport) -> dict[int, str]:
     """Category id -> name, in the order of the ids."""
     classes: dict[int, str] = {}
     for index, item in enumerate(raw):
@@ -230,7 +230,9 @@ def _read_categories(raw: list[Any], report: Report) -> dict[int, str]:
     return dict(sorted(classes.items()))
 
 
-def _read_images(raw: list[Any], report: Report) -> tuple[list[int], list[str], list[tuple[int, int] | None]]:
+def _read_images(
+    raw: list[Any], report: FaultReport
+) -> tuple[list[int], list[str], list[tuple[int, int] | None]]:
     """Ids, file names and stated (height, width) of the images."""
     ids: list[int] = []
     names: list[str] = []
@@ -255,7 +257,7 @@ def _read_images(raw: list[Any], report: Report) -> tuple[list[int], list[str], 
 
 
 def _read_annotations(
-    raw: list[Any], ids: list[int], classes: dict[int, str], names: list[str], report: Report
+    raw: list[Any], ids: list[int], classes: dict[int, str], names: list[str], report: FaultReport
 ) -> Annotations:
     index_of = {id: index for index, id in enumerate(ids)}
     label_of = {id: label for label, id in enumerate(classes)}
@@ -299,9 +301,9 @@ def _read_masks(
     sizes: NDArray[np.int64],
     usable: NDArray[np.bool_],
     names: list[str],
-    report: Report,
+    report: FaultReport,
 ) -> Masks:
-    """The masks of the sound annotations in `rows`; an empty one where there is none, or no usable image."""
+    """The masks of the usable annotations in `rows`; an empty one where there is none, or no usable image."""
     counts = []
     for row in rows:
         image, segments, text = notes.image[row], notes.segments[row], b""
@@ -318,7 +320,7 @@ def _read_masks(
 
 
 def _area(annotation: dict[str, Any]) -> float:
-    """The area that an annotation states; NaN where it states none, or one that cannot be."""
+    """The area that an annotation states; NaN where it states none, or an impossible one."""
     area: Any = annotation.get("area")
     return area if _is_number(area) and 0 < area < math.inf else math.nan
 
@@ -329,7 +331,7 @@ def _look_at_images(
     names: list[str],
     stated: list[tuple[int, int] | None],
     decode: bool,
-    report: Report,
+    report: FaultReport,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Sizes (N, 2) of the images as decoded, pixels, and which of them (N,) can be read."""
 
@@ -358,7 +360,7 @@ def _look_at_images(
 
 
 def _note_header(
-    header: Header, stated: tuple[int, int] | None, name: str, where: str, report: Report
+    header: Header, stated: tuple[int, int] | None, name: str, where: str, report: FaultReport
 ) -> None:
     height, width = header.size
     if stated is None:

@@ -6,57 +6,71 @@ from typing import NamedTuple
 
 from msefpn.errors import UserError
 
+
+class Handling(NamedTuple):
+    """What is said and done about a kind of fault."""
+
+    plural: str
+    """The kind's name for several of them."""
+    action: str
+    """Of a fault that stops a run: what the user has to do. Otherwise: what was done."""
+
+
 STOPS = {
-    "missing json": "give the path of a COCO json file",
-    "not JSON": "write the file again",
-    "missing key": "add it; COCO's format needs it",
-    "wrong value": "mend it in the json",
-    "no images": "list the images under 'images'",
-    "no categories": "list the classes under 'categories'",
-    "no boxes": "annotate at least one object",
-    "duplicate image id": "give every image its own id",
-    "duplicate category": "give every category its own id and name",
-    "unknown category": "add the category to 'categories' or remove the annotation",
-    "no mask": "draw it as polygons or run lengths, or use a detector without masks",
-    "broken mask": "draw it anew as polygons or run lengths of the image's size",
-    "missing folder": "give the folder of the images",
-    "missing image": "restore the file or remove the image from the json",
+    "missing json": Handling("missing json files", "give the path of a COCO json file"),
+    "not JSON": Handling("files that are not JSON", "write the file again"),
+    "missing key": Handling("missing keys", "add it; COCO's format needs it"),
+    "wrong value": Handling("wrong values", "fix it in the json"),
+    "no images": Handling("jsons without images", "list the images under 'images'"),
+    "no categories": Handling("jsons without categories", "list the classes under 'categories'"),
+    "no boxes": Handling("jsons without usable boxes", "annotate at least one object"),
+    "duplicate image id": Handling("duplicate image ids", "give every image its own id"),
+    "duplicate category": Handling("duplicate categories", "give every category its own id and name"),
+    "unknown category": Handling(
+        "unknown categories", "add the category to 'categories' or remove the annotation"
+    ),
+    "no mask": Handling(
+        "objects without a mask", "draw it as polygons or run lengths, or use a detector without masks"
+    ),
+    "broken mask": Handling("broken masks", "draw it again as polygons or run lengths of the image's size"),
+    "missing folder": Handling("missing folders", "give the folder of the images"),
+    "missing image": Handling("missing images", "restore the file or remove the image from the json"),
 }
-"""Faults that nobody but the user can mend, and how."""
+"""Kinds of fault that only the user can fix; a run does not start."""
 
-OF_MASKS = ("no mask", "broken mask")
-"""Those that are looked for only where masks are wanted."""
+MASK_FAULTS = ("no mask", "broken mask")
+"""Kinds that are looked for only where masks are read."""
 
-MENDED = {
-    "unreadable image": "dropped with its boxes",
-    "unknown image": "annotation dropped",
-    "bbox without 4 numbers": "dropped",
-    "NaN box": "dropped",
-    "inverted box": "dropped",
-    "zero-area box": "dropped",
-    "outside box": "dropped",
-    "box under 1 px": "dropped, as mmdetection does",
-    "repeated annotation": "dropped",
-    "box larger than the image": "clipped",
-    "box sticks out": "clipped",
-    "duplicate annotation id": "both kept",
-    "size not in the json": "taken from the file",
-    "size differs from the json": "taken from the file",
-    "EXIF rotation": "applied where it fits the json's size",
-    "grey image": "made RGB",
-    "alpha channel": "dropped",
-    "16-bit image": "scaled to 8 bit",
-    "CMYK image": "made RGB",
-    "image without boxes": "kept; trained on where keep_empty is true",
+HANDLING = {
+    "unreadable image": Handling("unreadable images", "dropped, boxes included"),
+    "unknown image": Handling("annotations of unknown images", "dropped"),
+    "bbox without 4 numbers": Handling("bboxes without 4 numbers", "dropped"),
+    "NaN box": Handling("NaN boxes", "dropped"),
+    "inverted box": Handling("inverted boxes", "dropped"),
+    "zero-area box": Handling("zero-area boxes", "dropped"),
+    "outside box": Handling("boxes outside their image", "dropped"),
+    "box under 1 px": Handling("boxes under 1 px", "dropped, as in mmdetection"),
+    "repeated annotation": Handling("repeated annotations", "dropped"),
+    "box larger than the image": Handling("boxes larger than the image", "clipped"),
+    "box partly outside": Handling("boxes partly outside their image", "clipped"),
+    "duplicate annotation id": Handling("duplicate annotation ids", "both kept"),
+    "size not in the json": Handling("image sizes not in the json", "taken from the file"),
+    "size differs from the json": Handling("image sizes that differ from the json", "taken from the file"),
+    "EXIF rotation": Handling("EXIF rotations", "applied where the json's size agrees"),
+    "grey image": Handling("grey images", "converted to RGB"),
+    "alpha channel": Handling("alpha channels", "dropped"),
+    "16-bit image": Handling("16-bit images", "scaled to 8 bit"),
+    "CMYK image": Handling("CMYK images", "converted to RGB"),
+    "image without objects": Handling("images without objects", "kept"),
 }
-"""Faults that are mended, and how."""
+"""Kinds of fault that do not stop a run."""
 
 
-class Fault(NamedTuple):
+class DataFault(NamedTuple):
     """One fault."""
 
     kind: str
-    """A key of STOPS or MENDED."""
+    """A key of STOPS or HANDLING."""
     file: str
     """The image file, or the json."""
     id: int | str | None
@@ -67,51 +81,64 @@ class Fault(NamedTuple):
         return " ".join(part for part in (self.file, f"({self.id})" if self.id else "", self.text) if part)
 
 
-class Report:
+class FaultReport:
     """The faults of one annotation file, in the order found."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.faults: list[Fault] = []
+        self.faults: list[DataFault] = []
 
     def add(self, kind: str, file: str, id: int | str | None = None, text: str = "") -> None:
-        """Note a fault; `kind` is a key of STOPS or MENDED."""
-        self.faults.append(Fault(kind, file, id, text))
+        """Note a fault; `kind` is a key of STOPS or HANDLING."""
+        self.faults.append(DataFault(kind, file, id, text))
 
     @property
     def counts(self) -> dict[str, int]:
         """Kind of fault -> how many, those that stop a run first."""
         count = Counter(fault.kind for fault in self.faults)
-        return {kind: count[kind] for kind in (*STOPS, *MENDED) if count[kind]}
+        return {kind: count[kind] for kind in (*STOPS, *HANDLING) if count[kind]}
 
-    def of(self, kind: str) -> list[Fault]:
+    def of(self, kind: str) -> list[DataFault]:
         """Return the faults of one kind."""
         return [fault for fault in self.faults if fault.kind == kind]
 
     @property
-    def stops(self) -> list[Fault]:
-        """The faults that only the user can mend."""
+    def stops(self) -> list[DataFault]:
+        """The faults that only the user can fix."""
         return [fault for fault in self.faults if fault.kind in STOPS]
 
     def raise_if_stopped(self) -> None:
-        """Raise a UserError of one line for the first fault that cannot be mended."""
+        """Raise a UserError of one line for the first fault that only the user can fix."""
         if not self.stops:
             return
         first, more = self.stops[0], len(self.stops) - 1
         where = "" if first.file == str(self.file) else f"{self.file}: "
-        option = " --masks" if first.kind in OF_MASKS else ""
+        option = " --masks" if first.kind in MASK_FAULTS else ""
         rest = f" ({more} more such faults: 'msefpn check{option}' lists them)" if more else ""
-        raise UserError(f"{where}{first.kind}: {first}: {STOPS[first.kind]}{rest}")
+        raise UserError(f"{where}{first.kind}: {first}: {STOPS[first.kind].action}{rest}")
 
     def lines(self, most: int = 5) -> list[str]:
         """Return the faults as text: one line per kind, then at most `most` examples each."""
         lines = []
         for kind, count in self.counts.items():
-            done = f"stops a run: {STOPS[kind]}" if kind in STOPS else MENDED[kind]
-            lines.append(f"{count} x {kind}: {done}")
+            done = f"stops a run: {STOPS[kind].action}" if kind in STOPS else HANDLING[kind].action
+            lines.append(f"{counted(kind, count)}: {done}")
             lines += [f"    {fault}" for fault in self.of(kind)[:most]]
             lines += [f"    and {count - most} more"] * (count > most)
         return lines
 
+    def summary(self, *, dropped_only: bool = False) -> list[str]:
+        """Return one phrase per kind that does not stop a run: '43 images without objects (kept)'."""
+        return [
+            f"{counted(kind, count)} ({HANDLING[kind].action})"
+            for kind, count in self.counts.items()
+            if kind in HANDLING and (not dropped_only or HANDLING[kind].action.startswith("dropped"))
+        ]
+
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+
+def counted(kind: str, count: int) -> str:
+    """Write a number of faults of one kind: '1 grey image', '2 grey images'."""
+    return f"{count} {kind if count == 1 else (STOPS | HANDLING)[kind].plural}"

@@ -1,4 +1,4 @@
-"""What a data set says, in the terms of the evaluation."""
+"""Annotations as the evaluation takes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from msefpn.errors import UserError
 
 
 def truth_of(data: CocoData) -> dict[str, Any]:
-    """The annotations as they were read and mended, in COCO's format; the areas are the file's."""
+    """The annotations as read and fixed, in COCO's format; the areas are the file's."""
     owner = np.repeat(data.ids, np.diff(data.offsets))
     boxes = np.concatenate([data.boxes[:, :2], data.boxes[:, 2:] - data.boxes[:, :2]], 1).astype(np.float64)
     annotations = [

@@ -50,7 +50,7 @@ def read_header(path: Path, size: tuple[int, int] | None = None, *, decode: bool
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImageFault: the file is no image, is truncated or cannot be converted.
+        ImageFault: the file is not an image, is truncated or cannot be converted.
     """
     try:
         with Image.open(path) as image:
@@ -60,7 +60,7 @@ def read_header(path: Path, size: tuple[int, int] | None = None, *, decode: bool
             alpha = "transparency" in image.info or "A" in image.getbands()
             header = Header((height, width), image.mode, alpha, turned)
             if decode or image.mode == "F" or not _has_end(path):
-                _to_rgb(image)
+                to_rgb(image)
             return header
     except (FileNotFoundError, ImageFault):
         raise
@@ -94,7 +94,7 @@ def read_reduced(
                 height, width = least if not turned or orientation < 5 else least[::-1]
                 image.draft(None, (width, height))
             pixels: Image.Image = image.transpose(_TURNS[orientation]) if turned else image
-            return _to_rgb(pixels), whole
+            return to_rgb(pixels), whole
     except (FileNotFoundError, ImageFault):
         raise
     except Exception as error:  # decoders raise nearly anything on broken bytes
@@ -124,7 +124,8 @@ def _has_end(path: Path) -> bool:
     return b"\xff\xd9" in tail or b"IEND" in tail
 
 
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Pixels as they are stored, as RGB (height, width, 3) uint8. Raises ImageFault."""
     if image.mode == "F":
         raise ImageFault("floating-point pixels have no known range")
     if image.mode.startswith("I"):

@@ -4,7 +4,8 @@ All random state is derived from (seed, epoch, image), never carried, so that a 
 unbroken one would have seen.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,15 +19,23 @@ from torchvision.transforms.v2 import functional
 
 from msefpn.data.coco import CocoData
 from msefpn.data.images import ImageFault, read_reduced
-from msefpn.data.transforms import PROPOSAL, decoded_fit, eval_transform, fitted_size, train_transform
+from msefpn.data.transforms import (
+    PROPOSAL,
+    Transform,
+    decoded_fit,
+    eval_transform,
+    fitted_size,
+    reduced_fit,
+    train_transform,
+)
 from msefpn.errors import UserError
 from msefpn.structures import Batch, Proposals, Targets
 
-Key = tuple[int, int]
+ImageKey = tuple[int, int]
 """Epoch and index of an image."""
 
 
-class Sample(NamedTuple):
+class ImageSample(NamedTuple):
     """One image after its transform. G: its boxes."""
 
     image: Tensor
@@ -44,7 +53,7 @@ class Sample(NamedTuple):
     """(R, 4) float32, given regions, best first, pixels of `image`; None where there are none."""
 
 
-class DetectionDataset(Dataset[Sample]):
+class DetectionDataset(Dataset[ImageSample]):
     """Decodes, augments and resizes images; crowd regions are left out of the targets.
 
     Args:
@@ -58,7 +67,7 @@ class DetectionDataset(Dataset[Sample]):
     def __init__(
         self,
         data: CocoData,
-        transform: Callable[..., Any],
+        transform: Transform,
         *,
         seed: int,
         fit: tuple[int, int] | None = None,
@@ -71,8 +80,8 @@ class DetectionDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: Key) -> Sample:
-        """Load the image at index `key[1]` as epoch `key[0]` sees it. Raises UserError naming the file."""
+    def __getitem__(self, key: ImageKey) -> ImageSample:
+        """Load the image at index `key[1]` as epoch `key[0]` sees it. Raises UserError with the file."""
         epoch, index = key
         height, width = (int(side) for side in self.data.sizes[index])
         image = tv_tensors.Image(torch.from_numpy(self._decode(index, (height, width))).permute(2, 0, 1))
@@ -86,7 +95,12 @@ class DetectionDataset(Dataset[Sample]):
             image, target = self.transform(image, target)
         boxes, labels = target["boxes"].as_subclass(Tensor), target["labels"]
         real = labels != PROPOSAL
-        return Sample(
+        if len(labels) and not PROPOSAL <= int(labels.min()) <= int(labels.max()) < len(self.data.classes):
+            raise UserError(
+                f"the augmentation gave a box of {self.data.path_of(index)} a label that is not "
+                f"0..{len(self.data.classes) - 1}: keep the labels"
+            )
+        return ImageSample(
             image.as_subclass(Tensor),
             boxes[real],
             labels[real],
@@ -121,11 +135,11 @@ class DetectionDataset(Dataset[Sample]):
             reason = " ".join(str(error).split())
             raise UserError(f"image {path} (id {id}) cannot be read: {reason}: run 'msefpn check'") from None
         if whole != size:
-            raise UserError(f"image {path} (id {id}) changed its size since the run began: start again")
+            raise UserError(f"image {path} (id {id}) has another size than when the run began: start again")
         return pixels
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[ImageSample]) -> Batch:
     """Stack samples, padded with zeros to multiples of 32 pixels and to the same number of boxes."""
     sizes = torch.tensor([sample.image.shape[-2:] for sample in samples])
     height, width = ((sizes.amax(0) + 31) // 32 * 32).tolist()
@@ -164,7 +178,7 @@ def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return padded, valid
 
 
-class BatchKeys(Sampler[list[Key]]):
+class BatchKeys(Sampler[list[ImageKey]]):
     """A fixed list of batches of keys."""
 
     def __init__(self, epoch: int, batches: list[list[int]]) -> None:
@@ -174,7 +188,7 @@ class BatchKeys(Sampler[list[Key]]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[ImageKey]]:
         return ([(self.epoch, index) for index in batch] for batch in self.batches)
 
 
@@ -216,8 +230,8 @@ def eval_loader(
     fitted = np.array([fitted_size(int(height), int(width), *size) for height, width in data.sizes])
     order = np.lexsort((fitted[:, 1], fitted[:, 0]))[rank::world].tolist()
     batches = [order[start : start + batch] for start in range(0, len(order), batch)]
-    maskless = replace(data, masks=None)  # what is not learned from need not be decoded
-    dataset = DetectionDataset(maskless, eval_transform(size), seed=0, fit=decoded_fit("none", size))
+    maskless = replace(data, masks=None)  # masks are not used here, and take time to decode
+    dataset = DetectionDataset(maskless, eval_transform(size), seed=0, fit=reduced_fit(size))
     return _loader(dataset, BatchKeys(0, batches), workers)
 
 
@@ -245,24 +259,24 @@ def mixed_seed(*numbers: int) -> int:
 
 
 class _Guarded:
-    """Hands a UserError over as a value: a worker's exception would arrive wrapped into a long trace."""
+    """Passes a UserError on as a value: a worker's exception would arrive inside a long traceback."""
 
     def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, keys: list[Key]) -> list[Sample] | UserError:
+    def __getitems__(self, keys: list[ImageKey]) -> list[ImageSample] | UserError:
         try:
             return [self.dataset[key] for key in keys]
         except UserError as error:
             return error
 
 
-def _collate_guarded(samples: list[Sample] | UserError) -> Batch | UserError:
+def _collate_guarded(samples: list[ImageSample] | UserError) -> Batch | UserError:
     return samples if isinstance(samples, UserError) else collate(samples)
 
 
 class _Loader(DataLoader[Any]):
-    """A DataLoader that raises what its workers hand over."""
+    """A DataLoader that raises the UserError that a worker passed on."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch types its own iterator
         for batch in super().__iter__():
@@ -272,11 +286,15 @@ class _Loader(DataLoader[Any]):
 
 
 def _loader(dataset: DetectionDataset, keys: BatchKeys, workers: int) -> "DataLoader[Any]":
+    # Not Python 3.14's default, forkserver: it pickles what the workers get, which copies the annotations for
+    # each of them and fails for a plug-in's transform from a file or a notebook.
+    context = "fork" if workers and sys.platform == "linux" else None
     return _Loader(
         _Guarded(dataset),  # type: ignore[arg-type]  # its keys are pairs, not integers
         batch_sampler=keys,
         num_workers=workers,
         collate_fn=_collate_guarded,
+        multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else each epoch would draw from the global random state
+        generator=torch.Generator(),  # otherwise each epoch draws from the global random state
     )

@@ -27,14 +27,14 @@ def find_split(data: Path, split: str) -> tuple[Path, Path]:
                 if folder.is_dir():
                     return file, folder
             raise UserError(
-                f"{file} has no image folder: put the images into {data / name}, or name the folder"
+                f"{file} has no image folder: put the images into {data / name}, or give the folder"
             )
     looked = ", ".join(
         pattern.format(_NAMES[split][0]) for pattern in (*_FILES[:1], "annotations/instances_{}2017.json")
     )
     names = " or ".join(_NAMES[split])
     raise UserError(
-        f"no {split} split in '{data}': looked for {looked} and the like ({names}): add it, name its files, "
+        f"no {split} split in '{data}': looked for {looked} and the like ({names}): add it, give its files, "
         "or divide the data with 'msefpn split'"
     )
 
@@ -42,15 +42,15 @@ def find_split(data: Path, split: str) -> tuple[Path, Path]:
 def locate_split(
     data: str | Path | None, split: str, file: str | Path | None, folder: str | Path | None
 ) -> tuple[Path, Path] | None:
-    """Find json and image folder of a split ('train' or 'val'): those named, else by convention.
+    """Find json and image folder of a split ('train' or 'val'): those given, else by convention.
 
-    Returns None where nothing is named. Raises UserError as `find_split`.
+    Returns None where nothing is given. Raises UserError as `find_split`.
     """
     if file is not None:
         file = Path(file)
         return file, Path(folder) if folder is not None else file.parent / file.stem
     if folder is not None:
-        raise UserError(f"image folder '{folder}' has no {split} json: name it too")
+        raise UserError(f"image folder '{folder}' has no {split} json: give it too")
     return None if data is None else find_split(Path(data), split)
 
 
@@ -58,4 +58,4 @@ def refuse_unread(data: str | Path | None, *jsons: str | Path | None) -> None:
     """Raise UserError where a data folder is given, and the jsons of all splits that it would be read for."""
     if data is not None and None not in jsons:
         named = " and ".join(map(str, jsons))
-        raise UserError(f"data '{data}' would not be read beside {named}: leave out the one or the other")
+        raise UserError(f"data '{data}' would not be used beside {named}: leave out one of them")

@@ -1,4 +1,4 @@
-"""Masks of objects as COCO's compressed run lengths: compact, whatever an annotation file has."""
+"""Masks of objects as COCO's compressed run lengths, whatever form the annotation file has."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def encode_segmentation(value: Any, size: tuple[int, int]) -> bytes:
     if isinstance(value, list):
         for polygon in value:
             if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-                raise ValueError("a polygon is no list of x, y of three corners or more")
+                raise ValueError("a polygon is not a list of x, y of at least three corners")
             if not all(type(number) in (int, float) and abs(number) < far for number in polygon):
-                raise ValueError("a polygon holds something that is no number, or far out of the image")
+                raise ValueError("a polygon has a value that is not a number, or far outside the image")
         parts = coco_mask.frPyObjects([list(map(float, polygon)) for polygon in value], height, width)
         return _counts(coco_mask.merge(parts))
     if not isinstance(value, dict) or not {"size", "counts"} <= value.keys():

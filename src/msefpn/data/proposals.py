@@ -1,4 +1,4 @@
-"""Regions that are given beforehand, from a file in COCO's result format."""
+"""Proposals from a file in COCO's result format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from msefpn.data.boxes import Regions
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
 
-MOST = 2000
+MAX_PROPOSALS = 2000
 """The best regions of an image that are kept (mmdetection's number for training)."""
 _ROUNDING = 1.0
 """Regions that stick out of their image by more, in pixels, are those of another image; files round."""
@@ -31,7 +31,7 @@ def with_proposals(data: CocoData, file: Path) -> CocoData:
             the predictions.json of an evaluation.
 
     Raises:
-        UserError: no such list, an image that the data has not, or a region that does not fit its image.
+        UserError: not such a list, an image that is not in the data, or a region that does not fit its image.
     """
     index_of = {int(id): index for index, id in enumerate(data.ids)}
 
@@ -40,7 +40,7 @@ def with_proposals(data: CocoData, file: Path) -> CocoData:
         if type(id) is int and id in data.left_out:
             return None
         if type(id) is not int or id not in index_of:
-            raise UserError(f"is of image {id!r}, which {data.file} has not: give those of its images")
+            raise UserError(f"is of image {id!r}, which is not in {data.file}: give proposals for its images")
         return index_of[id]
 
     return replace(data, proposals=_regions(file, _entries(file), find, data.names, data.sizes))
@@ -58,8 +58,8 @@ def proposals_of_files(
         sizes: their height and width, pixels.
 
     Raises:
-        UserError: no such list, images of the same name that only their folders tell apart, or a region that
-            does not fit its image.
+        UserError: not such a list, images of the same name that only their folders tell apart, or a region
+            that does not fit its image.
     """
     entries = _entries(file)
     named = {entry["file_name"] for entry in entries if _has_name(entry)}
@@ -80,7 +80,7 @@ def proposals_of_files(
 
     regions = _regions(file, entries, find, list(map(str, images)), np.array(sizes, dtype=np.int64))
     if not len(regions.boxes):
-        raise UserError(f"{file} has no proposal for {images[0]}: give those of a predict --score 0")
+        raise UserError(f"{file} has no proposal for {images[0]}: give the proposals of predict --score 0")
     return [regions.of(index) for index in range(len(images))]
 
 
@@ -94,9 +94,9 @@ def _entries(file: Path) -> list[Any]:
     except OSError as error:
         raise UserError(f"proposals {file}: {error.strerror or 'cannot be read'}: give a json file") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"proposals {file} are no JSON ({error}): write the file again") from None
+        raise UserError(f"proposals {file} are not JSON ({error}): write the file again") from None
     if not isinstance(content, list) or not content:
-        raise UserError(f"proposals {file} are no list of COCO results: give one, not empty")
+        raise UserError(f"proposals {file} are not a list of COCO results: give one that is not empty")
     return content
 
 
@@ -112,7 +112,7 @@ def _regions(
     Args:
         file: for messages.
         entries: what it holds.
-        find: index of the image that an entry is of, None where it is not wanted; its UserError is told with
+        find: index of the image that an entry is of, None where it is not used; its UserError is given
             the entry's number.
         names: of the images.
         sizes: (N, 2), their height and width, pixels.
@@ -129,7 +129,7 @@ def _regions(
             if min(corners) < -_ROUNDING or (corners > np.array([width, height] * 2) + _ROUNDING).any():
                 raise UserError(
                     f"reaches out of {names[image]}, which is {width} x {height} px: are these the proposals "
-                    "of other images? Give those of these"
+                    "of other images? Give those of these images"
                 )
         except UserError as error:
             raise UserError(f"{file}: entry {row} {error}") from None
@@ -142,23 +142,23 @@ def _regions(
 def _numbers(entry: Any) -> tuple[NDArray[np.float64], float]:
     """x, y, width, height and score. Raises UserError."""
     if not isinstance(entry, dict) or not {"bbox", "score"} <= entry.keys():
-        raise UserError("has not all of 'bbox' and 'score': add them")
+        raise UserError("lacks 'bbox' or 'score': add it")
     box, score = entry["bbox"], entry["score"]
     if isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in [*box, score]):
         numbers = [float(x) if abs(x) < 1e9 else np.inf for x in [*box, score]]  # NaN is not below either
         if np.isfinite(numbers).all() and min(numbers[2:4]) >= 0:
             return np.array(numbers[:4]), numbers[4]
-    raise UserError(f"has bbox {str(box)[:60]} and score {str(score)[:20]}: mend them")
+    raise UserError(f"has bbox {str(box)[:60]} and score {str(score)[:20]}: fix them")
 
 
 def _by_image(
     images: NDArray[np.int64], boxes: NDArray[np.float64], scores: NDArray[np.float64], count: int
 ) -> Regions:
-    """Regions (R, 4) of images (R,), best first, at most `MOST` of each."""
+    """Regions (R, 4) of images (R,), best first, at most `MAX_PROPOSALS` of each."""
     order = np.lexsort((-scores, images))
     images = images[order]
     first = np.searchsorted(images, np.arange(count))
-    kept = np.arange(len(images)) - first[images] < MOST
+    kept = np.arange(len(images)) - first[images] < MAX_PROPOSALS
     lengths = np.bincount(images[kept], minlength=count)
     boxes = boxes.reshape(-1, 4)[order][kept]
     return Regions(np.concatenate([[0], np.cumsum(lengths)]), boxes.astype(np.float32))

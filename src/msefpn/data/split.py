@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msefpn.data.formats import Log, Part, Source
+from msefpn.data.formats import LoadedDataset, ReadLog, Split
 from msefpn.errors import UserError
 
 
@@ -28,15 +28,15 @@ from msefpn.errors import UserError
 class Division:
     """The result of a division; `str()` gives it as text."""
 
-    parts: dict[str, Part]
-    """'train' and 'val', and 'test' where the source had one."""
+    splits: dict[str, Split]
+    """'train' and 'val', and 'test' where the data set had one."""
     groups: int
     """Groups that were dealt; as many as images where none belong together."""
     boxes: dict[str, dict[str, int]]
     """Class -> split -> boxes."""
 
     def __str__(self) -> str:
-        images = {split: len(part.content["images"]) for split, part in self.parts.items()}
+        images = {name: len(split.content["images"]) for name, split in self.splits.items()}
         width = max(5, *(len(name) for name in self.boxes))
         heads = "".join(f"{split:>9}" for split in images)
         lines = [f"{'':{width}} {heads}  share of val"]
@@ -55,15 +55,15 @@ class Division:
         return "\n".join(lines)
 
 
-def divide(source: Source, share: float, seed: int, group: str | None) -> Division:
-    """Divide the images of a source into 'train' and 'val'; its test split, if it has others, stays as it is.
+def divide(dataset: LoadedDataset, share: float, seed: int, group: str | None) -> Division:
+    """Divide the images of a data set into 'train' and 'val'; a test split beside others stays as it is.
 
     Files with the same bytes are always one group.
 
     Args:
-        source: what was read; train and val are put together first.
+        dataset: what was read; train and val are put together first.
         share: of the images that go to 'val', 0 to 1.
-        seed: decides among equals.
+        seed: decides between equally good choices.
         group: what belongs together: a key of the images' entries, or a regular expression that is searched
             in the file name and whose first group is the name of the group.
 
@@ -72,10 +72,10 @@ def divide(source: Source, share: float, seed: int, group: str | None) -> Divisi
     """
     if not 0 < share < 1:
         raise UserError(f"val is {share}: it must be more than 0 and less than 1")
-    kept = {name: part for name, part in source.parts.items() if name == "test" and len(source.parts) > 1}
-    whole = _together({name: part for name, part in source.parts.items() if name not in kept})
+    kept = {name: one for name, one in dataset.splits.items() if name == "test" and len(dataset.splits) > 1}
+    whole = _together({name: one for name, one in dataset.splits.items() if name not in kept})
     images, notes = whole.content["images"], whole.content["annotations"]
-    keys = _group_keys(images, group, source.log)
+    keys = _group_keys(images, group, dataset.log)
     members = _groups(keys, [whole.folder / item["file_name"] for item in images])
     place = {item["id"]: index for index, item in enumerate(images)}
     column = {item["id"]: index for index, item in enumerate(whole.content["categories"])}
@@ -90,19 +90,19 @@ def divide(source: Source, share: float, seed: int, group: str | None) -> Divisi
     if not chosen.any() or chosen.all():
         raise UserError(
             f"{len(members)} groups of images cannot be divided with val {share}: "
-            + ("name a finer --group" if len(members) < 2 else "choose a val nearer to 0.5")
+            + ("use a finer --group" if len(members) < 2 else "choose a val nearer to 0.5")
         )
-    parts = {}
+    splits = {}
     for name, side in sides.items():
         rows = sorted(
             row for group_rows, mine in zip(members, side, strict=True) if mine for row in group_rows
         )
-        parts[name] = _taken(whole, {images[row]["id"] for row in rows})
-    parts |= kept
+        splits[name] = _taken(whole, {images[row]["id"] for row in rows})
+    splits |= kept
     names = [item["name"] for item in whole.content["categories"]]
-    found = {split: _per_class(part) for split, part in parts.items()}
+    found = {name: _per_class(split) for name, split in splits.items()}
     boxes = {name: {split: count[name] for split, count in found.items()} for name in names}
-    return Division(parts, len(members), boxes)
+    return Division(splits, len(members), boxes)
 
 
 def _deal(counts: NDArray[np.float64], share: float, seed: int) -> NDArray[np.bool_]:
@@ -132,7 +132,7 @@ def _deal(counts: NDArray[np.float64], share: float, seed: int) -> NDArray[np.bo
     return chosen
 
 
-def _group_keys(images: Sequence[Mapping[str, Any]], group: str | None, log: Log) -> list[str | None]:
+def _group_keys(images: Sequence[Mapping[str, Any]], group: str | None, log: ReadLog) -> list[str | None]:
     """Name of the group of each image; None: it is alone."""
     if group is None:
         return [None] * len(images)
@@ -142,16 +142,16 @@ def _group_keys(images: Sequence[Mapping[str, Any]], group: str | None, log: Log
         pattern = re.compile(group)
     except re.error as error:
         raise UserError(
-            f"group '{group}' is no regular expression ({error}), nor a key of the images"
+            f"group '{group}' is neither a key of the images nor a regular expression ({error}): fix it"
         ) from None
     found = [pattern.search(item["file_name"]) for item in images]
     keys = [None if hit is None else hit.group(1 if pattern.groups else 0) for hit in found]
     if not any(found):
         raise UserError(
-            f"group '{group}' is found in no file name, such as '{images[0]['file_name']}', nor is it a key "
-            "of the images: mend it"
+            f"group '{group}' matches no file name, such as '{images[0]['file_name']}', and is not a key of "
+            "the images: fix it"
         )
-    log.count(sum(key is None for key in keys), "images are in no group: each is dealt alone")
+    log.count(sum(key is None for key in keys), "images are in no group: each is dealt on its own")
     return keys
 
 
@@ -186,40 +186,41 @@ def _contents(files: Sequence[Path]) -> list[str | None]:
     ]
 
 
-def _together(parts: Mapping[str, Part]) -> Part:
-    """All images of several parts as one, with new ids and file names from their common folder."""
-    if len(parts) == 1:
-        return next(iter(parts.values()))
-    folder = Path(os.path.commonpath([part.folder.absolute() for part in parts.values()]))
-    first = next(iter(parts.values()))
+def _together(splits: Mapping[str, Split]) -> Split:
+    """All images of several splits as one, with new ids and file names from their common folder."""
+    if len(splits) == 1:
+        return next(iter(splits.values()))
+    folder = Path(os.path.commonpath([split.folder.absolute() for split in splits.values()]))
+    first = next(iter(splits.values()))
     id_of = {item["name"]: item["id"] for item in first.content["categories"]}
     images: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
-    for name, part in parts.items():
-        names = {item["id"]: item["name"] for item in part.content["categories"]}
+    for name, split in splits.items():
+        names = {item["id"]: item["name"] for item in split.content["categories"]}
         if set(names.values()) != set(id_of):
             raise UserError(
-                f"the splits have other classes: {sorted(id_of)}, {name} {sorted(names.values())}"
+                f"the splits have different classes: {sorted(id_of)}, {name} {sorted(names.values())}: "
+                "give both the same"
             )
-        new = {item["id"]: len(images) + place for place, item in enumerate(part.content["images"], 1)}
-        below = part.folder.absolute().relative_to(folder)
-        for item in part.content["images"]:
+        new = {item["id"]: len(images) + place for place, item in enumerate(split.content["images"], 1)}
+        below = split.folder.absolute().relative_to(folder)
+        for item in split.content["images"]:
             images.append(
                 {**item, "id": new[item["id"]], "file_name": (below / item["file_name"]).as_posix()}
             )
-        for note in part.content["annotations"]:
+        for note in split.content["annotations"]:
             place = {"id": len(notes) + 1, "image_id": new[note["image_id"]]}
             notes.append({**note, **place, "category_id": id_of[names[note["category_id"]]]})
-    return Part(first.file, folder, first.content | {"images": images, "annotations": notes})
+    return Split(first.file, folder, first.content | {"images": images, "annotations": notes})
 
 
-def _taken(whole: Part, ids: set[Any]) -> Part:
+def _taken(whole: Split, ids: set[Any]) -> Split:
     images = [item for item in whole.content["images"] if item["id"] in ids]
     notes = [note for note in whole.content["annotations"] if note["image_id"] in ids]
-    return Part(whole.file, whole.folder, whole.content | {"images": images, "annotations": notes})
+    return Split(whole.file, whole.folder, whole.content | {"images": images, "annotations": notes})
 
 
-def _per_class(part: Part) -> Counter[str]:
+def _per_class(split: Split) -> Counter[str]:
     """Class -> boxes."""
-    names = {item["id"]: item["name"] for item in part.content["categories"]}
-    return Counter(names[note["category_id"]] for note in part.content["annotations"])
+    names = {item["id"]: item["name"] for item in split.content["categories"]}
+    return Counter(names[note["category_id"]] for note in split.content["annotations"])

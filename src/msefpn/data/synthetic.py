@@ -6,8 +6,6 @@ visible pixels, exactly.
 """
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from msefpn.data.folders import unfinished_folder
 from msefpn.errors import UserError
 
-Floats = NDArray[np.float32]
-Mask = NDArray[np.bool_]
+_Floats = NDArray[np.float32]
+_Mask = NDArray[np.bool_]
 
 _SMALLEST, _LARGEST = 8, 256
 _EMPTY = 0.08  # share of images without objects
@@ -30,23 +29,23 @@ _TURN = np.pi / 9  # largest rotation of an object
 _VISIBLE = 0.5  # share of an object that later ones must leave uncovered
 
 
-def _star(corners: int, inner: float) -> Floats:
+def _star(corners: int, inner: float) -> _Floats:
     """Corners (2 * corners, 2) of a star with outer radius 1."""
     angles = np.arange(2 * corners) * np.pi / corners
     radii = np.where(np.arange(2 * corners) % 2, inner, 1.0)
     return (np.stack([np.sin(angles), -np.cos(angles)], 1) * radii[:, None]).astype(np.float32)
 
 
-def _arc(radius: float, start: float, stop: float, centre: float = 0.0) -> Floats:
+def _arc(radius: float, start: float, stop: float, centre: float = 0.0) -> _Floats:
     angles = np.linspace(start, stop, 64)
     return np.stack([centre + radius * np.cos(angles), radius * np.sin(angles)], 1).astype(np.float32)
 
 
-def _regular(corners: int) -> Floats:
+def _regular(corners: int) -> _Floats:
     return _star(corners, 1.0)[::2]
 
 
-def _crescent() -> Floats:
+def _crescent() -> _Floats:
     # Unit disc less a disc of radius 0.8 at 0.5: their circles meet at cos(angle) = 0.61 / 1.0.
     meet = np.arccos((1 + 0.25 - 0.64) / (2 * 0.5))
     bite = np.pi - np.arccos((0.64 + 0.25 - 1) / (2 * 0.5 * 0.8))
@@ -70,7 +69,7 @@ _CROSS = np.array(
         (-1, -1),
     ]
 )
-_SHAPES: dict[str, Callable[[], Floats]] = {
+_SHAPES: dict[str, Callable[[], _Floats]] = {
     "circle": lambda: _arc(1.0, 0, 2 * np.pi),
     "square": lambda: _regular(4),
     "triangle": lambda: _regular(3),
@@ -86,11 +85,13 @@ CLASSES = tuple(_SHAPES)
 
 class _Object(NamedTuple):
     label: int
-    mask: Mask  # (H, W) visible pixels
+    mask: _Mask  # (H, W) visible pixels
     full: int  # pixels before anything covered it
 
 
-def draw(folder: Path, *, train: int = 600, val: int = 60, seed: int = 0, size: int = 320) -> None:
+def draw_builtin_set(
+    folder: Path, *, train: int = 600, val: int = 60, seed: int = 0, size: int = 320
+) -> None:
     """Draw the set: `train.json` + `train/*.jpg` and `val.json` + `val/*.jpg`, the same bytes for a seed.
 
     Args:
@@ -105,23 +106,17 @@ def draw(folder: Path, *, train: int = 600, val: int = 60, seed: int = 0, size: 
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
-            f"'{folder}' is there already: choose another place for the built-in set, or remove it"
+            f"'{folder}' already exists: choose another folder for the built-in set, or remove it"
         )
-    work = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        work.chmod(0o755)
-        for number, (split, count) in enumerate({"train": train, "val": val}.items()):
-            _draw_split(work, split, count, (seed, number), size)
-        work.replace(folder)
+        with unfinished_folder(folder) as work:
+            for number, (split, count) in enumerate({"train": train, "val": val}.items()):
+                _draw_split(work, split, count, (seed, number), size)
+            work.replace(folder)
     except OSError as error:
         raise UserError(
-            f"cannot write the built-in set to '{folder}': {error.strerror}: choose another place"
+            f"cannot write the built-in set to '{folder}': {error.strerror}: choose another folder"
         ) from None
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
 
 
 def _draw_split(folder: Path, split: str, count: int, seed: tuple[int, int], size: int) -> None:
@@ -160,7 +155,7 @@ def _annotation(item: _Object, image_id: int) -> dict[str, Any]:
     }
 
 
-def _run_lengths(mask: Mask) -> list[int]:
+def _run_lengths(mask: _Mask) -> list[int]:
     """COCO's uncompressed run lengths: column by column, zeros first."""
     flat = mask.ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
@@ -187,7 +182,7 @@ def _draw_image(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8],
 
 
 def _place(
-    rng: np.random.Generator, canvas: Floats, objects: list[_Object], label: int, extent: float
+    rng: np.random.Generator, canvas: _Floats, objects: list[_Object], label: int, extent: float
 ) -> list[_Object]:
     """Draw one more object onto the canvas (H, W, 3), unless too much would be hidden by it or the border."""
     height, width = canvas.shape[:2]
@@ -213,7 +208,7 @@ def _place(
     return [*rest, _Object(label, mask, int(mask.sum()))]
 
 
-def _alpha(rng: np.random.Generator, shape: str, extent: float) -> Floats:
+def _alpha(rng: np.random.Generator, shape: str, extent: float) -> _Floats:
     """Coverage (S, S), 0..1, of a shape, turned a little, whose box's longest side is `extent` pixels."""
     angle = rng.uniform(-_TURN, _TURN)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -225,11 +220,11 @@ def _alpha(rng: np.random.Generator, shape: str, extent: float) -> Floats:
     image = Image.new("L", (side * _OVERSAMPLING, side * _OVERSAMPLING))
     points = [(float(x), float(y)) for x, y in centred * _OVERSAMPLING - 0.5]
     ImageDraw.Draw(image).polygon(points, fill=255)
-    coverage: Floats = np.asarray(image.reduce(_OVERSAMPLING), dtype=np.float32) / np.float32(255)
+    coverage: _Floats = np.asarray(image.reduce(_OVERSAMPLING), dtype=np.float32) / np.float32(255)
     return coverage
 
 
-def _paint(rng: np.random.Generator, part: Floats, weight: Floats) -> Floats:
+def _paint(rng: np.random.Generator, part: _Floats, weight: _Floats) -> _Floats:
     """Colour of an object, (h, w, 3), shaded, well apart from what it covers."""
     under = (part * weight).sum((0, 1)) / weight.sum()
     colours = rng.uniform(0, 255, (6, 3))
@@ -237,11 +232,11 @@ def _paint(rng: np.random.Generator, part: Floats, weight: Floats) -> Floats:
     height, width = part.shape[:2]
     slope = rng.uniform(-20, 20, 2)
     shade = np.linspace(-1, 1, height)[:, None] * slope[0] + np.linspace(-1, 1, width) * slope[1]
-    painted: Floats = (colour + shade[..., None]).astype(np.float32)
+    painted: _Floats = (colour + shade[..., None]).astype(np.float32)
     return painted
 
 
-def _background(rng: np.random.Generator, height: int, width: int) -> Floats:
+def _background(rng: np.random.Generator, height: int, width: int) -> _Floats:
     """A gradient with stripes and noise at several scales, (H, W, 3), 0..255."""
     corners = rng.uniform(60, 180, (2, 2, 1)) + rng.uniform(-20, 20, (2, 2, 3))
     canvas = _resized(corners, height, width)
@@ -255,7 +250,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Floats:
     return np.clip(canvas, 0, 255)
 
 
-def _resized(grid: NDArray[np.float64], height: int, width: int) -> Floats:
+def _resized(grid: NDArray[np.float64], height: int, width: int) -> _Floats:
     channels = [
         np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC))
         for channel in np.moveaxis(grid.astype(np.float32), -1, 0)

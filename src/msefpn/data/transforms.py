@@ -1,27 +1,55 @@
 """Augmentation and resizing on torchvision.transforms.v2; images stay uint8 throughout.
 
-A transform takes and returns (image, {"boxes": ..., "labels": ...}): a tv_tensors.Image (3, H, W) uint8,
-tv_tensors.BoundingBoxes (G, 4) xyxy in pixels of that image, and labels (G,) int64.
+A transform takes and returns (image, target): a tv_tensors.Image (3, H, W) uint8, and a dictionary with
+`boxes`, tv_tensors.BoundingBoxes (G, 4) xyxy in pixels of that image, `labels` (G,) int64, and `masks`,
+tv_tensors.Mask (G, H, W) uint8, where the detector learns masks. Boxes with the label `PROPOSAL` are
+proposals, not objects.
+
+An augmentation is one of these, registered under a name or passed from Python:
+
+    from msefpn.plugins import register
+
+    @register("augmentation", "turned")
+    def turned(image, target):            # a transform: resizing to the run's size is added after it
+        ...
+
+    @register("augmentation", "sliced")
+    def sliced(size):                     # size: longest and shortest side, pixels
+        return v2.Compose([...])          # a transform that resizes too
+
+A class is called with the size if it takes one, else without arguments. With an attribute `min_crop` (the
+least part of each side that its crops keep, 1 where it does not crop), large JPEG files may be decoded at a
+reduced size; without it they are decoded whole.
 """
 
+from __future__ import annotations
+
+import inspect
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from msefpn.errors import unknown_name
-from msefpn.plugins import register
+from msefpn import plugins
+from msefpn.errors import UserError
+
+Transform = Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
 
 PROPOSAL = -1
-"""Label of a box that is a given region and no object."""
+"""Label of a box that is a proposal, not an object."""
 
 _CROP = 0.5
 """The least part of each side that a crop keeps."""
 _MARGIN = 1.5
-"""An image decoded reduced is at least so many times its final size: resizing must still smooth it."""
+"""An image that is decoded reduced is at least this many times its final size: resizing still smooths it."""
+_ROUNDING = 1.0
+"""Pixels that a box of a plug-in's transform may stick out, to be clipped."""
 
 
 def fitted_size(height: int, width: int, long: int, short: int, scale: float = 1.0) -> tuple[int, int]:
@@ -52,7 +80,7 @@ class FitResize(v2.Transform):  # type: ignore[misc]  # torchvision has no types
 
 
 class ObjectCrop(v2.RandomIoUCrop):  # type: ignore[misc]  # likewise
-    """SSD's crop, chosen by the objects; given regions are cut with them and have no say."""
+    """SSD's crop, chosen by the objects alone; proposals are cropped with them."""
 
     def forward(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Crop an image and what is on it."""
@@ -68,50 +96,184 @@ class ObjectCrop(v2.RandomIoUCrop):  # type: ignore[misc]  # likewise
         return self.transform(image, params), target | cropped
 
 
-def eval_transform(size: tuple[int, int]) -> v2.Transform:
+@plugins.register("augmentation", "none")
+class Plain(v2.Compose):  # type: ignore[misc]  # likewise
+    """Resize."""
+
+    min_crop = 1.0
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__([FitResize(*size)])
+
+
+@plugins.register("augmentation", "paper")
+class Flipped(v2.Compose):  # type: ignore[misc]  # likewise
+    """Resize, and flip horizontally half the time."""
+
+    min_crop = 1.0
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__([FitResize(*size), v2.RandomHorizontalFlip(0.5)])
+
+
+@plugins.register("augmentation", "multiscale")
+class MultiScale(v2.Compose):  # type: ignore[misc]  # likewise
+    """Shrink by 0.6 to 1, uniformly (mmdetection's `range` mode at 1333 x 480..800), and flip."""
+
+    min_crop = 1.0
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__([FitResize(*size, (0.6, 1.0)), v2.RandomHorizontalFlip(0.5)])
+
+
+@plugins.register("augmentation", "strong")
+class Strong(v2.Compose):  # type: ignore[misc]  # likewise
+    """For small sets without a fixed orientation, such as a microscope's: IoU crops half the time (SSD, arXiv
+    1512.02325), shrinking by 0.8 to 1, flips both ways, colour distortion.
+    """
+
+    min_crop = _CROP
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__(
+            [
+                v2.RandomApply([ObjectCrop(min_scale=_CROP)], p=0.5),
+                FitResize(*size, scales=(0.8, 1.0)),
+                v2.RandomHorizontalFlip(0.5),
+                v2.RandomVerticalFlip(0.5),
+                v2.RandomPhotometricDistort(p=0.5),
+                v2.ClampBoundingBoxes(),
+                v2.SanitizeBoundingBoxes(min_size=1),
+            ]
+        )
+
+
+class CheckedTransform:
+    """A plug-in's transform whose results are checked before they reach the detector.
+
+    Args:
+        name: of the augmentation, for messages.
+        transform: see the module.
+        resize: applied after it; None: it resizes itself.
+    """
+
+    def __init__(self, name: str, transform: Transform, resize: FitResize | None) -> None:
+        self.name = name
+        self.transform = transform
+        self.resize = resize
+
+    def __call__(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Transform one image and what is on it. Raises UserError that names the augmentation."""
+        needed = list(target)  # the transform may change the dictionary
+        try:
+            result = self.transform(image, target)
+        except UserError:
+            raise
+        except Exception as error:  # a plug-in may raise anything; a worker's trace would be long
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            text = " ".join(str(error).split())[:200]
+            place = f"{Path(last.filename).name}:{last.lineno}"
+            raise self._fault(f"raised {type(error).__name__} ({place}): {text}") from error
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
+            raise self._fault("must return (image, target)")
+        image, target = result
+        missing = [key for key in needed if key not in target]
+        if missing:
+            raise self._fault(f"returned a target without {', '.join(missing)}")
+        image, target = self._checked(image, {key: target[key] for key in needed})
+        return (image, target) if self.resize is None else self.resize(image, target)
+
+    def _checked(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The image and target as tv_tensors, whatever tensors the transform returned."""
+        if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
+            raise self._fault(f"returned {_described(image)}, not an image (3, H, W) uint8")
+        height, width = image.shape[-2:]
+        boxes, labels = target["boxes"], target["labels"]
+        if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise self._fault(f"returned {_described(boxes)}, not boxes (G, 4)")
+        if getattr(boxes, "format", tv_tensors.BoundingBoxFormat.XYXY) != tv_tensors.BoundingBoxFormat.XYXY:
+            raise self._fault("returned boxes that are not xyxy")
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (len(boxes),):
+            raise self._fault(f"returned {_described(labels)}, not int64 labels for {len(boxes)} boxes")
+        corners = boxes.as_subclass(Tensor).float()
+        limit = corners.new_tensor([width, height, width, height])
+        if not ((corners >= -_ROUNDING) & (corners <= limit + _ROUNDING)).all():  # also where NaN
+            raise self._fault("returned boxes outside the image: end it with v2.ClampBoundingBoxes()")
+        corners = corners.clamp(min=0).minimum(limit)
+        if not (corners[:, 2:] > corners[:, :2]).all():
+            raise self._fault("returned boxes without area: end it with v2.SanitizeBoundingBoxes()")
+        checked: dict[str, Any] = {
+            "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width)),
+            "labels": labels.as_subclass(Tensor),
+        }
+        if "masks" in target:
+            masks = target["masks"]
+            if not isinstance(masks, Tensor) or masks.shape != (len(boxes), height, width):
+                expected = f"({len(boxes)}, {height}, {width})"
+                raise self._fault(f"returned {_described(masks)}, not masks {expected}")
+            checked["masks"] = tv_tensors.Mask(masks.as_subclass(Tensor).to(torch.uint8))
+        return tv_tensors.Image(image.as_subclass(Tensor)), checked
+
+    def _fault(self, text: str) -> UserError:
+        return UserError(f"augmentation '{self.name}' {text}")
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"a tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def eval_transform(size: tuple[int, int]) -> Transform:
     """Resize to fit into `size` (longest, shortest side; pixels)."""
     return FitResize(*size)
 
 
-def train_transform(augment: str, size: tuple[int, int]) -> v2.Transform:
+def train_transform(augment: str, size: tuple[int, int]) -> Transform:
     """Build the augmentation named `augment`; `size` is (longest, shortest side), pixels.
 
-    none: resize. paper: and flip sideways, half the time. multiscale: and shrink by 0.6 to 1, uniformly
-    (mmdetection's `range` mode at 1333 x 480..800). strong: for small sets without a fixed up, like those of
-    a microscope: IoU crops half the time (SSD, arXiv 1512.02325), shrinking by 0.8 to 1, flips both ways,
-    colour distortion.
-    Raises UserError for another name.
+    Raises UserError for an unknown name, or a plug-in that cannot be built.
     """
-    if augment not in _PRESETS:
-        raise unknown_name("augment", augment, _PRESETS)
-    return v2.Compose(_PRESETS[augment](*size))
+    transform, resizes = _build(augment, size)
+    if plugins.known("augmentation")[augment].origin == plugins.OURS:
+        return transform
+    return CheckedTransform(augment, transform, None if resizes else FitResize(*size))
 
 
-def decoded_fit(augment: str, size: tuple[int, int]) -> tuple[int, int]:
-    """Longest and shortest side that an image, decoded reduced, must still fill: `DetectionDataset`'s fit."""
-    factor = _MARGIN / (_CROP if augment == "strong" else 1)
-    return round(size[0] * factor), round(size[1] * factor)
+def decoded_fit(augment: str, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Longest and shortest side that an image, decoded reduced, must still fill; None: decode it whole."""
+    transform, _ = _build(augment, size)
+    registered = plugins.find("augmentation", augment)
+    min_crop = getattr(transform, "min_crop", getattr(registered, "min_crop", None))
+    return None if min_crop is None else reduced_fit(size, min_crop)
 
 
-def _strong(long: int, short: int) -> list[v2.Transform]:
-    return [
-        v2.RandomApply([ObjectCrop(min_scale=_CROP)], p=0.5),
-        FitResize(long, short, scales=(0.8, 1.0)),
-        v2.RandomHorizontalFlip(0.5),
-        v2.RandomVerticalFlip(0.5),
-        v2.RandomPhotometricDistort(p=0.5),
-        v2.ClampBoundingBoxes(),
-        v2.SanitizeBoundingBoxes(min_size=1),
-    ]
+def reduced_fit(size: tuple[int, int], min_crop: float = 1.0) -> tuple[int, int]:
+    """`decoded_fit` for crops that keep at least this part of each side."""
+    return round(size[0] * _MARGIN / min_crop), round(size[1] * _MARGIN / min_crop)
 
 
-_PRESETS: dict[str, Callable[[int, int], list[v2.Transform]]] = {
-    "none": lambda long, short: [FitResize(long, short)],
-    "paper": lambda long, short: [FitResize(long, short), v2.RandomHorizontalFlip(0.5)],
-    "multiscale": lambda long, short: [FitResize(long, short, (0.6, 1.0)), v2.RandomHorizontalFlip(0.5)],
-    "strong": _strong,
-}
-
-
-for _name in _PRESETS:
-    register("augmentation", _name)(_PRESETS[_name])
+def _build(augment: str, size: tuple[int, int]) -> tuple[Transform, bool]:
+    """The transform of an augmentation, and whether it resizes to the run's size itself."""
+    registered = plugins.find("augmentation", augment)
+    if isinstance(registered, nn.Module):  # an object, such as v2.Compose, not a class
+        return registered, False
+    parameters = list(inspect.signature(registered).parameters.values())
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [item for item in parameters if item.kind in places and item.default is item.empty]
+    takes_size = len(required) == 1 or any(item.name == "size" for item in parameters)
+    several = len(required) > 1 or any(item.kind is item.VAR_POSITIONAL for item in parameters)
+    if several and not takes_size and not isinstance(registered, type):
+        return registered, False  # a function of image and target
+    try:
+        transform = registered(size) if takes_size else registered()
+    except TypeError as error:
+        raise UserError(
+            f"augmentation '{augment}' cannot be built ({error}): pass an object instead of its class, or a "
+            "function that takes the size and returns the transform"
+        ) from None
+    if not callable(transform):
+        raise UserError(
+            f"augmentation '{augment}' gives a {type(transform).__name__}, not a transform: return one"
+        )
+    return transform, takes_size

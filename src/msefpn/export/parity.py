@@ -139,7 +139,8 @@ def check_parity(
     ids = category_ids_for(eager.classes, data, "the run")
     truth = truth_of(data)
     before, after = (
-        evaluate_coco(truth, as_results(side[0], ids), masks=eager.learns_masks)["AP"] for side in found
+        evaluate_coco(truth, as_results(side[0], ids), masks=eager.learns_masks).box.numbers["AP"]
+        for side in found
     )
     return Parity(
         len(data),

@@ -77,7 +77,8 @@ def evaluate(
         with Bar("evaluate", len(read)) as bar, telling_memory(batch, sides):
             found = detect(detector, loader, where, bar.seen)
         results = as_results(found, category_ids)
-        numbers = evaluate_coco(truth_of(read), results, masks=detector.learns_masks)
+        evaluation = evaluate_coco(truth_of(read), results, masks=detector.learns_masks)
+        numbers: dict[str, Any] = evaluation.to_json()
         numbers |= {"images": len(read), "detections": len(results), "num_dropped": found.num_dropped}
         write_text(out / PREDICTIONS, json.dumps(results))
         write_text(out / METRICS, json.dumps(numbers, indent=2))

@@ -1,8 +1,11 @@
 """The 12 numbers of COCO's protocol and AP per class, by hotcoco or, where it cannot, by faster-coco-eval."""
 
+from __future__ import annotations
+
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,51 +14,84 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 
+from msefpn.errors import UserError
+
 try:
     import hotcoco
-except ImportError:  # not every machine has a wheel of it
-    hotcoco = None  # type: ignore[assignment]  # stands where the module would
-
-Curves = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Precision (T, R, K, A, L) and recall (T, K, A, L), -1 where there is nothing to find: T thresholds of IoU
-(0.50:0.95), R of recall; K categories in the order of their ids; A areas (all, small, medium, large);
-L limits of an image's detections of a category (1, 10, 100)."""
+except ImportError:  # an extra; there are machines without a wheel of it
+    hotcoco = None  # type: ignore[assignment]  # in the place of the module
 
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """In COCO's order: IoU 0.50:0.95, 0.50, 0.75; area under 32^2, to 96^2, over; most detections per image."""
 
-MASK = "mask_"
-"""What the names of the masks' numbers begin with."""
+_PrecisionRecall = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Precision (T, R, K, A, L) and recall (T, K, A, L), -1 where there are no objects: T thresholds of IoU
+(0.50:0.95), R of recall; K categories in the order of their ids; A areas (all, small, medium, large);
+L limits of an image's detections of a category (1, 10, 100)."""
+
+
+@dataclass(frozen=True)
+class CocoScores:
+    """COCO's numbers of boxes or of masks, 0..1, or -1 where there are no objects."""
+
+    numbers: dict[str, float]
+    """The `NUMBERS`, by name."""
+    per_class: dict[str, float]
+    """Class -> AP."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is written to files."""
+        return {**self.numbers, "per_class": self.per_class}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> CocoScores:
+        """Read what `to_json` gave; other keys are ignored."""
+        return cls({name: content[name] for name in NUMBERS}, content.get("per_class", {}))
+
+
+@dataclass(frozen=True)
+class CocoEvaluation:
+    """COCO's numbers of boxes and masks."""
+
+    box: CocoScores
+    mask: CocoScores | None = None
+    """None where masks were not compared."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is written to files: the boxes' numbers and, under 'mask', the masks'."""
+        return self.box.to_json() | ({} if self.mask is None else {"mask": self.mask.to_json()})
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> CocoEvaluation:
+        """Read what `to_json` gave; other keys are ignored. Raises UserError for the layout of 0.1."""
+        if "mask_AP" in content:
+            raise UserError("the numbers of masks are in the layout of msefpn 0.1: evaluate the run again")
+        mask = content.get("mask")
+        return cls(CocoScores.from_json(content), None if mask is None else CocoScores.from_json(mask))
+
+    def named(self) -> dict[str, float]:
+        """All numbers by a name of their own, for logs: AP, ..., mask_AP, ..."""
+        masks = {} if self.mask is None else self.mask.numbers
+        return self.box.numbers | {f"mask_{name}": value for name, value in masks.items()}
 
 
 def evaluate_coco(
     truth: dict[str, Any] | Path, predictions: list[dict[str, Any]], *, masks: bool = False
-) -> dict[str, Any]:
-    """Compare predictions with the truth by COCO's protocol (cocodataset.org/#detection-eval).
+) -> CocoEvaluation:
+    """Compare predictions with the ground truth by COCO's protocol (cocodataset.org/#detection-eval).
 
     Args:
         truth: a COCO json, read or as a path; an annotation's `area` is that of its box if it is missing.
         predictions: COCO results: `image_id`, `category_id`, `bbox` (x, y, width, height; pixels), `score`.
         masks: compare the masks too; then both sides have `segmentation`, the predictions' in run lengths.
-
-    Returns:
-        The `NUMBERS`, 0..1 or -1 where there is nothing to find, and `per_class`: name -> AP. With masks also
-        theirs, under the same names after `MASK`.
     """
     content = json.loads(truth.read_bytes()) if isinstance(truth, Path) else truth
-    numbers = _compared(content, predictions, "bbox")
-    if masks:
-        drawn = _compared(content, predictions, "segm")
-        numbers |= {f"{MASK}{name}": value for name, value in drawn.items()}
-    return numbers
+    return CocoEvaluation(
+        _compared(content, predictions, "bbox"), _compared(content, predictions, "segm") if masks else None
+    )
 
 
-def scores_of(numbers: dict[str, Any]) -> dict[str, float]:
-    """Those of `evaluate_coco`'s values that are `NUMBERS`, of boxes and masks."""
-    return {name: value for name, value in numbers.items() if name.removeprefix(MASK) in NUMBERS}
-
-
-def _compared(content: dict[str, Any], predictions: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+def _compared(content: dict[str, Any], predictions: list[dict[str, Any]], kind: str) -> CocoScores:
     curves = _curves_by_hotcoco if _hotcoco_can(content) else _curves_by_faster_coco_eval
     precision, recall = curves(content, predictions, kind)
     most = precision[..., -1]  # (T, R, K, A), as AP is defined
@@ -63,26 +99,28 @@ def _compared(content: dict[str, Any], predictions: list[dict[str, Any]], kind: 
     values += [most[..., area] for area in (1, 2, 3)]
     values += [recall[:, :, 0, limit] for limit in (0, 1, 2)]
     values += [recall[:, :, area, -1] for area in (1, 2, 3)]
-    numbers: dict[str, Any] = dict(zip(NUMBERS, map(_mean, values), strict=True))
+    numbers = dict(zip(NUMBERS, map(_mean, values), strict=True))
     names = {item["id"]: item["name"] for item in content["categories"]}
     per_class = {names[id]: _mean(most[:, :, index, 0]) for index, id in enumerate(sorted(names))}
-    return numbers | {"per_class": per_class}
+    return CocoScores(numbers, per_class)
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """That of the values that are there; -1 without any."""
+    """The mean of the values that are not -1; -1 without any."""
     there = values[values > -1]
     return float(there.mean()) if there.size else -1.0
 
 
 def _hotcoco_can(content: dict[str, Any]) -> bool:
-    """It is installed, and takes the ids: none below 0."""
+    """Whether it is installed and takes the ids: none below 0."""
     return hotcoco is not None and all(
         item["id"] >= 0 for kind in ("images", "categories") for item in content[kind]
     )
 
 
-def _curves_by_hotcoco(content: dict[str, Any], predictions: list[dict[str, Any]], kind: str) -> Curves:
+def _curves_by_hotcoco(
+    content: dict[str, Any], predictions: list[dict[str, Any]], kind: str
+) -> _PrecisionRecall:
     """Image by image: all at once it holds three times the memory."""
     known = {item["id"] for item in content["categories"]}
     expected = _by_image(_with_areas(content["annotations"], _box_area), known)
@@ -90,7 +128,7 @@ def _curves_by_hotcoco(content: dict[str, Any], predictions: list[dict[str, Any]
     evaluator = hotcoco.StreamingEval(content["categories"], kind)
     for image in content["images"]:
         here = found.get(image["id"], [])
-        if kind == "segm":  # it would take the area of a box, if there is one, for that of the mask
+        if kind == "segm":  # it would use the area of a box, if there is one, for the mask
             here = [{key: value for key, value in item.items() if key != "bbox"} for item in here]
         evaluator.update([image], expected.get(image["id"], []), here)
     whole = evaluator.finalize()
@@ -101,7 +139,7 @@ def _curves_by_hotcoco(content: dict[str, Any], predictions: list[dict[str, Any]
 
 def _curves_by_faster_coco_eval(
     content: dict[str, Any], predictions: list[dict[str, Any]], kind: str
-) -> Curves:
+) -> _PrecisionRecall:
     shared = {"images": content["images"], "categories": content["categories"]}
     expected = COCO(shared | {"annotations": _with_areas(content["annotations"], _box_area)})
     area = _box_area if kind == "bbox" else _mask_area
@@ -115,7 +153,7 @@ def _curves_by_faster_coco_eval(
 def _by_image(
     items: Iterable[dict[str, Any]], categories: Collection[int]
 ) -> dict[int, list[dict[str, Any]]]:
-    """Those of the categories: hotcoco refuses others, which count for nothing in the protocol."""
+    """The items of the categories, by image: hotcoco refuses others, which the protocol ignores."""
     groups = defaultdict(list)
     for item in items:
         if item["category_id"] in categories:

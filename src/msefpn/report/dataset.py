@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from msefpn.data.advice import ANCHORS, STRIDES, as_size, resized_boxes
+from msefpn.data.advice import ANCHOR_SIDES, PYRAMID_STRIDES, as_size, resized_boxes
 from msefpn.data.check import Check, SplitCheck
 from msefpn.data.coco import CocoData
 from msefpn.data.images import ImageFault, read_reduced
@@ -139,7 +139,7 @@ def drawn(data: CocoData, index: int) -> tuple[bytes, Html]:
 
 def _page(check: Check) -> str:
     splits = [split for split in check.splits if split.data is not None]
-    verdict = "ready to train" if check.usable else "not ready: mend what stops a run"
+    verdict = "ready to train" if check.usable else "not ready: fix what stops a run"
     sections = [_advice(check)]
     if splits:
         sections += [_sheet(splits[0], check.size), _sizes(splits, check.size), _classes(splits)]
@@ -151,7 +151,7 @@ def _page(check: Check) -> str:
 
 def _advice(check: Check) -> Section:
     numbers = [
-        Tile(f"{split.name} images", f"{split.images:,}", note=f"{split.empty:,} without boxes")
+        Tile(f"{split.name} images", f"{split.images:,}", note=f"{split.empty:,} without objects")
         for split in check.splits
     ]
     numbers += [
@@ -193,7 +193,7 @@ def _sheet(split: SplitCheck, size: tuple[int, int]) -> Section:
 def _sizes(splits: Sequence[SplitCheck], size: tuple[int, int]) -> Section:
     names = [f"<{_SIDES[0]}", *map(str, _SIDES)]
     middles = np.sqrt(np.array([4.0, *_SIDES]) * np.array([*_SIDES, 1024.0]))
-    levels = np.abs(np.log2(middles[:, None] / np.array(ANCHORS))).argmin(1)
+    levels = np.abs(np.log2(middles[:, None] / np.array(ANCHOR_SIDES))).argmin(1)
     extents = {split.name: resized_boxes(split.data, size) for split in splits if split.data is not None}
     sides = {
         name: np.digitize(np.sqrt(extent.prod(1)), _SIDES) for name, extent in extents.items() if len(extent)
@@ -216,8 +216,8 @@ def _sizes(splits: Sequence[SplitCheck], size: tuple[int, int]) -> Section:
             _shares(sides, len(names)),
             _percent,
             below=[
-                ("stride", [STRIDES[level] for level in levels]),
-                ("anchor", [ANCHORS[level] for level in levels]),
+                ("stride", [PYRAMID_STRIDES[level] for level in levels]),
+                ("anchor", [ANCHOR_SIDES[level] for level in levels]),
             ],
             about="Root of the area from so many pixels on; stride and anchor of the closest level",
         ),

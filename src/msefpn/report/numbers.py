@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ def numbers(views: Sequence[RunView]) -> Section:
     known = [(at, view) for at, view in enumerate(views) if view.numbers]
     parts, about = gaps(views, "numbers"), ""
     if known:
-        kinds = [("", "boxes")] + [("mask_", "masks")] * any("mask_AP" in view.numbers for _, view in known)
+        kinds = [("box", "boxes")] + [("mask", "masks")] * any("mask" in view.numbers for _, view in known)
         first = known[0][1]
         heads: list[object] = ["number"]
         for _, kind in kinds:
@@ -67,16 +68,22 @@ def numbers(views: Sequence[RunView]) -> Section:
             rows = []
             for name in (name for name in _MEANING if name.startswith(start)):
                 cells: list[object] = [name]
-                for prefix, _ in kinds:
-                    base = first.numbers.get(prefix + name)
+                for key, _ in kinds:
+                    base = _scores(first, key).get(name)
                     for at, view in known:
-                        mine = view.numbers.get(prefix + name)
+                        mine = _scores(view, key).get(name)
                         cells.append(changed(mine, base, percent, 100, at, view.same_data))
                 rows.append([*cells, _MEANING[name]])
             tables.append(card(table([*heads, "of"], rows, caption=caption, words=[len(heads)])))
         parts += [grid(*tables)] if len(heads) <= 4 else tables
         about = f"Percent, of the best weights ({said})."
     return Section("COCO's numbers", parts, about, "COCO")
+
+
+def _scores(view: RunView, kind: str) -> dict[str, Any]:
+    """The numbers of a run's boxes or masks: kind 'box' or 'mask'."""
+    found: dict[str, Any] = view.numbers if kind == "box" else view.numbers.get(kind, {})
+    return found
 
 
 def classes(views: Sequence[RunView]) -> Section:
@@ -109,15 +116,14 @@ def _class_table(
     objects: dict[str, int] = {}
     for _, _, one in analysed(views)[:1]:
         objects = dict(zip(one.classes, one.objects, strict=True))
-    kinds = [("", "")] + [("mask_", " mask")] * any("mask_per_class" in view.numbers for _, view in known)
-    base = known[0][1].numbers
+    kinds = [("box", "")] + [("mask", " mask")] * any("mask" in view.numbers for _, view in known)
+    base = known[0][1]
     rows = []
     for row in order:
         cells: list[object] = [names[row], objects.get(names[row], "–")]
-        for prefix, _ in kinds:
-            key = f"{prefix}per_class"
+        for key, _ in kinds:
             for at, view in known:
-                mine, first = view.numbers.get(key, {}), base.get(key, {})
+                mine, first = (_scores(one, key).get("per_class", {}) for one in (view, base))
                 both = mine.get(names[row]), first.get(names[row])
                 cells.append(changed(*both, percent, 100, at, view.same_data))
         rows.append(cells)

@@ -111,8 +111,8 @@ def _tiles(view: RunView) -> list[Tile]:
             Tile("AP", percent(best["AP"]), "%", f"IoU 0.50:0.95; epoch {best['epoch']} of {view.epochs}")
         )
         found.append(Tile("AP50", percent(best["AP50"]), "%", "IoU 0.50"))
-        if "mask_AP" in best:
-            found.append(Tile("mask AP", percent(best["mask_AP"]), "%", "IoU 0.50:0.95"))
+        if "mask" in best:
+            found.append(Tile("mask AP", percent(best["mask"]["AP"]), "%", "IoU 0.50:0.95"))
     if view.analysis is not None:
         one = view.analysis
         about = f"precision {percent(one.found)}, recall {percent(one.recall)}"

@@ -20,6 +20,7 @@ from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.proposals import with_proposals
 from msefpn.errors import UserError
 from msefpn.html.page import COLORS
+from msefpn.metrics.coco import CocoEvaluation
 from msefpn.metrics.confusion import judge
 from msefpn.metrics.curves import ap_over_sizes, best_score, curves_of, size_edges
 from msefpn.metrics.errors import analyse
@@ -198,6 +199,7 @@ def _numbers(path: Path) -> dict[str, Any]:
     best: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")).get("best")
     if not best:
         raise UserError(f"{path} tells of no best epoch")
+    CocoEvaluation.from_json(best)  # refuses the layout of 0.1
     return best
 
 

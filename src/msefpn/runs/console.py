@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from msefpn.metrics.coco import MASK, NUMBERS
+from msefpn.metrics.coco import NUMBERS, CocoEvaluation
 
 _MEANING = {
     "AP": "IoU 0.50 to 0.95",
@@ -46,15 +46,15 @@ def say(*lines: str) -> None:
 
 def show_numbers(numbers: Mapping[str, Any]) -> None:
     """Print the 12 numbers and AP per class, of boxes and masks; '-' where there was nothing to find."""
-    kinds = {"box": "", "mask": MASK} if f"{MASK}AP" in numbers else {"value": ""}
+    evaluation = CocoEvaluation.from_json(numbers)
+    box, mask = evaluation.box, evaluation.mask
+    kinds = {"value": box} if mask is None else {"box": box, "mask": mask}
     table = Table("number", *kinds, "of")
     for name in NUMBERS:
-        values = (_number(numbers[prefix + name]) for prefix in kinds.values())
-        table.add_row(name, *values, _MEANING[name])
-    per_class = Table("class", *(f"{prefix}AP".replace("_", " ") for prefix in kinds.values()))
-    for name in numbers["per_class"]:
-        values = (_number(numbers[f"{prefix}per_class"][name]) for prefix in kinds.values())
-        per_class.add_row(name, *values)
+        table.add_row(name, *(_number(scores.numbers[name]) for scores in kinds.values()), _MEANING[name])
+    per_class = Table("class", *["AP", "mask AP"][: len(kinds)])
+    for name in box.per_class:
+        per_class.add_row(name, *(_number(scores.per_class[name]) for scores in kinds.values()))
     console = Console(markup=False, highlight=False)
     console.print(table)
     console.print(per_class)
@@ -213,7 +213,7 @@ class TrainingProgress:
     ) -> None:
         """Print the line of an epoch."""
         self.progress.stop()
-        masks = f"mask AP {_number(numbers[MASK + 'AP'])}  " if f"{MASK}AP" in numbers else ""
+        masks = f"mask AP {_number(numbers['mask']['AP'])}  " if "mask" in numbers else ""
         say(
             f"epoch {epoch}/{self.epochs}  loss {values['loss']:.4g}  AP {_number(numbers['AP'])}  "
             f"AP50 {_number(numbers['AP50'])}  {masks}lr {values['lr']:.3g}  "

@@ -28,7 +28,7 @@ from msefpn.data.loader import eval_loader, mixed_seed, train_loader
 from msefpn.errors import UserError
 from msefpn.inference.detect import Predictions, as_results, detect, merge_predictions
 from msefpn.inference.device import telling_memory
-from msefpn.metrics.coco import evaluate_coco, scores_of
+from msefpn.metrics.coco import evaluate_coco
 from msefpn.models import Detector
 from msefpn.runs.console import TrainingProgress, say, show_dropped
 from msefpn.runs.folder import is_first_process
@@ -212,8 +212,8 @@ class Training(pl.LightningModule):
     def _record(self, recorder: Recorder, predictions: Predictions) -> None:
         """Keep and tell what an epoch gave, in the first process."""
         results = as_results(predictions, self.category_ids)
-        numbers = evaluate_coco(truth_of(self.val_data), results, masks=self.detector.learns_masks)
-        numbers |= {"num_dropped": predictions.num_dropped}
+        evaluation = evaluate_coco(truth_of(self.val_data), results, masks=self.detector.learns_masks)
+        numbers = evaluation.to_json() | {"num_dropped": predictions.num_dropped}
         epoch, whole = self.epoch + 1, self.batches_done == self.batches
         weights = self.detector.state_dict() if self.ema is None else self.ema.weights
         recorder.epoch(epoch, self.step, numbers, results, self.detector, weights, whole=whole)
@@ -221,7 +221,7 @@ class Training(pl.LightningModule):
         values |= {"lr": self.lr, "images_per_second": self.clock.images_per_second}
         assert self.callbacks is not None
         self.callbacks.epoch(epoch, self.step, values)
-        self.callbacks.evaluation(epoch, self.step, scores_of(numbers))
+        self.callbacks.evaluation(epoch, self.step, evaluation.named())
         if whole:
             recorder.commit(self._state())
         assert self.progress is not None

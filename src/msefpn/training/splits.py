@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from msefpn.data.coco import CocoData, read_coco
-from msefpn.data.faults import Report
+from msefpn.data.datasets import materialise
+from msefpn.data.faults import FaultReport
 from msefpn.data.formats.write import as_coco
 from msefpn.data.ground_truth import category_ids_for
 from msefpn.data.locate import locate_split, refuse_unread
 from msefpn.data.proposals import with_proposals
-from msefpn.data.synthetic import draw
+from msefpn.data.synthetic import draw_builtin_set
 from msefpn.errors import UserError
 from msefpn.models import Detector
 from msefpn.runs.console import say
@@ -37,11 +38,14 @@ def find_files(data: Any, given: Mapping[str, Path], parent: Path, *, builtin: b
     if builtin:
         data = parent / BUILTIN
         if not data.is_dir():
-            draw(data)
+            draw_builtin_set(data)
     refuse_unread(data, given.get("train_json"), given.get("val_json"))
     if data is not None:
         needed = [split for split in ("train", "val") if f"{split}_json" not in given]
-        data, log = as_coco(Path(data), parent / "converted", needed)
+        if isinstance(data, (str, Path)):
+            data, log = as_coco(Path(data), parent / "converted", needed)
+        else:
+            data, log = materialise(data, parent / "converted")
         if is_first_process():
             say(*log.lines())
     found = {key: path for key, path in given.items() if key.endswith("_proposals")}
@@ -55,7 +59,9 @@ def find_files(data: Any, given: Mapping[str, Path], parent: Path, *, builtin: b
     return DataFiles(**found)
 
 
-def read_splits(files: DataFiles, *, masks: bool) -> tuple[tuple[CocoData, Report], tuple[CocoData, Report]]:
+def read_splits(
+    files: DataFiles, *, masks: bool
+) -> tuple[tuple[CocoData, FaultReport], tuple[CocoData, FaultReport]]:
     """Training and validation data, with masks where asked for, and with the proposals that are given.
 
     Raises:

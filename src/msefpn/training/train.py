@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from msefpn.config import Config, to_yaml
 from msefpn.data.coco import CocoData
-from msefpn.data.faults import MENDED, Report
+from msefpn.data.faults import FaultReport
 from msefpn.errors import UserError
 from msefpn.models import Detector, build, init_weights
 from msefpn.runs.console import say
@@ -95,7 +95,7 @@ def train(plan: Plan, callbacks: Iterable[Any] = ()) -> Path:
 
 def read_data(
     plan: Plan,
-) -> tuple[DataFiles, tuple[CocoData, Report], tuple[CocoData, Report]]:
+) -> tuple[DataFiles, tuple[CocoData, FaultReport], tuple[CocoData, FaultReport]]:
     """Files and content of both splits; nothing is made of the data before the names are known to be good."""
     detector = probe(plan.config)
     if plan.run_files is None:
@@ -156,10 +156,10 @@ def _prepare_folder(plan: Plan, files: DataFiles, detector: Detector) -> None:
         write_run(plan.out, plan.config, files)
 
 
-def _data_lines(split: str, data: CocoData, report: Report) -> list[str]:
+def _data_lines(split: str, data: CocoData, report: FaultReport) -> list[str]:
     line = f"{split}: {len(data)} images, {len(data.boxes)} boxes, {len(data.classes)} classes ({data.file})"
-    faults = [f"{count} x {kind} ({MENDED[kind]})" for kind, count in report.counts.items()]
-    return [line] + [f"  fixed: {'; '.join(faults)}"] * bool(faults)
+    faults = report.summary()
+    return [line] + [f"  {'; '.join(faults)}"] * bool(faults)
 
 
 def _plan_lines(

@@ -1,67 +1,130 @@
-"""Annotation formats: folders and files as others have them, read as COCO's content."""
+"""Annotation formats: folders and files as other tools write them, read as COCO's content.
+
+A format of your own is a class with the two methods of `Format`, registered under a name:
+
+    from msefpn.data.formats import LabelledImage, LabelledObject, assemble, size_of
+    from msefpn.plugins import register
+
+    @register("format", "rows")
+    class Rows:
+        def holds(self, path): ...
+        def read(self, path, images, log):
+            return assemble(path, "rows", {"train": [LabelledImage(...)]}, None, log)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Protocol
 
-from msefpn.data.formats.base import Log, Part, Source
-from msefpn.data.formats.coco import is_coco, read_coco_source
-from msefpn.data.formats.createml import is_createml, read_createml
-from msefpn.data.formats.labelme import is_labelme, read_labelme
-from msefpn.data.formats.voc import is_voc, read_voc
-from msefpn.data.formats.yolo import is_yolo, read_yolo
-from msefpn.errors import UserError, unknown_name
+from msefpn import plugins
+from msefpn.data.formats.base import (
+    LabelFault,
+    LabelledImage,
+    LabelledObject,
+    LoadedDataset,
+    ReadLog,
+    Split,
+    assemble,
+    images_in,
+    read_all,
+    size_of,
+)
+from msefpn.data.formats.coco import Coco
+from msefpn.data.formats.createml import CreateML
+from msefpn.data.formats.labelme import LabelMe
+from msefpn.data.formats.voc import Voc
+from msefpn.data.formats.yolo import Yolo
+from msefpn.errors import UserError
 
-__all__ = ["FORMATS", "Log", "Part", "Source", "detect_format", "open_source"]
+__all__ = [
+    "Format",
+    "LabelFault",
+    "LabelledImage",
+    "LabelledObject",
+    "LoadedDataset",
+    "ReadLog",
+    "Split",
+    "assemble",
+    "detect_format",
+    "images_in",
+    "open_source",
+    "read_all",
+    "size_of",
+]
 
 
-class _Format(NamedTuple):
-    holds: Callable[[Path], bool]
-    """Whether a folder or file is of this format."""
-    read: Callable[[Path, Path | None, Log], Source]
+class Format(Protocol):
+    """What an annotation format can do; a class is called without arguments to get one."""
+
+    def holds(self, path: Path) -> bool:
+        """Whether a folder or file is in this format; it must not raise for one that is not."""
+
+    def read(self, path: Path, images: Path | None, log: ReadLog) -> LoadedDataset:
+        """Read a data set; `assemble` makes one from labelled images.
+
+        Args:
+            path: its folder, or the file that says what is in it.
+            images: folder of the images; None: where the format has them.
+            log: takes the files that are skipped and what else the user has to know.
+
+        Raises:
+            UserError: nothing can be used.
+        """
 
 
-FORMATS = {
-    "coco": _Format(is_coco, read_coco_source),
-    "voc": _Format(is_voc, read_voc),
-    "labelme": _Format(is_labelme, read_labelme),
-    "createml": _Format(is_createml, read_createml),
-    "yolo": _Format(is_yolo, read_yolo),
-}
-"""Name -> format, in the order in which they are looked for."""
+# In the order of detection: of a folder that holds two formats, the first one is read.
+plugins.register("format", "coco")(Coco)
+plugins.register("format", "voc")(Voc)
+plugins.register("format", "labelme")(LabelMe)
+plugins.register("format", "createml")(CreateML)
+plugins.register("format", "yolo")(Yolo)
 
 
 def detect_format(path: Path) -> str | None:
-    """The format of a folder or file; None where it is of none."""
-    return next((name for name, format in FORMATS.items() if format.holds(path)), None)
+    """The format of a folder or file, the package's own first, then plug-ins'; None where it is in none."""
+    table = plugins.known("format")
+    names = sorted(table, key=lambda name: table[name].origin != plugins.OURS)  # stable
+    return next((name for name in names if _format(name).holds(path)), None)
 
 
-def open_source(path: Path, format: str | None = None, images: Path | None = None) -> Source:
+def open_source(path: Path, format: str | None = None, images: Path | None = None) -> LoadedDataset:
     """Read a data set in any of the formats.
 
     Args:
         path: its folder, or the file that says what is in it.
-        format: key of `FORMATS`; None: `detect_format`.
+        format: name of a format; None: `detect_format`.
         images: folder of the images, where they are not where the format has them.
 
     Raises:
-        UserError: it is not there, of no or another format, or nothing of it can be used.
+        UserError: it does not exist, is in no or another format, or nothing in it can be used.
     """
     if not path.exists():
-        raise UserError(f"'{path}' does not exist: name a folder of images and annotations")
+        raise UserError(f"'{path}' does not exist: give a folder of images and annotations")
     if images is not None and not images.is_dir():
-        raise UserError(f"image folder '{images}' does not exist: name another")
-    if format is not None and format not in FORMATS:
-        raise unknown_name("format", format, FORMATS)
+        raise UserError(f"image folder '{images}' does not exist: give another")
     if format is None:
         format = detect_format(path)
         if format is None:
             raise UserError(
-                f"no annotations found in '{path}': it has neither COCO's jsons (train.json), VOC's xml "
-                "files, LabelMe's or Create ML's jsons nor YOLO's data.yaml: name the folder that holds them"
+                f"no annotations found in '{path}': it has neither COCO jsons (train.json), VOC xml files, "
+                "LabelMe or Create ML jsons nor YOLO's data.yaml: give the folder that holds them"
             )
-    elif not FORMATS[format].holds(path):
-        raise UserError(f"'{path}' is not in the format {format}: leave --format out to have it found")
-    return FORMATS[format].read(path, images, Log())
+        reader = _format(format)
+    else:
+        reader = _format(format)
+        if not reader.holds(path):
+            raise UserError(f"'{path}' is not in the format {format}: leave out --format to detect it")
+    dataset = reader.read(path, images, ReadLog())
+    if not isinstance(dataset, LoadedDataset):
+        raise UserError(
+            f"format '{format}' returned a {type(dataset).__name__}, not a LoadedDataset: return what "
+            "msefpn.data.formats.assemble gives"
+        )
+    return dataset
+
+
+def _format(name: str) -> Format:
+    registered = plugins.find("format", name)
+    format: Format = registered() if isinstance(registered, type) else registered
+    return format

@@ -1,7 +1,7 @@
-"""What the readers of annotation formats have in common: labelled pictures into COCO's content.
+"""What the readers of annotation formats have in common: labelled images into COCO's content.
 
 supervision has readers of these formats too, but they stop at the first broken file and round to float32;
-here a broken file is named and left out, and the rest is read.
+here a broken file is named and skipped, and the rest is read.
 """
 
 from __future__ import annotations
@@ -17,13 +17,20 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from msefpn.data.coco import CocoData, scan_coco
-from msefpn.data.faults import MENDED, Report
+from msefpn.data.faults import FaultReport
 from msefpn.data.images import ImageFault, read_header
 from msefpn.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Of image files."""
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+SPLIT_NAMES = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
 """Names of folders and lists that are splits -> the split."""
 _DIGITS = 4
 """Decimals of a pixel that are kept: what a text format adds by its rounding is less."""
@@ -36,7 +43,7 @@ class LabelFault(Exception):  # noqa: N818  (a fault in the sense of `faults`)
     """An annotation file that cannot be used; the message says where and why in a few words."""
 
 
-class Drawn(NamedTuple):
+class LabelledObject(NamedTuple):
     """One object as it is labelled."""
 
     label: str
@@ -48,38 +55,38 @@ class Drawn(NamedTuple):
     """Further keys of its annotation."""
 
 
-class Picture(NamedTuple):
+class LabelledImage(NamedTuple):
     """One image with its objects."""
 
     file: Path
     size: tuple[int, int]
     """Height and width as it is decoded, pixels."""
-    objects: tuple[Drawn, ...]
+    objects: tuple[LabelledObject, ...]
 
 
 @dataclass
-class Log:
-    """What a reader has to tell."""
+class ReadLog:
+    """What the reader of a data set has to report."""
 
     skipped: list[str] = field(default_factory=list)
-    """Files that are left out, each with the reason."""
+    """Files that are skipped, each with the reason."""
     notes: list[str] = field(default_factory=list)
-    """What was taken otherwise than it stands there; a sentence each."""
+    """What was read differently from what the files say; a sentence each."""
 
     def count(self, number: int, text: str) -> None:
-        """Note how often something was so, if ever."""
+        """Note how often something happened, unless never."""
         if number:
             self.notes.append(f"{number} {text}")
 
     def lines(self, most: int = 10) -> list[str]:
-        """All of it as text: the notes, then at most so many of the files that are left out."""
-        lines = [*self.notes, *(f"left out: {text}" for text in self.skipped[:most])]
-        lines += [f"left out: {len(self.skipped) - most} more"] * (len(self.skipped) > most)
+        """All of it as text: the notes, then at most `most` of the skipped files."""
+        lines = [*self.notes, *(f"skipped: {text}" for text in self.skipped[:most])]
+        lines += [f"skipped: {len(self.skipped) - most} more"] * (len(self.skipped) > most)
         return lines
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """One split, as COCO's json has it."""
 
     file: Path
@@ -89,103 +96,103 @@ class Part:
     content: dict[str, Any]
     """COCO's object; each file name is that of a file under `folder`."""
 
-    def scan(self, *, decode: bool = False, masks: bool = False) -> tuple[CocoData | None, Report]:
+    def scan(self, *, decode: bool = False, masks: bool = False) -> tuple[CocoData | None, FaultReport]:
         """As `scan_coco`."""
         return scan_coco(self.file, self.folder, decode=decode, masks=masks, content=self.content)
 
-    def read(self, log: Log) -> CocoData:
-        """Images and boxes with what can be mended mended; what was dropped is noted. Raises UserError."""
+    def read(self, log: ReadLog) -> CocoData:
+        """Images and boxes, fixed where possible; what was dropped is noted. Raises UserError."""
         data, report = self.scan()
         report.raise_if_stopped()
         assert data is not None
-        log.notes += [
-            f"{count} x {kind}: {MENDED[kind]}" for kind, count in report.counts.items() if _drops(kind)
-        ]
+        log.notes += report.summary(dropped_only=True)
         return data
 
 
 @dataclass(frozen=True)
-class Source:
+class LoadedDataset:
     """A data set that was read."""
 
     path: Path
     format: str
-    parts: dict[str, Part]
-    """Split -> its part."""
-    log: Log
+    splits: dict[str, Split]
+    """'train', 'val' and 'test', those that there are."""
+    log: ReadLog
 
-    def part(self, split: str) -> Part:
-        """A split; that to test on stands for a missing one to validate on. Raises UserError."""
-        found = self.parts.get(split) or (self.parts.get("test") if split == "val" else None)
+    def split(self, name: str) -> Split:
+        """A split; the test split stands in for a missing 'val'. Raises UserError."""
+        found = self.splits.get(name) or (self.splits.get("test") if name == "val" else None)
         if found is None:
             raise UserError(
-                f"'{self.path}', read as {self.format}, has no {split} split, only {', '.join(self.parts)}: "
+                f"'{self.path}', read as {self.format}, has no {name} split, only {', '.join(self.splits)}: "
                 f"'msefpn split {self.path} --out NEW' makes one"
             )
         return found
 
 
 def assemble(
-    path: Path, format: str, splits: Mapping[str, Sequence[Picture]], classes: Sequence[str] | None, log: Log
-) -> Source:
-    """Put the labelled pictures of a folder together.
+    path: Path,
+    format: str,
+    splits: Mapping[str, Sequence[LabelledImage]],
+    classes: Sequence[str] | None,
+    log: ReadLog,
+) -> LoadedDataset:
+    """Put the labelled images of a folder together.
 
     Args:
         path: where they come from.
         format: name of the format.
-        splits: split -> its pictures.
+        splits: 'train', 'val' or 'test' -> its images.
         classes: names in their order; None: those that occur, by name.
-        log: what the reader had to tell.
+        log: what the reader had to report.
 
     Raises:
         UserError: nothing is left.
     """
-    for name, pictures in splits.items():
-        if pictures and not any(picture.objects for picture in pictures):
-            log.skipped.append(f"split {name}: no object is labelled in its {len(pictures)} images")
+    for name, images in splits.items():
+        if images and not any(image.objects for image in images):
+            log.skipped.append(f"split {name}: no object is labelled in its {len(images)} images")
     splits = {name: found for name, found in splits.items() if any(one.objects for one in found)}
     if not splits:
         why = f": {log.skipped[0]}" if log.skipped else ""
-        raise UserError(f"nothing in '{path}' can be used{why}: mend them, or give another folder")
+        raise UserError(f"nothing in '{path}' can be used{why}: fix the annotations, or give another folder")
     if classes is None:
-        seen = {drawn.label for pictures in splits.values() for one in pictures for drawn in one.objects}
+        seen = {item.label for images in splits.values() for one in images for item in one.objects}
         classes = sorted(seen)
-    parts = {name: _part(path, pictures, classes) for name, pictures in splits.items()}
-    return Source(path, format, parts, log)
+    contents = {name: _split(path, images, classes) for name, images in splits.items()}
+    return LoadedDataset(path, format, contents, log)
 
 
-def _part(path: Path, pictures: Sequence[Picture], classes: Sequence[str]) -> Part:
+def _split(path: Path, labelled: Sequence[LabelledImage], classes: Sequence[str]) -> Split:
     """COCO's content; ids count from 1."""
     # abspath: no '..' may be left in a name, the images are copied to it
-    files = [Path(os.path.abspath(picture.file)) for picture in pictures]
+    files = [Path(os.path.abspath(image.file)) for image in labelled]
     folder = Path(os.path.commonpath([file.parent for file in files]))
     id_of = {name: number for number, name in enumerate(classes, 1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id, (file, picture) in enumerate(zip(files, pictures, strict=True), 1):
-        height, width = picture.size
+    for image_id, (file, image) in enumerate(zip(files, labelled, strict=True), 1):
+        height, width = image.size
         name = file.relative_to(folder).as_posix()
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
-        for drawn in picture.objects:
-            box = [round(side, _DIGITS) for side in drawn.box]
+        for item in image.objects:
+            box = [round(side, _DIGITS) for side in item.box]
             note: dict[str, Any] = {"id": len(annotations) + 1, "image_id": image_id}
-            note |= {"category_id": id_of[drawn.label], "bbox": box, "iscrowd": 0}
-            note["area"] = round(_area(drawn), _DIGITS)
-            if drawn.polygons:
-                note["segmentation"] = [
-                    [round(number, _DIGITS) for number in line] for line in drawn.polygons
-                ]
-            annotations.append({**note, **drawn.flags})
+            note |= {"category_id": id_of[item.label], "bbox": box, "iscrowd": 0}
+            note["area"] = round(_area(item), _DIGITS)
+            if item.polygons:
+                note["segmentation"] = [[round(number, _DIGITS) for number in line] for line in item.polygons]
+            annotations.append({**note, **item.flags})
     categories = [{"id": number, "name": name} for name, number in id_of.items()]
-    return Part(path, folder, {"images": images, "annotations": annotations, "categories": categories})
+    return Split(path, folder, {"images": images, "annotations": annotations, "categories": categories})
 
 
-def _area(drawn: Drawn) -> float:
+def _area(item: LabelledObject) -> float:
     """Square pixels: of the outline (the shoelace formula), else of the box."""
-    if not drawn.polygons:
-        return drawn.box[2] * drawn.box[3]
+    if not item.polygons:
+        return item.box[2] * item.box[3]
     total = 0.0
-    for line in drawn.polygons:
+    for line in item.polygons:
         x, y = np.array(line[::2]), np.array(line[1::2])
         total += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
     return total
@@ -198,8 +205,8 @@ def bounds(polygons: Iterable[Sequence[float]]) -> tuple[float, float, float, fl
     return left, top, max(numbers[::2]) - left, max(numbers[1::2]) - top
 
 
-def read_all(read: Callable[[_Item], _Found], items: Iterable[_Item], log: Log) -> list[_Found]:
-    """Read items in threads, in order; one that cannot be read is named in the log and left out."""
+def read_all(read: Callable[[_Item], _Found], items: Iterable[_Item], log: ReadLog) -> list[_Found]:
+    """Read items in threads, in order; one that cannot be read is named in the log and skipped."""
 
     def attempt(item: _Item) -> _Found | LabelFault:
         try:
@@ -228,7 +235,7 @@ def read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise LabelFault(f"{file}: is no text in UTF-8") from None
+        raise LabelFault(f"{file}: is not UTF-8 text") from None
     except OSError as error:
         raise LabelFault(f"{file}: {error.strerror or 'cannot be read'}") from None
 
@@ -239,19 +246,17 @@ def is_number(value: Any) -> bool:
 
 
 def images_in(folder: Path, *, deep: bool = False) -> list[Path]:
-    """The image files of a folder, by name; `deep`: also of those in it. Hidden ones are left out."""
+    """The image files of a folder, by name; `deep`: also of those in it. Hidden ones are skipped."""
     found = folder.rglob("*") if deep else folder.iterdir()
-    return sorted(file for file in found if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+    return sorted(
+        file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+    )
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Split -> folder, for those that are called like one; the folder itself is `train` where none is."""
+    """Split -> folder, for subfolders named like a split; else the folder itself is `train`."""
     found: dict[str, Path] = {}
-    for name, split in SPLITS.items():
+    for name, split in SPLIT_NAMES.items():
         if (root / name).is_dir():
             found.setdefault(split, root / name)
     return found or {"train": root}
-
-
-def _drops(kind: str) -> bool:
-    return MENDED[kind].startswith(("dropped", "annotation dropped"))

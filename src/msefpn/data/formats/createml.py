@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from msefpn.data.formats.base import (
-    SPLITS,
-    Drawn,
+    SPLIT_NAMES,
     LabelFault,
-    Log,
-    Picture,
-    Source,
+    LabelledImage,
+    LabelledObject,
+    LoadedDataset,
+    ReadLog,
     assemble,
     images_in,
     is_number,
@@ -33,13 +33,13 @@ def is_createml(path: Path) -> bool:
     return bool(_files(path))
 
 
-def read_createml(path: Path, images: Path | None, log: Log) -> Source:
+def read_createml(path: Path, images: Path | None, log: ReadLog) -> LoadedDataset:
     """Read a json file, or a folder with one for each split.
 
     Args:
         path: the json, a folder with one, or one with a folder for each split.
         images: folder of the images; None: beside the json.
-        log: takes what is to be told.
+        log: takes what has to be reported.
 
     Raises:
         UserError: nothing can be used.
@@ -54,21 +54,28 @@ def read_createml(path: Path, images: Path | None, log: Log) -> Source:
         items = list(enumerate(content, 1))
         splits[split] = read_all(partial(_read, file=file, folder=folder), items, log)
         bare = [image for image in images_in(folder) if image.name not in names]
-        log.count(len(bare), f"images are not listed in {file.name} and are left out")
+        log.count(len(bare), f"images are not listed in {file.name} and are skipped")
     return assemble(path, "createml", splits, None, log)
+
+
+class CreateML:
+    """Create ML: one json list for all images of a split."""
+
+    holds = staticmethod(is_createml)
+    read = staticmethod(read_createml)
 
 
 def _files(path: Path) -> dict[str, tuple[Path, list[Any]]]:
     """Split -> its json and what that lists."""
     if path.is_file():
         content = _load(path)
-        return {} if content is None else {SPLITS.get(path.stem, "train"): (path, content)}
+        return {} if content is None else {SPLIT_NAMES.get(path.stem, "train"): (path, content)}
     found: dict[str, tuple[Path, list[Any]]] = {}
     for split, folder in split_folders(path).items():
         for file in [*sorted(folder.glob("*.json")), *_beside(folder, path)]:
             content = _load(file)
             if content is not None:
-                found.setdefault(SPLITS.get(file.stem, split), (file, content))
+                found.setdefault(SPLIT_NAMES.get(file.stem, split), (file, content))
     return found
 
 
@@ -102,12 +109,12 @@ def _name(item: dict[str, Any]) -> Any:
     return item.get("image") or item.get("imagefilename")
 
 
-def _read(item: tuple[int, Any], *, file: Path, folder: Path) -> Picture:
+def _read(item: tuple[int, Any], *, file: Path, folder: Path) -> LabelledImage:
     """One entry of the list. Raises LabelFault."""
     where = f"{file}: entry {item[0]}"
     entry = item[1]
     if not isinstance(entry, dict) or not isinstance(_name(entry), str):
-        raise LabelFault(f"{where} names no image")
+        raise LabelFault(f"{where} does not name an image")
     where = f"{file}: {_name(entry)}"
     notes = entry.get("annotations", entry.get("annotation"))
     if not isinstance(notes, list):
@@ -122,5 +129,5 @@ def _read(item: tuple[int, Any], *, file: Path, folder: Path) -> Picture:
         if len(sides) != 4 or not all(is_number(side) for side in sides):
             raise LabelFault(f"{where}: annotation {number} has no x, y, width and height")
         x, y, width, height = sides
-        objects.append(Drawn(note["label"], (x - width / 2, y - height / 2, width, height)))
-    return Picture(image, size_of(image), tuple(objects))
+        objects.append(LabelledObject(note["label"], (x - width / 2, y - height / 2, width, height)))
+    return LabelledImage(image, size_of(image), tuple(objects))

@@ -10,11 +10,11 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from msefpn.data.formats.base import (
-    Drawn,
     LabelFault,
-    Log,
-    Picture,
-    Source,
+    LabelledImage,
+    LabelledObject,
+    LoadedDataset,
+    ReadLog,
     assemble,
     bounds,
     images_in,
@@ -42,15 +42,15 @@ def is_labelme(root: Path) -> bool:
     return False
 
 
-def read_labelme(root: Path, images: Path | None, log: Log) -> Source:
-    """Read a folder; its splits are the folders called like one.
+def read_labelme(root: Path, images: Path | None, log: ReadLog) -> LoadedDataset:
+    """Read a folder; its splits are the subfolders named like one.
 
     Shapes of one label and group are one object.
 
     Args:
         root: the folder of the json files, or of a folder of them for each split.
         images: folder of the images; None: where the json files say, or beside them.
-        log: takes what is to be told.
+        log: takes what has to be reported.
 
     Raises:
         UserError: nothing can be used.
@@ -60,20 +60,27 @@ def read_labelme(root: Path, images: Path | None, log: Log) -> Source:
     for split, folder in split_folders(root).items():
         files = sorted(folder.glob("*.json"))
         splits[split] = read_all(partial(_read, images=images, flat=flat), files, log)
-        used = {picture.file.resolve() for picture in splits[split]}
+        used = {image.file.resolve() for image in splits[split]}
         stems = {file.stem for file in files}
         bare = [file for file in images_in(folder) if file.resolve() not in used and file.stem not in stems]
-        log.count(len(bare), "images have no json file and are left out")
-    log.count(len(flat), f"shapes without an area are left out ({', '.join(sorted(set(flat)))})")
+        log.count(len(bare), "images have no json file and are skipped")
+    log.count(len(flat), f"shapes without an area are skipped ({', '.join(sorted(set(flat)))})")
     return assemble(root, "labelme", splits, None, log)
 
 
-def _read(file: Path, *, images: Path | None, flat: list[str]) -> Picture:
-    """One json file; kinds of shapes that are left out are added to `flat`. Raises LabelFault."""
+class LabelMe:
+    """LabelMe: a json file for each image."""
+
+    holds = staticmethod(is_labelme)
+    read = staticmethod(read_labelme)
+
+
+def _read(file: Path, *, images: Path | None, flat: list[str]) -> LabelledImage:
+    """One json file; kinds of shapes that are skipped are added to `flat`. Raises LabelFault."""
     try:
         content = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
-        raise LabelFault(f"{file}: is no whole json ({error})") from None
+        raise LabelFault(f"{file}: is not a complete json ({error})") from None
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise LabelFault(f"{file}: has no list of shapes")
     named = str(content.get("imagePath") or "")
@@ -96,8 +103,8 @@ def _read(file: Path, *, images: Path | None, flat: list[str]) -> Picture:
             continue
         key = (shape["label"], number if group is None else f"group {group}")
         objects.setdefault(key, []).append(_outline(kind, shape.get("points"), where))
-    drawn = tuple(Drawn(label, bounds(lines), tuple(lines)) for (label, _), lines in objects.items())
-    return Picture(image.resolve(), size_of(image, stated), drawn)
+    found = tuple(LabelledObject(label, bounds(lines), tuple(lines)) for (label, _), lines in objects.items())
+    return LabelledImage(image.resolve(), size_of(image, stated), found)
 
 
 def _outline(kind: str, points: Any, where: str) -> tuple[float, ...]:
@@ -128,5 +135,5 @@ def _points(points: Any, where: str) -> list[tuple[float, float]]:
         return isinstance(pair, Sequence) and len(pair) == 2 and all(map(is_number, pair))
 
     if not isinstance(points, list) or not all(map(sound, points)):
-        raise LabelFault(f"{where}: its points are no pairs of numbers")
+        raise LabelFault(f"{where}: its points are not pairs of numbers")
     return [(float(x), float(y)) for x, y in points]

@@ -2,7 +2,7 @@
 
 Coordinates are VOC's: whole pixels counted from 1, the last one inclusive, so that (1, 1, width, height) is
 the whole image (development kit of VOC2012, section on annotations). Many tools write the same file with
-corners counted from 0; a data set in which any corner is 0 is read so.
+corners counted from 0; a data set in which any corner is 0 is read that way.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from msefpn.data.formats.base import (
-    Drawn,
     LabelFault,
-    Log,
-    Picture,
-    Source,
+    LabelledImage,
+    LabelledObject,
+    LoadedDataset,
+    ReadLog,
     assemble,
     images_in,
     read_all,
@@ -46,34 +46,41 @@ def is_voc(root: Path) -> bool:
     return bool(_places(root, None))
 
 
-def read_voc(root: Path, images: Path | None, log: Log) -> Source:
-    """Read a folder; its splits are the lists in ImageSets/Main, or folders called like a split.
+def read_voc(root: Path, images: Path | None, log: ReadLog) -> LoadedDataset:
+    """Read a folder; its splits are the lists in ImageSets/Main, or folders named like a split.
 
     Args:
         root: the folder, `VOCdevkit` or a year in it, or one of xml files.
         images: folder of the images; None: VOC's JPEGImages, `images`, or where the xml files are.
-        log: takes what is to be told.
+        log: takes what has to be reported.
 
     Raises:
         UserError: nothing can be used.
     """
-    splits: dict[str, list[Picture]] = {}
+    splits: dict[str, list[LabelledImage]] = {}
     for name, place in _places(root, images).items():
         known = _index(place.images)
         for split, files in _files(name, place, known, log).items():
             splits[split] = read_all(partial(_read, known=known), files, log)
-    drawn = [one for pictures in splits.values() for picture in pictures for one in picture.objects]
-    first = 0 if any(min(one.box[:2]) == 0 for one in drawn) else 1
+    objects = [one for labelled in splits.values() for image in labelled for one in image.objects]
+    first = 0 if any(min(one.box[:2]) == 0 for one in objects) else 1
     if first == 0:
-        log.notes.append("corners are counted from 0 here, not from 1 as VOC's: taken so")
-    difficult = sum(one.flags.get("difficult", 0) for one in drawn)
-    log.count(difficult, "objects are marked as difficult: kept like the others")
-    counted = {split: [_counted(one, first) for one in pictures] for split, pictures in splits.items()}
+        log.notes.append("corners count from 0 here, not from 1 as in VOC: read that way")
+    difficult = sum(one.flags.get("difficult", 0) for one in objects)
+    log.count(difficult, "objects are marked as difficult: kept")
+    counted = {split: [_from_zero(one, first) for one in labelled] for split, labelled in splits.items()}
     return assemble(root, "voc", counted, None, log)
 
 
+class Voc:
+    """Pascal VOC: an xml file for each image."""
+
+    holds = staticmethod(is_voc)
+    read = staticmethod(read_voc)
+
+
 def _places(root: Path, images: Path | None) -> dict[str, _Place]:
-    """Split -> where it is; the lists, where there are some, know better."""
+    """Split -> where it is; the lists, where there are some, say more."""
     years = [folder for folder in sorted(root.glob("VOC20*")) if folder.is_dir()]
     home = years[0] if len(years) == 1 else root
     for labels in (home / name for name in _LABELS):
@@ -87,7 +94,7 @@ def _places(root: Path, images: Path | None) -> dict[str, _Place]:
     }
 
 
-def _files(name: str, place: _Place, known: Mapping[str, Path], log: Log) -> dict[str, list[Path]]:
+def _files(name: str, place: _Place, known: Mapping[str, Path], log: ReadLog) -> dict[str, list[Path]]:
     """Split -> its xml files, which may be missing."""
     found = {}
     for split in ("train", "val", "test", "trainval") if place.lists else ():
@@ -102,7 +109,7 @@ def _files(name: str, place: _Place, known: Mapping[str, Path], log: Log) -> dic
         found[name] = sorted(place.labels.glob("*.xml"))
         stems = {file.stem for file in found[name]}
         bare = sorted({file.name for file in known.values() if file.stem not in stems})
-        log.count(len(bare), f"images have no xml file and are left out, {', '.join(bare[:3])} among them")
+        log.count(len(bare), f"images have no xml file and are skipped, {', '.join(bare[:3])} among them")
     return found
 
 
@@ -118,16 +125,16 @@ def _index(folder: Path) -> dict[str, Path]:
     return {file.stem: file for file in reversed(files)} | {file.name: file for file in files}
 
 
-def _read(file: Path, *, known: Mapping[str, Path]) -> Picture:
+def _read(file: Path, *, known: Mapping[str, Path]) -> LabelledImage:
     """One xml file; corners as they stand there. Raises LabelFault."""
     if not file.is_file():
         raise LabelFault(f"{file}: the xml file is missing")
     try:
         root = ElementTree.fromstring(file.read_bytes())
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise LabelFault(f"{file}: is no whole xml ({error})") from None
+        raise LabelFault(f"{file}: is not a complete xml ({error})") from None
     if root.tag != "annotation":
-        raise LabelFault(f"{file}: holds no <annotation>")
+        raise LabelFault(f"{file}: has no <annotation>")
     named = PureWindowsPath(root.findtext("filename", "").strip()).name  # either slash
     own = named if PureWindowsPath(named).stem == file.stem else file.stem
     image = known.get(own) or known.get(file.stem) or known.get(named)
@@ -136,7 +143,7 @@ def _read(file: Path, *, known: Mapping[str, Path]) -> Picture:
     objects = [
         _object(item, f"{file}: object {number}") for number, item in enumerate(root.findall("object"), 1)
     ]
-    return Picture(image, size_of(image, _stated(root)), tuple(objects))
+    return LabelledImage(image, size_of(image, _stated(root)), tuple(objects))
 
 
 def _stated(root: ElementTree.Element) -> tuple[int, int] | None:
@@ -145,7 +152,7 @@ def _stated(root: ElementTree.Element) -> tuple[int, int] | None:
     return (int(sides[0]), int(sides[1])) if all(side.isdecimal() for side in sides) else None
 
 
-def _object(item: ElementTree.Element, where: str) -> Drawn:
+def _object(item: ElementTree.Element, where: str) -> LabelledObject:
     label = item.findtext("name", "").strip()
     if not label:
         raise LabelFault(f"{where} has no name")
@@ -154,7 +161,7 @@ def _object(item: ElementTree.Element, where: str) -> Drawn:
         raise LabelFault(f"{where} has no {_CORNERS[texts.index(None)]}")
     left, top, right, bottom = _numbers([str(text) for text in texts], where)
     flags = {"difficult": 1} if item.findtext("difficult", "0").strip() == "1" else {}
-    return Drawn(label, (left, top, right - left, bottom - top), flags=flags)
+    return LabelledObject(label, (left, top, right - left, bottom - top), flags=flags)
 
 
 def _numbers(texts: Sequence[str], where: str) -> list[float]:
@@ -163,14 +170,14 @@ def _numbers(texts: Sequence[str], where: str) -> list[float]:
     except ValueError as error:
         raise LabelFault(f"{where}: {error}") from None
     if not all(map(math.isfinite, numbers)):
-        raise LabelFault(f"{where}: a corner is no finite number")
+        raise LabelFault(f"{where}: a corner is not a finite number")
     return numbers
 
 
-def _counted(picture: Picture, first: int) -> Picture:
-    """The picture with its corners counted from 0, the last pixel exclusive."""
+def _from_zero(image: LabelledImage, first: int) -> LabelledImage:
+    """The image with its corners counted from 0, the last pixel exclusive."""
     objects = [
         one._replace(box=(one.box[0] - first, one.box[1] - first, one.box[2] + first, one.box[3] + first))
-        for one in picture.objects
+        for one in image.objects
     ]
-    return picture._replace(objects=tuple(objects))
+    return image._replace(objects=tuple(objects))

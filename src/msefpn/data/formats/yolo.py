@@ -14,12 +14,12 @@ import yaml
 
 from msefpn.data.coco import CocoData
 from msefpn.data.formats.base import (
-    SPLITS,
-    Drawn,
+    SPLIT_NAMES,
     LabelFault,
-    Log,
-    Picture,
-    Source,
+    LabelledImage,
+    LabelledObject,
+    LoadedDataset,
+    ReadLog,
     assemble,
     bounds,
     images_in,
@@ -42,19 +42,19 @@ def is_yolo(path: Path) -> bool:
     return _about(path) is not None or (path.is_dir() and _class_list(path) is not None)
 
 
-def read_yolo(path: Path, images: Path | None, log: Log) -> Source:
-    """Read a folder, or its yaml. An image without a text file has no objects, as YOLO's trainers have it.
+def read_yolo(path: Path, images: Path | None, log: ReadLog) -> LoadedDataset:
+    """Read a folder, or its yaml. An image without a text file has no objects, as in YOLO's trainers.
 
     Args:
         path: the folder or the yaml file.
         images: must be None: the yaml file and the folders' names say where images are.
-        log: takes what is to be told.
+        log: takes what has to be reported.
 
     Raises:
         UserError: the yaml file is wrong, or nothing can be used.
     """
     if images is not None:
-        raise UserError("images cannot be named for YOLO: its labels are found by the images' paths")
+        raise UserError("--images cannot be used with YOLO: its labels are found by the paths of the images")
     file = _about(path)
     root = path if path.is_dir() else path.parent
     about = {} if file is None else _load(file)
@@ -62,7 +62,7 @@ def read_yolo(path: Path, images: Path | None, log: Log) -> Source:
     found = _named(about, file, log) if file is not None else {}
     found = found or _conventional(root)
     posed = "kpt_shape" in about
-    splits: dict[str, list[Picture]] = {}
+    splits: dict[str, list[LabelledImage]] = {}
     bare: list[Path] = []
     for split, images_of in found.items():
         splits[split] = read_all(partial(_read, classes=classes, posed=posed), images_of, log)
@@ -76,6 +76,13 @@ def read_yolo(path: Path, images: Path | None, log: Log) -> Source:
     if bare:
         log.count(len(bare), f"images have no label file and count as empty, {bare[0]} among them")
     return assemble(path, "yolo", splits, classes, log)
+
+
+class Yolo:
+    """YOLO: a text file for each image, and a yaml file."""
+
+    holds = staticmethod(is_yolo)
+    read = staticmethod(read_yolo)
 
 
 def _about(path: Path) -> Path | None:
@@ -99,9 +106,9 @@ def _load(file: Path) -> dict[str, Any]:
     try:
         content = yaml.load(file.read_text(encoding="utf-8-sig"), yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"'{file}' is no yaml: {error}: mend it") from None
+        raise UserError(f"'{file}' is not yaml: {error}: fix it") from None
     if not isinstance(content, dict):
-        raise UserError(f"'{file}' holds no keys: write names: and train: into it")
+        raise UserError(f"'{file}' has no keys: write names: and train: into it")
     return content
 
 
@@ -116,9 +123,7 @@ def _class_names(about: dict[str, Any], file: Path) -> list[str]:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise UserError(f"'{file}': names must be a list of class names, or numbers with class names")
     if str(about.get("nc", len(names))) != str(len(names)):
-        raise UserError(
-            f"'{file}': nc is {about['nc']}, but there are {len(names)} names: mend the one or the other"
-        )
+        raise UserError(f"'{file}': nc is {about['nc']}, but there are {len(names)} names: fix one of them")
     return _once(names, file)
 
 
@@ -140,28 +145,28 @@ def _class_lines(root: Path) -> list[str]:
 def _once(names: list[str], file: Path) -> list[str]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None or not names:
-        raise UserError(f"'{file}': " + (f"class '{twice}' is named twice" if names else "names no class"))
+        raise UserError(f"'{file}': " + (f"class '{twice}' is named twice" if names else "names no classes"))
     return names
 
 
-def _named(about: dict[str, Any], file: Path, log: Log) -> dict[str, list[Path]]:
+def _named(about: dict[str, Any], file: Path, log: ReadLog) -> dict[str, list[Path]]:
     """Split -> images, for the splits that the yaml file names."""
     found = {}
-    for key, split in SPLITS.items():
+    for key, split in SPLIT_NAMES.items():
         given = about.get(key) or []
-        pictures: list[Path] = []
+        images: list[Path] = []
         for item in given if isinstance(given, list) else [given]:
             if not isinstance(item, str):
                 raise UserError(f"'{file}': {key} must be a folder, a list file, or several of these")
             place = _resolve(item, about, file)
             if place is not None:
-                pictures += _images_at(place)
+                images += _images_at(place)
             elif key != "train":
-                log.notes.append(f"{key}: '{item}' of {file.name} does not exist: left out")
+                log.notes.append(f"{key}: '{item}' of {file.name} does not exist: skipped")
             else:
-                raise UserError(f"'{file}': {key} names '{item}', which does not exist: mend the path")
-        if pictures:
-            found[split] = list(dict.fromkeys(pictures))
+                raise UserError(f"'{file}': {key} names '{item}', which does not exist: fix the path")
+        if images:
+            found[split] = list(dict.fromkeys(images))
     return found
 
 
@@ -204,7 +209,7 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _read(image: Path, *, classes: Sequence[str], posed: bool) -> Picture:
+def _read(image: Path, *, classes: Sequence[str], posed: bool) -> LabelledImage:
     """One image and its text file. Raises LabelFault."""
     height, width = size_of(image)
     file = _label_file(image)
@@ -214,12 +219,12 @@ def _read(image: Path, *, classes: Sequence[str], posed: bool) -> Picture:
         for number, line in enumerate(lines, 1)
         if line.strip()
     ]
-    return Picture(image, (height, width), tuple(objects))
+    return LabelledImage(image, (height, width), tuple(objects))
 
 
 def _object(
     words: Sequence[str], size: tuple[int, int], classes: Sequence[str], posed: bool, where: str
-) -> Drawn:
+) -> LabelledObject:
     """One line; `size`: width and height; `posed`: key points follow the box. Raises LabelFault."""
     try:
         number, *shares = map(float, words)
@@ -236,11 +241,11 @@ def _object(
     if len(shares) == 4:
         x, y = shares[0] * size[0], shares[1] * size[1]
         extent = shares[2] * size[0], shares[3] * size[1]
-        return Drawn(label, (x - extent[0] / 2, y - extent[1] / 2, *extent))
+        return LabelledObject(label, (x - extent[0] / 2, y - extent[1] / 2, *extent))
     if len(shares) < 6 or len(shares) % 2:
         raise LabelFault(f"{where}: {len(words)} numbers: a box has 5, a polygon 7, 9, 11, ...")
     outline = tuple(share * size[place % 2] for place, share in enumerate(shares))
-    return Drawn(label, bounds([outline]), (outline,))
+    return LabelledObject(label, bounds([outline]), (outline,))
 
 
 def label_lines(data: CocoData, index: int) -> str:
