@@ -13,7 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from msefpn.config import Config, load_recipe, to_yaml
+from msefpn.checkpoint import upgrade_config
+from msefpn.config import Config, from_dict, to_yaml
 from msefpn.errors import UserError
 
 CONFIG = "config.yaml"
@@ -216,4 +217,9 @@ def read_run(out: Path) -> tuple[Config, DataFiles]:
         files = DataFiles(**{key: Path(path) for key, path in paths.items()})
     except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
         raise UserError(f"'{out / DATA}' is damaged: restore it, or start a new run") from None
-    return load_recipe(str(out / CONFIG)), files
+    try:
+        values = yaml.safe_load((out / CONFIG).read_text(encoding="utf-8"))
+        settings = upgrade_config(values)
+    except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
+        raise UserError(f"'{out / CONFIG}' is damaged: restore it, or start a new run") from None
+    return from_dict(settings, source=f"'{out / CONFIG}'"), files

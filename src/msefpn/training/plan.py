@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from msefpn import plugins
-from msefpn.config import Config, load_recipe
+from msefpn.config import Config, from_dict, load_recipe
 from msefpn.errors import UserError
 from msefpn.runs.folder import (
-    CONFIG,
     LAST,
     RESUME,
     DataFiles,
@@ -113,7 +112,7 @@ def _resumed(
         )
     plugins.require(config.plugins, plugins.KINDS, f"the run '{out}'")
     asked = {key: value for key, value in options.items() if value is not None}
-    wished = load_recipe(str(out / CONFIG), **asked)
+    wished = from_dict({**vars(config), **asked}, source="options")
     for key in asked:
         old, new = getattr(config, key), getattr(wished, key)
         if old != new and key not in _CHANGEABLE:
