@@ -29,7 +29,7 @@ def pixels(index: int) -> Any:
 class Own:
     """Ten images; image i has i % 3 boxes."""
 
-    classes = CLASSES
+    classes: tuple[str, ...] = CLASSES
 
     def __init__(self, change: Callable[[dict[str, Any]], Any] | None = None, count: int = 10) -> None:
         self.change = change

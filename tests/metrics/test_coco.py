@@ -106,7 +106,7 @@ def judge(
     return list(evaluator.stats), per_class
 
 
-def corner_case(rng: np.random.Generator, *, masks: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def corner_case(rng: np.random.Generator) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Few boxes, corners on a grid: equal scores, IoUs at the thresholds, areas at the limits; any ids."""
     height, width = 160, 200
     images = rng.choice(1000, rng.integers(1, 7), replace=False).tolist()
@@ -119,8 +119,6 @@ def corner_case(rng: np.random.Generator, *, masks: bool) -> tuple[dict[str, Any
 
     def item(image: int, category: int, box: Any) -> dict[str, Any]:
         shared = {"image_id": image, "category_id": category, "bbox": [float(side) for side in box]}
-        if not masks:
-            return shared
         mask = np.zeros((height, width), dtype=bool)
         x, y, w, h = (int(side) for side in box)
         mask[y : y + h : 1 + (rng.random() < 0.3), x : x + w] = True
@@ -177,20 +175,25 @@ def test_numbers_equal_pycocotools(seed: int, capfd: pytest.CaptureFixture[str])
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.usefixtures("either")
-@pytest.mark.parametrize("masks", [False, True])
-def test_corner_cases_equal_pycocotools(masks: bool) -> None:
-    found = 0
+@pytest.fixture(scope="module")
+def judged_corner_cases() -> list[tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]]:
+    """Ground truth, predictions, and what pycocotools says of their boxes and masks."""
+    cases = []
     for seed in range(40):
-        truth, predictions = corner_case(np.random.default_rng(seed), masks=masks)
-        result = evaluate_coco(truth, predictions, masks=masks)
-        sides: list[tuple[CocoScores | None, str, Any]] = [(result.box, "bbox", predictions)]
-        if masks:
-            bare = [{key: value for key, value in item.items() if key != "bbox"} for item in predictions]
-            sides.append((result.mask, "segm", bare))
-        for scores, kind, given in sides:
-            assert scores is not None
-            expected, per_class = judge(truth, given, kind)
+        truth, predictions = corner_case(np.random.default_rng(seed))
+        bare = [{key: value for key, value in item.items() if key != "bbox"} for item in predictions]
+        sides = {"box": judge(truth, predictions), "mask": judge(truth, bare, "segm")}
+        cases.append((truth, predictions, sides))
+    return cases
+
+
+@pytest.mark.usefixtures("either")
+def test_corner_cases_equal_pycocotools(judged_corner_cases: Any) -> None:
+    found = 0
+    for seed, (truth, predictions, sides) in enumerate(judged_corner_cases):
+        result = evaluate_coco(truth, predictions, masks=True)
+        for kind, (expected, per_class) in sides.items():
+            scores = getattr(result, kind)
             assert [scores.numbers[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-9), seed
             assert scores.per_class == pytest.approx(per_class, abs=1e-9), seed
         found += result.box.numbers["AP"] > 0.05

@@ -101,15 +101,15 @@ def inspect_splits(
     masks: bool = False,
     size: tuple[int, int] = (1333, 800),
 ) -> Check:
-    """Look at every image and box of a data set, decoding all images.
+    """Check every image and box of a data set, decoding all images.
 
     Args:
         data: a folder whose splits are found by convention, see `find_split`, or one in another format.
         train_json: the training json, instead of a `data` folder.
-        train_images: its image folder; without it, the folder beside the json with the json's name.
+        train_images: its image folder; None: the folder named like the json.
         val_json: the validation json.
         val_images: its image folder.
-        masks: look at the objects' masks too.
+        masks: check the objects' masks too.
         size: (longest, shortest side) that images are resized to fit into, pixels.
 
     Raises:

@@ -96,7 +96,7 @@ class CocoData:
 def read_coco(
     file: Path, folder: Path, *, decode: bool = False, masks: bool = False
 ) -> tuple[CocoData, FaultReport]:
-    """Read an annotation file and look at its images; fix and count what can be fixed.
+    """Read an annotation file and check its images; fix and count what can be fixed.
 
     Args:
         file: the COCO json.

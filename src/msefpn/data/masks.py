@@ -49,7 +49,7 @@ def encode_segmentation(value: Any, size: tuple[int, int]) -> bytes:
         ValueError: it is none of these, or of another size; the message says what is wrong.
     """
     height, width = size
-    far = 10 * max(size)  # memory goes with the length of an edge
+    far = 10 * max(size)  # memory grows with the length of an edge
     if isinstance(value, list):
         for polygon in value:
             if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:

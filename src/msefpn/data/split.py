@@ -2,8 +2,8 @@
 
 Iterative stratification after Sechidis et al., On the stratification of multi-label data (ECML 2011): the
 class with the fewest images left is dealt first, each image to the side that lacks most of it. Here the lack
-is measured by the side's share, so that a class with two images is on both sides, and a group is dealt at
-once.
+is measured relative to the side's share, so that a class with two images is on both sides, and a group is
+dealt as a whole.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _deal(counts: NDArray[np.float64], share: float, seed: int) -> NDArray[np.bo
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(counts))
-    wanted = np.stack([(1 - share) * counts.sum(0), share * counts.sum(0)])  # (2, K + 2) still to come
+    missing = np.stack([(1 - share) * counts.sum(0), share * counts.sum(0)])  # (2, K + 2) still to come
     side = np.full(len(counts), -1)
     while (open_rows := order[side[order] < 0]).size:
         groups_with = (counts[open_rows] > 0).sum(0).astype(float)
@@ -124,10 +124,10 @@ def _deal(counts: NDArray[np.float64], share: float, seed: int) -> NDArray[np.bo
         mine = open_rows[counts[open_rows, rarest] > 0]
         # large groups first: the small ones level out
         for row in mine[np.argsort(-counts[mine, rarest], kind="stable")]:
-            train, val = (wanted[:, [rarest, -1]] / [[1 - share], [share]]).round(6).tolist()
+            train, val = (missing[:, [rarest, -1]] / [[1 - share], [share]]).round(6).tolist()
             to = int(val > train and len(mine) > 1)  # the one group of a class is trained on
             side[row] = to
-            wanted[to] -= counts[row]
+            missing[to] -= counts[row]
     chosen: NDArray[np.bool_] = side == 1
     return chosen
 

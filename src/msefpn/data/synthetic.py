@@ -1,8 +1,8 @@
 """The built-in set: shapes over textured backgrounds, drawn here, in COCO format.
 
 Objects differ in shape, not in colour. They are 8 to 256 px large, about a third each small, medium and large
-in COCO's sense; they overlap, stick out, and some images hold none. Boxes, areas and masks are those of the
-visible pixels, exactly.
+in COCO's sense; they overlap or are cut off by the border, and some images have none. Boxes, areas and masks
+are exactly those of the visible pixels.
 """
 
 import json

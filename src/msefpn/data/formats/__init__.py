@@ -30,11 +30,11 @@ from msefpn.data.formats.base import (
     read_all,
     size_of,
 )
-from msefpn.data.formats.coco import Coco
-from msefpn.data.formats.createml import CreateML
-from msefpn.data.formats.labelme import LabelMe
-from msefpn.data.formats.voc import Voc
-from msefpn.data.formats.yolo import Yolo
+from msefpn.data.formats.coco import CocoFormat
+from msefpn.data.formats.createml import CreateMLFormat
+from msefpn.data.formats.labelme import LabelMeFormat
+from msefpn.data.formats.voc import VocFormat
+from msefpn.data.formats.yolo import YoloFormat
 from msefpn.errors import UserError
 
 __all__ = [
@@ -74,11 +74,11 @@ class Format(Protocol):
 
 
 # In the order of detection: of a folder that holds two formats, the first one is read.
-plugins.register("format", "coco")(Coco)
-plugins.register("format", "voc")(Voc)
-plugins.register("format", "labelme")(LabelMe)
-plugins.register("format", "createml")(CreateML)
-plugins.register("format", "yolo")(Yolo)
+plugins.register("format", "coco")(CocoFormat)
+plugins.register("format", "voc")(VocFormat)
+plugins.register("format", "labelme")(LabelMeFormat)
+plugins.register("format", "createml")(CreateMLFormat)
+plugins.register("format", "yolo")(YoloFormat)
 
 
 def detect_format(path: Path) -> str | None:

@@ -48,7 +48,7 @@ def read_coco_source(path: Path, images: Path | None, log: ReadLog) -> LoadedDat
     return LoadedDataset(path, "coco", splits, log)
 
 
-class Coco:
+class CocoFormat:
     """COCO: a json for each split."""
 
     holds = staticmethod(is_coco)

@@ -58,7 +58,7 @@ def read_createml(path: Path, images: Path | None, log: ReadLog) -> LoadedDatase
     return assemble(path, "createml", splits, None, log)
 
 
-class CreateML:
+class CreateMLFormat:
     """Create ML: one json list for all images of a split."""
 
     holds = staticmethod(is_createml)
@@ -80,7 +80,7 @@ def _files(path: Path) -> dict[str, tuple[Path, list[Any]]]:
 
 
 def _beside(folder: Path, root: Path) -> list[Path]:
-    """The json of a split that stands beside its folder."""
+    """The json of a split that is beside its folder."""
     return (
         [root / f"{folder.name}.json"] if folder != root and (root / f"{folder.name}.json").is_file() else []
     )

@@ -68,7 +68,7 @@ def read_labelme(root: Path, images: Path | None, log: ReadLog) -> LoadedDataset
     return assemble(root, "labelme", splits, None, log)
 
 
-class LabelMe:
+class LabelMeFormat:
     """LabelMe: a json file for each image."""
 
     holds = staticmethod(is_labelme)

@@ -72,7 +72,7 @@ def read_voc(root: Path, images: Path | None, log: ReadLog) -> LoadedDataset:
     return assemble(root, "voc", counted, None, log)
 
 
-class Voc:
+class VocFormat:
     """Pascal VOC: an xml file for each image."""
 
     holds = staticmethod(is_voc)

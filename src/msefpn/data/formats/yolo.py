@@ -78,7 +78,7 @@ def read_yolo(path: Path, images: Path | None, log: ReadLog) -> LoadedDataset:
     return assemble(path, "yolo", splits, classes, log)
 
 
-class Yolo:
+class YoloFormat:
     """YOLO: a text file for each image, and a yaml file."""
 
     holds = staticmethod(is_yolo)
