@@ -1,4 +1,4 @@
-"""Plug-ins: registered, found, remembered by runs, never imported by themselves; every mistake is one line."""
+"""Plug-ins: registered, found, remembered by runs, never imported by themselves; mistakes are one line."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ from msefpn.necks import FPN
 from tests import ROOT, TINY
 
 EXAMPLES = ROOT / "examples" / "plugins"
-QUICK = ("--workers", "0", "--device", "cpu", "--steps", "1")
+QUICK = ("--workers", "0", "--device", "cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def tables() -> Iterator[None]:
 
 
 def train(data: Path, out: Path, *arguments: str | Path) -> int:
-    """Train a step by the command."""
+    """Train by the command."""
     command = ["train", "--data", data, "--recipe", TINY, "--out", out, *QUICK, *arguments]
     return main([str(word) for word in command])
 
@@ -129,7 +129,7 @@ class Broken(nn.Module):
     [
         ("maps[:-1]", "3 maps"),
         ("maps[::-1]", "stride"),
-        ("[x[:, :8] for x in maps]", "8 channels"),
+        ("[x[:, :8] for x in maps]", "out_channels"),
     ],
 )
 def test_a_neck_that_breaks_the_contract(
@@ -152,7 +152,7 @@ def test_a_run_remembers_its_plugin_and_nothing_imports_it(
     text = (EXAMPLES / "laterals.py").read_text(encoding="utf-8").replace('"laterals"', '"own"')
     plugin.write_text(f"{text}\nopen({str(marker)!r}, 'w').close()\n", encoding="utf-8")
     with_plugin = ("--plugin", str(plugin))
-    assert train(tiny_set, out, "--neck", "own", "--epochs", "2", *with_plugin) == 0
+    assert train(tiny_set, out, "--neck", "own", "--epochs", "1", *with_plugin) == 0
     assert marker.exists()
     plugins._forget("mine.py")
     marker.unlink()
@@ -164,7 +164,7 @@ def test_a_run_remembers_its_plugin_and_nothing_imports_it(
             ["report", str(out), "--out", str(tmp_path / "r.html")],
             ["explain", str(out), str(next((tiny_set / "val").iterdir())), "--out", str(tmp_path / "e.html")],
             ["export", str(out)],
-            ["train", "--resume", "--out", str(out)],
+            ["train", "--resume", "--out", str(out), "--epochs", "2"],
         )
     ):
         capsys.readouterr()
@@ -179,7 +179,7 @@ def test_a_run_remembers_its_plugin_and_nothing_imports_it(
             assert code == 2, (number, command)
             assert needs in told.err
         assert not marker.exists()
-    assert main(["train", "--resume", "--out", str(out), "--device", "cpu", *with_plugin]) == 0
+    assert main(["train", "--resume", "--out", str(out), "--epochs", "2", *with_plugin]) == 0
     assert main(["predict", str(out), images, "--out", str(tmp_path / "found"), *with_plugin]) == 0
 
 
@@ -220,13 +220,8 @@ def test_objects_are_passed_from_python(tiny_set: Path, tmp_path: Path) -> None:
     )
     loaded = load(run)
     assert type(loaded.neck) is Laterals
-    assert (
-        torch.equal(
-            loaded.backbone.body.conv.weight,
-            torch.load(run / "resume.ckpt")["detector"]["backbone.body.conv.weight"],
-        )
-        or (run / "last.safetensors").exists()
-    )
+    assert type(loaded.backbone.body) is Pooled
+    assert loaded.backbone.body is not backbone
     text = (run / "config.yaml").read_text(encoding="utf-8")
     assert f"neck Laterals: an object of {__name__}" in text
     program = f"import msefpn; msefpn.load({str(run)!r})"
