@@ -6,6 +6,8 @@
 """
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,3 +68,14 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """List the names that are not imported yet, too."""
     return sorted({*globals(), *__all__})
+
+
+class _FrontDoor(types.ModuleType):
+    """Keeps a public function where importing a package of the same name would put that in its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in __all__ and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _FrontDoor

@@ -80,6 +80,10 @@ class Detects(Protocol):
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
 
+    @property
+    def takes_proposals(self) -> bool:
+        """Whether it needs proposals with its images."""
+
     def __call__(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
         """Detect, see `msefpn.models.Detector.forward`."""
 

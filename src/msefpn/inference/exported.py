@@ -40,6 +40,11 @@ class Exported:
         self.config, self.classes, self.category_ids = about
         self._engine = engine
 
+    @property
+    def takes_proposals(self) -> bool:
+        """Whether it needs proposals with its images."""
+        return self.config.takes_proposals
+
     def __call__(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
         """Detect, see `msefpn.models.Detector.forward`; smaller images than the graph takes are padded."""
         given = (padded(images), sizes, *(proposals or ()))

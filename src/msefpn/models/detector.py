@@ -46,6 +46,16 @@ class Detector(nn.Module, abc.ABC):
         self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("scale", 1 / torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
 
+    @property
+    def takes_proposals(self) -> bool:
+        """Whether it needs proposals with its images."""
+        return self.config.takes_proposals
+
+    @property
+    def learns_masks(self) -> bool:
+        """Whether it draws masks."""
+        return self.config.learns_masks
+
     @abc.abstractmethod
     def forward(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
         """Detect.

@@ -25,6 +25,8 @@ LAST = "last.safetensors"
 RESUME = "resume.ckpt"
 """All that going on needs, as it was after the last whole epoch."""
 LOG = "metrics.csv"
+STEPS = "log.jsonl"
+"""What the logger `jsonl` writes."""
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.json"
 
