@@ -21,7 +21,7 @@ from msefpn.html.page import (
     table,
     tag,
 )
-from msefpn.metrics.errors import KINDS
+from msefpn.metrics.errors import ERROR_KINDS
 from msefpn.report.numbers import analysed, gaps
 from msefpn.report.text import changed, told
 from msefpn.report.view import Analysis, Pictures, RunView
@@ -98,9 +98,9 @@ def costs_of_errors(views: Sequence[RunView]) -> Section:
     known = [item for item in analysed(views) if item[2].errors.ap50 >= 0]
     parts = gaps(views, "analysis")
     if known:
-        names = [told(kind) for kind in KINDS]
+        names = [told(kind) for kind in ERROR_KINDS]
         series = [
-            Series(view.name, [max(0.0, one.errors.cost[kind]) for kind in KINDS], color=at)
+            Series(view.name, [max(0.0, one.errors.cost[kind]) for kind in ERROR_KINDS], color=at)
             for at, view, one in known
         ]
         chart = bar_chart("AP50 that each kind of error costs", names, series, lambda v: f"{100 * v:.1f}")
@@ -110,13 +110,13 @@ def costs_of_errors(views: Sequence[RunView]) -> Section:
         "points. The kinds do not add up, since mending one may uncover another. Counts are of all "
         "detections, whatever their score."
     )
-    return Section("Errors", parts, about)
+    return Section("ErrorAnalysis", parts, about)
 
 
 def _error_table(views: Sequence[RunView], known: Sequence[tuple[int, RunView, Analysis]]) -> Html:
     rows = []
     first = known[0][2].errors
-    for kind, meaning in KINDS.items():
+    for kind, meaning in ERROR_KINDS.items():
         cells: list[object] = [joined([told(kind), tag("small", meaning, class_="under")])]
         for at, view, one in known:
             mine, base = one.errors.counts[kind], first.counts[kind]

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from msefpn.data.coco import CocoData
 from msefpn.data.images import ImageFault, read_reduced
-from msefpn.metrics.confusion import Verdicts, judge
-from msefpn.metrics.matching import Predicted, Truth
+from msefpn.metrics.confusion import DetectionOutcomes, match_outcomes
+from msefpn.metrics.matching import BoxPredictions, GroundTruth
 from msefpn.report.view import Gallery, Pictures, Row, Shot
 
 SIDE = 560
@@ -36,8 +36,8 @@ class Seen:
 
     name: str
     data: CocoData
-    truth: Truth
-    predicted: Predicted
+    truth: GroundTruth
+    predicted: BoxPredictions
     score: float
     """Detections under it are not shown."""
 
@@ -47,7 +47,7 @@ def pictures_of(runs: Sequence[Seen]) -> Pictures | None:
     if not runs:
         return None
     data, classes = runs[0].data, len(runs[0].data.classes)
-    verdicts = [judge(run.truth, run.predicted, classes, len(data), score=run.score) for run in runs]
+    verdicts = [match_outcomes(run.truth, run.predicted, classes, len(data), score=run.score) for run in runs]
     quality = np.stack([verdict.quality for verdict in verdicts])  # (runs, images)
     wrongness = np.stack([verdict.wrongness for verdict in verdicts]).mean(axis=0)
     crowdedness = np.bincount(runs[0].truth.image, minlength=len(data))
@@ -91,7 +91,7 @@ def _first(value: NDArray[np.float64], then: NDArray[Any], among: NDArray[np.boo
     return [int(place) for place in np.lexsort((then, value)) if among[place]]
 
 
-def _row(place: int, runs: Sequence[Seen], verdicts: Sequence[Verdicts]) -> Row | None:
+def _row(place: int, runs: Sequence[Seen], verdicts: Sequence[DetectionOutcomes]) -> Row | None:
     """An image as each run sees it; None where it cannot be read. `place`: in the order of the ids."""
     data = runs[0].data
     index = int(np.argsort(data.ids)[place])
@@ -107,7 +107,7 @@ def _row(place: int, runs: Sequence[Seen], verdicts: Sequence[Verdicts]) -> Row 
     return Row(data.names[index], shots)
 
 
-def _shot(image: Image.Image, scale: float, place: int, run: Seen, verdict: Verdicts) -> Shot:
+def _shot(image: Image.Image, scale: float, place: int, run: Seen, verdict: DetectionOutcomes) -> Shot:
     drawn = image.copy()
     pen = ImageDraw.Draw(drawn)
     classes = run.data.classes

@@ -20,10 +20,10 @@ from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.proposals import with_proposals
 from msefpn.errors import UserError
 from msefpn.html.page import COLORS
-from msefpn.metrics.confusion import judge
-from msefpn.metrics.curves import ap_over_sizes, best_score, curves_of, size_edges
-from msefpn.metrics.errors import analyse
-from msefpn.metrics.matching import Predicted, Truth
+from msefpn.metrics.confusion import match_outcomes
+from msefpn.metrics.curves import ap_over_sizes, best_f1, precision_curves, size_edges
+from msefpn.metrics.errors import analyse_errors
+from msefpn.metrics.matching import BoxPredictions, GroundTruth
 from msefpn.report.cost import prices_of
 from msefpn.report.images import Seen, pictures_of
 from msefpn.report.page import run_page
@@ -83,8 +83,8 @@ class _Opened:
     config: Config
     sources: Sources
     data: CocoData | None
-    truth: Truth | None
-    predicted: Predicted | None
+    truth: GroundTruth | None
+    predicted: BoxPredictions | None
     mark: int
     """Changes with the validation data."""
     missing: dict[str, str]
@@ -216,10 +216,10 @@ def _steps(folder: Path) -> dict[str, Curve]:
     return {name: Curve([e.step for e in found], [e.value for e in found]) for name, found in read.items()}
 
 
-def _truth(data: CocoData) -> Truth:
+def _truth(data: CocoData) -> GroundTruth:
     image = np.repeat(_places(data), np.diff(data.offsets))
     boxes = np.concatenate([data.boxes[:, :2], data.boxes[:, 2:] - data.boxes[:, :2]], 1).astype(np.float64)
-    return Truth(image, data.labels, boxes, data.areas, data.crowd)
+    return GroundTruth(image, data.labels, boxes, data.areas, data.crowd)
 
 
 def _places(data: CocoData) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -229,14 +229,14 @@ def _places(data: CocoData) -> np.ndarray[Any, np.dtype[np.int64]]:
     return places
 
 
-def _predicted(path: Path, data: CocoData) -> Predicted:
+def _predicted(path: Path, data: CocoData) -> BoxPredictions:
     if not path.is_file():
         raise UserError(f"there is no {path}")
     results = json.loads(path.read_text(encoding="utf-8"))
     image_of = dict(zip(data.ids.tolist(), _places(data).tolist(), strict=True))
     label_of = {id: label for label, id in enumerate(data.category_ids)}
     known = [r for r in results if r["image_id"] in image_of and r["category_id"] in label_of]
-    found = Predicted(
+    found = BoxPredictions(
         np.array([image_of[item["image_id"]] for item in known], dtype=np.int64),
         np.array([label_of[item["category_id"]] for item in known], dtype=np.int64),
         np.array([item["bbox"] for item in known], dtype=np.float64).reshape(-1, 4),
@@ -245,19 +245,19 @@ def _predicted(path: Path, data: CocoData) -> Predicted:
     return found.where(np.argsort(found.image, kind="stable"))
 
 
-def _analysis(data: CocoData, truth: Truth, predicted: Predicted, base: Truth) -> Analysis:
+def _analysis(data: CocoData, truth: GroundTruth, predicted: BoxPredictions, base: GroundTruth) -> Analysis:
     """`base`: the truth whose sizes the bins are made from."""
     classes = len(data.classes)
-    curves = curves_of(truth, predicted, classes)
-    score, f1, precision, recall = best_score(truth, predicted, curves)
+    curves = precision_curves(truth, predicted, classes)
+    score, f1, precision, recall = best_f1(truth, predicted, curves)
     return Analysis(
         classes=data.classes,
         images=len(data),
         objects=np.bincount(truth.label[~truth.crowd], minlength=classes).tolist(),
         precision=curves.precision,
         sizes=ap_over_sizes(truth, predicted, classes, size_edges(base)),
-        errors=analyse(truth, predicted, classes),
-        matrix=judge(truth, predicted, classes, len(data), score=score).matrix,
+        errors=analyse_errors(truth, predicted, classes),
+        matrix=match_outcomes(truth, predicted, classes, len(data), score=score).matrix,
         score=score,
         f1=f1,
         found=precision,

@@ -17,7 +17,7 @@ _TOLD = {
 
 
 def told(kind: str) -> str:
-    """The name of a kind of error, one of `metrics.errors.KINDS`."""
+    """The name of a kind of error, one of `metrics.errors.ERROR_KINDS`."""
     return _TOLD[kind]
 
 

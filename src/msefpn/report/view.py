@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msefpn.metrics.curves import SizeBin
-from msefpn.metrics.errors import Errors
+from msefpn.metrics.errors import ErrorAnalysis
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Analysis:
     objects: list[int]
     """(K) of each class, crowds aside."""
     precision: NDArray[np.float64]
-    """(T, 101, K), as in `metrics.curves.Curves`."""
+    """(T, 101, K), as in `metrics.curves.PrecisionCurves`."""
     sizes: list[SizeBin]
-    errors: Errors
+    errors: ErrorAnalysis
     matrix: NDArray[np.int64]
     """(K + 1, K + 1) rows: truth, columns: detections; last: background; at `score` and IoU 0.5."""
     score: float
