@@ -12,8 +12,7 @@ from msefpn.data.formats import Log, Part, open_source
 from msefpn.data.formats.write import bytes_of, write_coco, write_yolo
 from msefpn.data.split import Division, divide
 from msefpn.errors import unknown_name
-from msefpn.report.dataset import PAGE as CHECK_PAGE
-from msefpn.report.dataset import write as write_check
+from msefpn.report.dataset import CHECK_FILE, write_check_page
 from msefpn.runs.console import say
 from msefpn.runs.folder import check_out, new_folder, write_text
 
@@ -47,8 +46,8 @@ def check(
     say(str(report))
     if out is not None:
         with new_folder(out):
-            write_check(report, out)
-        say(f"pictures: {out / CHECK_PAGE}")
+            write_check_page(report, out)
+        say(f"pictures: {out / CHECK_FILE}")
     return report
 
 
