@@ -46,10 +46,10 @@ def read_history(folder: Path) -> History:
         return History(steps, epochs or (_read_table(table) if table.is_file() else []))
     if not table.is_file():
         raise UserError(f"there is no {log} and no {table}")
-    only = (
-        "this run of msefpn 0.1 logged them for TensorBoard only" if (folder / "tensorboard").is_dir() else ""
-    )
-    return History({}, _read_table(table), only or f"there is no {log}: train with --logger jsonl")
+    reason = f"there is no {log}: train with --logger jsonl"
+    if (folder / "tensorboard").is_dir():
+        reason = "not available: they were logged for TensorBoard only, as by msefpn 0.1"
+    return History({}, _read_table(table), reason)
 
 
 def _read_log(path: Path) -> tuple[dict[str, Curve], list[dict[str, float]]]:
