@@ -99,9 +99,8 @@ def _detections_of(run: dict[str, Any], score: float, size: tuple[int, int]) -> 
         box = {"x": left, "y": top, "width": max(0.0, right - left), "height": max(0.0, bottom - top)}
         tip = tag("title", f"{item['class']} {item['score']:.2f}" + _level(item["level"]))
         style = f"--c:var(--s{_colour(item['level'])})"
-        name = tag(
-            "text", f"{item['class']} {item['score']:.2f}", x=left, y=max(top, 0.03 * size[1]) - 0.1 * unit
-        )
+        place = {"x": left, "y": max(top, 0.03 * size[1]) - 0.1 * unit, "font_size": f"{unit:.1f}"}
+        name = tag("text", f"{item['class']} {item['score']:.2f}", **place)
         boxes.append(tag("g", tag("rect", tip, **box), name, style=style))
     view = f"0 0 {size[1]} {size[0]}"
     drawing = tag(

@@ -119,7 +119,7 @@ def costs_of_errors(runs: Sequence[ReportedRun]) -> Section:
         "points. The costs do not add up, since fixing one kind may uncover another. Counts are of all "
         "detections, at any score."
     )
-    return Section("ErrorAnalysis", parts, about)
+    return Section("Errors", parts, about)
 
 
 def _error_table(runs: Sequence[ReportedRun], known: Sequence[tuple[int, ReportedRun, Analysis]]) -> Html:
