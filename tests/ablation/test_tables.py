@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -48,7 +49,7 @@ def test_verdicts() -> None:
 
 
 def test_table() -> None:
-    heads, lines = ablation.table(RESULTS)
+    heads, lines = ablation.table_cells(RESULTS)
     first, second, up, down, one, none = (dict(zip(heads, line, strict=True)) for line in lines)
     assert first["AP"] == "41.0 ± 1.2"
     assert (first["params M"], first["GMAC"], first["time"]) == ("1.50", "2.50", "1.25")
@@ -59,13 +60,13 @@ def test_table() -> None:
     assert none["AP"] == "failed"
     assert "epochs" not in heads
     longer = {**RESULTS, "rows": [*RESULTS["rows"], row("fpn", [0.6], epochs=18)]}
-    assert [line[1] for line in ablation.table(longer)[1]] == ["6"] * 6 + ["18"]
+    assert [line[1] for line in ablation.table_cells(longer)[1]] == ["6"] * 6 + ["18"]
 
 
 def test_formats(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(RESULTS), encoding="utf-8")
-    ablation.write(tmp_path)
-    heads, lines = ablation.table(RESULTS)
+    ablation.write_tables(tmp_path)
+    heads, lines = ablation.table_cells(RESULTS)
     page = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert page.splitlines()[0] == f"| {' | '.join(heads)} |"
     assert all(f"| {' | '.join(line)} |" in page for line in lines)
@@ -88,5 +89,18 @@ def test_formats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [RESULTS["rows"], RESULTS["rows"][-1:]])
 def test_plot_of_any_rows(rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    ablation.plot({**RESULTS, "rows": rows}, tmp_path / "plot.svg")
+    ablation.draw_plot({**RESULTS, "rows": rows}, tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").stat().st_size > 1000
+
+
+def test_tables_are_written_without_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS), encoding="utf-8")
+    ablation.write_tables(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("results.json", "table.md", "table.csv", "table.tex")
+    }
+    said = 'no plot: plot.svg needs the extra: pip install "msefpn[plots]"\n'
+    assert capsys.readouterr().out == said

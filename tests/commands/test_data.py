@@ -14,7 +14,7 @@ from msefpn.data.advice import advise
 from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.formats import LabelledImage, LabelledObject, LoadedDataset, ReadLog, assemble, size_of
 from msefpn.errors import UserError
-from msefpn.report.dataset import choose
+from msefpn.report.dataset import choose_images
 from msefpn.runs.folder import write_run
 from msefpn.training.plan import plan_evaluation, plan_training
 from tests import TINY
@@ -225,7 +225,7 @@ def test_advice_follows_the_numbers(data: CocoData, says: str) -> None:
 
 def test_the_sheet_shows_every_class(tiny_set: Path) -> None:
     data, _ = read_coco(tiny_set / "train.json", tiny_set / "train")
-    chosen = dict(choose(data, (160, 160), most=6))
+    chosen = dict(choose_images(data, (160, 160), most=6))
     assert {int(label) for index in chosen for label in data.boxes_of(index)[1]} == set(data.labels.tolist())
     counts = np.diff(data.offsets)
     assert {int(counts.argmax()), int(counts.argmin())} <= chosen.keys()

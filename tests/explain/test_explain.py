@@ -14,12 +14,16 @@ from torch.nn.functional import avg_pool2d
 
 import msefpn
 from msefpn.config import load_recipe
+from msefpn.data.images import read_image
 from msefpn.errors import UserError
-from msefpn.explain.explain import level_moments
-from msefpn.explain.hooks import Capture, watching
-from msefpn.explain.panels import Seen
+from msefpn.explain.hooks import NeckRecord, watching
+from msefpn.explain.levels import level_moments
+from msefpn.explain.panels import Observation
+from msefpn.inference.predictor import Predictor
 from msefpn.metrics.similarity import cka, moments
 from msefpn.models import build, save
+from msefpn.models.detector import OneStage
+from msefpn.models.retina import RetinaHead
 from tests import TINY
 
 RECIPE = str(TINY)
@@ -31,13 +35,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Give the weights of an untrained detector."""
     folder = tmp_path_factory.mktemp("explain")
 
-    def make(neck: str, detector: str = "faster_rcnn", classes: list[str] = CLASSES) -> Path:
-        path = folder / f"{detector}_{neck}.safetensors"
+    def make(
+        neck: str,
+        detector: str = "faster_rcnn",
+        classes: list[str] = CLASSES,
+        roi: dict[str, Any] | None = None,
+    ) -> Path:
+        path = folder / f"{detector}_{neck}{'' if roi is None else '_roi'}.safetensors"
         if not path.exists():
             torch.manual_seed(0)
             options: dict[str, Any] = {} if detector == "faster_rcnn" else {"detector_options": {}}
             config = load_recipe(RECIPE, neck=neck, detector=detector, **options)
-            save(build(config, classes), path)
+            if roi is not None:
+                config.detector_options["roi"].update(roi)
+            built = build(config, classes)
+            if isinstance(built, OneStage) and isinstance(built.head, RetinaHead):
+                torch.nn.init.zeros_(built.head.classes.bias)  # type: ignore[arg-type]  # scores over 0.05
+            save(built, path)
         return path
 
     return make
@@ -80,7 +94,7 @@ def test_two_runs_over_images(
     )
 
     page = out.read_text()
-    assert re.findall(r"<h2>(\w+)", page) == ["What", "The", "C", "SEM", "SIM", "F", "GCG", "T", "P"]
+    assert re.findall(r"<h2>(\w+)", page) == ["Detections", "The", "C", "SEM", "SIM", "F", "GCG", "T", "P"]
     assert "<b>red" not in page
     assert "<i>one" not in page
     assert not re.search(r"(src|href)=[\"']?(https?:|//)", page)
@@ -104,14 +118,48 @@ def test_other_necks_and_detectors_alone(
     assert pairs == (["3–4", "4–5", "mean"] if detector == "retinanet" else ["2–3", "3–4", "4–5", "mean"])
 
 
+@pytest.mark.parametrize(
+    ("detector", "roi", "levels"),
+    [
+        ("faster_rcnn", None, {"2", "3", "4", "5"}),
+        ("retinanet", None, {"3", "4", "5", "6", "7"}),
+        ("faster_rcnn", {"pooling": "soft"}, {None}),
+    ],
+)
+def test_level_of_a_box_is_the_one_that_the_detector_tells(
+    detector: str,
+    roi: dict[str, Any] | None,
+    levels: set[str | None],
+    run: Callable[..., Path],
+    tiny_set: Path,
+    tmp_path: Path,
+) -> None:
+    weights, image = run("fpn", detector, roi=roi), tiny_set / "val" / "000001.jpg"
+    out = tmp_path / "page.html"
+    result = msefpn.explain(weights, image, device="cpu", out=out, score=0.0)
+    found = result["runs"][0]["detections"]
+    (expected,) = Predictor.open(weights, device="cpu")([read_image(image)])
+    assert len(found) == len(expected.boxes) > 0
+    if roi is not None:
+        assert expected.strides is None
+        assert {item["level"] for item in found} == levels
+        return
+    assert expected.strides is not None
+    order = np.argsort(-expected.scores.round(4), kind="stable")
+    strides = np.log2(expected.strides[order]).astype(int)
+    assert [item["level"] for item in found] == [str(level) for level in strides]
+    assert {item["level"] for item in found} <= levels
+    assert f" from P{found[0]['level']}" in out.read_text()
+
+
 def test_padding_is_left_out_and_levels_are_averaged_to_one_grid() -> None:
     torch.manual_seed(0)
     fine, coarse = torch.randn(3, 16, 24), torch.randn(5, 8, 12)
     fine[:, 10:], coarse[:, 5:] = 1e6, -1e6  # rows of padding: the picture has 78 of 128
     fine[:, :, 21:], coarse[:, :, 10:] = 1e6, -1e6  # and 161 of 192 columns
     stages = {"C": {8: fine, 16: coarse}, "P": {8: fine, 16: coarse, 32: coarse[:, ::2, ::2]}}
-    seen = Seen(Capture(stages), None, (78, 161), (128, 192))
-    found = level_moments(seen)
+    observed = Observation(NeckRecord(stages), None, (78, 161), (128, 192))
+    found = level_moments(observed)
     assert set(found) == {("C", 8), ("P", 8)}  # no level of the backbone beyond stride 16
     x = avg_pool2d(fine[None], 2)[0, :, :5, :10].flatten(1).T.numpy()
     y = coarse[:, :5, :10].flatten(1).T.numpy()
@@ -129,7 +177,7 @@ def test_nothing_is_written_over(
     assert Path("explain-1.json").read_text() == "mine"
     assert not Path("explain-1.html").exists()
     for name in ("explain-1.html", "explain-2.html"):
-        with pytest.raises(UserError, match="is there already"):
+        with pytest.raises(UserError, match="already exists"):
             msefpn.explain(run("fpn"), image, device="cpu", out=name)
 
 
@@ -156,7 +204,7 @@ def test_mistakes_are_told_in_one_line(run: Callable[..., Path], tiny_set: Path,
         ({"score": 1.5}, "must be 0 to 1"),
         ({"size": "huge"}, "size"),
         ({"out": tmp_path / "page.pdf"}, "name a new .html file"),
-        ({"out": tmp_path / "none" / "page.html"}, "is not there"),
+        ({"out": tmp_path / "none" / "page.html"}, "does not exist"),
     ]
     for wrong, said in mistakes:
         with pytest.raises(UserError, match=re.escape(said)) as caught:

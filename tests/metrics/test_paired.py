@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from msefpn.metrics.paired import mean_and_spread, paired_difference
+from msefpn.metrics.paired import mean_and_spread, paired_difference, student_t
 
 
 def test_mean_and_spread() -> None:
@@ -30,3 +30,11 @@ def test_interval_of_student(steps: list[float], deviation: float, quantile: flo
 
 def test_one_pair_has_no_interval() -> None:
     assert dataclasses.astuple(paired_difference([3.0], [1.0])) == (2.0, None, None, 1)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_quantile_is_that_of_scipy(confidence: float) -> None:
+    special = pytest.importorskip("scipy.special")
+    for freedom in (1, 2, 3, 4, 7, 10, 29, 120):
+        expected = special.stdtrit(freedom, (1 + confidence) / 2)
+        assert student_t(confidence, freedom) == pytest.approx(expected, rel=1e-10)

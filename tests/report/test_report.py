@@ -1,4 +1,4 @@
-"""The report of runs: its numbers are COCO's, what is missing is said, texts of others stay texts."""
+"""The report of runs: its numbers are COCO's, it says what is missing, foreign text is escaped."""
 
 import json
 import shutil
@@ -17,8 +17,8 @@ from msefpn.errors import UserError
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.metrics.curves import mean_precision
 from msefpn.report import report as engine
-from msefpn.report.images import BYTES, MOST
-from msefpn.report.view import Pictures, RunView
+from msefpn.report.images import IMAGE_BYTES, MAX_IMAGES, ImageGroup
+from msefpn.report.run import ReportedRun
 from msefpn.runs.folder import Sources, write_run
 from tests import TINY
 
@@ -78,17 +78,19 @@ class Reader(HTMLParser):
         return " ".join(self.words)
 
 
-def shown(*runs: Path, monkeypatch: pytest.MonkeyPatch, out: Path) -> tuple[list[RunView], Pictures | None]:
+def shown(
+    *runs: Path, monkeypatch: pytest.MonkeyPatch, out: Path
+) -> tuple[list[ReportedRun], list[ImageGroup] | None]:
     """What the page is made from."""
-    kept: list[tuple[list[RunView], Pictures | None]] = []
+    kept: list[tuple[list[ReportedRun], list[ImageGroup] | None]] = []
 
-    def keep(views: list[RunView], pictures: Pictures | None) -> str:
-        kept.append((views, pictures))
+    def keep(reported: list[ReportedRun], groups: list[ImageGroup] | None) -> str:
+        kept.append((reported, groups))
         return ""
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "run_page", keep)
-        engine.report(runs, out)
+        patch.setattr(engine, "report_page", keep)
+        engine.write_report(runs, out)
     return kept[0]
 
 
@@ -102,27 +104,27 @@ def test_page_of_a_run_tells_its_numbers(made: Path, capsys: pytest.CaptureFixtu
     assert f"{100 * best['AP']:.1f}" in read.words
     assert all(f"{100 * value:.1f}" in read.words for value in best["per_class"].values())
     assert read.tags.count("section") == 11
-    assert 5 <= read.tags.count("img") - 1 <= MOST
-    assert len(text) < MOST * BYTES * 4 / 3 + 500_000
+    assert 5 <= read.tags.count("img") - 1 <= MAX_IMAGES
+    assert len(text) < MAX_IMAGES * IMAGE_BYTES * 4 / 3 + 500_000
     assert "--recipe" in read.text
     assert "no best.safetensors" in read.text  # no weights, so no cost
-    assert msefpn.report([made / "a"]) == page, "it may be made anew"
+    assert msefpn.report([made / "a"]) == page, "it may be written again"
 
 
 def test_analysis_agrees_with_the_runs_own_numbers(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (view,), pictures = shown(made / "b", monkeypatch=monkeypatch, out=tmp_path / "page.html")
-    assert view.analysis is not None
-    assert mean_precision(view.analysis.precision) == pytest.approx(view.numbers["AP"], abs=1e-9)
-    assert view.analysis.errors.ap50 == pytest.approx(view.numbers["AP50"], abs=1e-9)
-    assert sum(view.analysis.objects) == view.analysis.matrix[:-1].sum()
-    assert sum(one.objects for one in view.analysis.sizes) == sum(view.analysis.objects)
-    assert pictures is not None
-    assert [gallery.title for gallery in pictures.galleries][:2] == ["The best", "The worst"]
-    files = [row.file for gallery in pictures.galleries for row in gallery.rows]
+    (run,), groups = shown(made / "b", monkeypatch=monkeypatch, out=tmp_path / "page.html")
+    assert run.analysis is not None
+    assert mean_precision(run.analysis.precision) == pytest.approx(run.numbers["AP"], abs=1e-9)
+    assert run.analysis.errors.ap50 == pytest.approx(run.numbers["AP50"], abs=1e-9)
+    assert sum(run.analysis.objects) == run.analysis.matrix[:-1].sum()
+    assert sum(one.objects for one in run.analysis.sizes) == sum(run.analysis.objects)
+    assert groups is not None
+    assert [group.title for group in groups][:2] == ["The best", "The worst"]
+    files = [row.file for group in groups for row in group.rows]
     assert len(files) == len(set(files))
-    assert view.name == "b"
+    assert run.name == "b"
 
 
 def test_two_runs_stand_side_by_side(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,10 +134,10 @@ def test_two_runs_stand_side_by_side(made: Path, tmp_path: Path, monkeypatch: py
     assert f"{100 * (second['AP'] - first['AP']):+.1f}" in read.words
     assert "neck" in read.words
     assert "Different validation data" not in read.text
-    _, pictures = shown(made / "a", made / "b", monkeypatch=monkeypatch, out=tmp_path / "other.html")
-    assert pictures is not None
-    assert pictures.runs == ["a", "b"]
-    assert all(len(row.shots) == 2 for gallery in pictures.galleries for row in gallery.rows)
+    _, groups = shown(made / "a", made / "b", monkeypatch=monkeypatch, out=tmp_path / "other.html")
+    assert groups
+    rows = [row for group in groups for row in group.rows]
+    assert all([image.run for image in row.images] == ["a", "b"] for row in rows)
     monkeypatch.chdir(tmp_path)
     assert msefpn.report([made / "a", made / "b"]) == Path("report-1.html")
 
@@ -176,9 +178,9 @@ def test_names_that_are_html_stay_text(tiny_set: Path, tmp_path: Path) -> None:
 
 MISSING = {
     "predictions.json": "there is no",
-    "metrics.csv": "values of each epoch: there is no",
+    "metrics.csv": "values of the training: there is no",
     "metrics.json": "there is no",
-    "tensorboard": "values of each step: there is no",
+    "log.jsonl": "values of each step: there is no",
     "val": "does not exist",
 }
 
@@ -220,8 +222,8 @@ def test_mistakes_are_told(made: Path, tmp_path: Path) -> None:
     there = tmp_path / "there.html"
     there.write_text("mine")
     for runs, out, message in [
-        ([tmp_path / "none"], None, "no run folder"),
-        ([made / "a"], there, "is there already"),
+        ([tmp_path / "none"], None, "run folder"),
+        ([made / "a"], there, "already exists"),
         ([made / "a"], tmp_path / "no" / "page.html", "no folder"),
         ([made / "a", made / "a"], None, "given twice"),
         ([made / "a"] * 7, None, "at most 6"),
@@ -245,6 +247,6 @@ def test_training_leaves_a_page_and_is_not_failed_by_one(
     def broken(*_: Any) -> str:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(engine, "run_page", broken)
+    monkeypatch.setattr(engine, "report_page", broken)
     engine.report_training(run)
     assert f"no report of this run: two lines; try msefpn report {run}\n" in capsys.readouterr().out

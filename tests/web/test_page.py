@@ -23,14 +23,14 @@ from msefpn.inference.predictor import Predictor
 from msefpn.models import build, save
 from msefpn.models.roi import RoIHead
 from msefpn.web.page import build_page
-from msefpn.web.picture import Limits
-from msefpn.web.serve import listen, server_of
-from msefpn.web.visit import Shown
+from msefpn.web.server import listen, make_server
+from msefpn.web.session import ServedRun
+from msefpn.web.upload import UploadLimits
 from tests import TINY
 
 EVIL = "<img src=x onerror=\"document.title='broken in'\">${1 + 1}{{value}}"
 CLASSES = ["circle", EVIL]
-LIMITS = Limits(megabytes=0.3, megapixels=0.4)
+LIMITS = UploadLimits(megabytes=0.3, megapixels=0.4)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
@@ -58,18 +58,18 @@ def weights(folder: Path, seed: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Shown]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[ServedRun]:
     folder = tmp_path_factory.mktemp("secret")
     names = ("first", "second")
     return [
-        Shown(name, Counted.open(weights(folder / name, seed), device="cpu"))
+        ServedRun(name, Counted.open(weights(folder / name, seed), device="cpu"))
         for seed, name in enumerate(names)
     ]
 
 
 @pytest.fixture(scope="module")
-def url(runs: list[Shown]) -> Iterator[str]:
-    server = server_of(build_page(runs, LIMITS), LIMITS)
+def url(runs: list[ServedRun]) -> Iterator[str]:
+    server = make_server(build_page(runs, LIMITS), LIMITS)
     with listen("127.0.0.1", 0) as taken:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
         thread.start()
@@ -133,11 +133,11 @@ def column(panel: Locator, number: int) -> list[str]:
     return panel.locator(f"tbody td:nth-child({number})").all_inner_texts()
 
 
-def forwards(runs: list[Shown]) -> list[int]:
+def forwards(runs: list[ServedRun]) -> list[int]:
     return [run.predictor.forwards for run in runs if isinstance(run.predictor, Counted)]
 
 
-def test_drop_slide_filter_download(page: Page, runs: list[Shown], tiny_set: Path) -> None:
+def test_drop_slide_filter_download(page: Page, runs: list[ServedRun], tiny_set: Path) -> None:
     before = forwards(runs)
     drop(page, tiny_set / "val" / "000001.jpg", "my <b>picture.jpg")
     panels = page.locator(".panel")
@@ -176,16 +176,16 @@ def test_drop_slide_filter_download(page: Page, runs: list[Shown], tiny_set: Pat
     assert forwards(runs) == [count + 1 for count in before], "score and classes need no forward"
 
 
-def test_a_bad_file_is_told_and_the_page_stays_up(page: Page, runs: list[Shown], tiny_set: Path) -> None:
+def test_a_bad_file_is_told_and_the_page_stays_up(page: Page, runs: list[ServedRun], tiny_set: Path) -> None:
     large = BytesIO()
     Image.new("RGB", (900, 600)).save(large, "PNG")
     good = file_of(tiny_set / "val" / "000002.jpg")
     half = good["buffer"][: len(good["buffer"]) // 2]
     bad = [
-        ("note.jpg", b"not a picture at all", "note.jpg is no picture that can be read"),
+        ("note.jpg", b"not a picture at all", "note.jpg is not a readable image"),
         ("empty.jpg", b"", "empty.jpg is empty"),
-        ("large.png", large.getvalue(), "900 x 600, the page takes 0.4 million"),
-        ("heavy.jpg", bytes(400_000), "heavy.jpg is too large: 0.4 MB, the page takes 0.3"),
+        ("large.png", large.getvalue(), "900 x 600, the page accepts 0.4 million"),
+        ("heavy.jpg", bytes(400_000), "heavy.jpg is too large: 0.4 MB, the page accepts 0.3"),
         ("half.jpg", half, "half.jpg cannot be read: image file is truncated"),
     ]
     page.set_input_files(".zone input", good)
@@ -232,7 +232,7 @@ def test_the_camera_takes_a_picture(page: Page) -> None:
     expect(page.locator("video.camera")).to_be_hidden()
 
 
-def test_no_path_of_the_server_leaves_it(page: Page, url: str, runs: list[Shown], tiny_set: Path) -> None:
+def test_no_path_of_the_server_leaves_it(page: Page, url: str, runs: list[ServedRun], tiny_set: Path) -> None:
     page.set_input_files(".zone input", file_of(tiny_set / "val" / "000003.jpg"))
     expect(page.locator(".panel")).to_have_count(2)
     texts = [page.content(), *(page.request.get(url + part).text() for part in ("", "config", "theme.css"))]

@@ -93,8 +93,8 @@ def run_grid(
         _compare(entries)
         results = {"setting": _setting(rows[0], seeds, rounds), "rows": entries}
         write_text(out / report.RESULTS, json.dumps(results, indent=1))
-        report.write(out)
-    show_table(*report.table(results))
+        report.write_tables(out)
+    show_table(*report.table_cells(results))
     say(f"{report.NOTE}.", f"{results['setting']}.")
     say(*(f"failed: {name}: {why}" for name, why in report.failures(results)))
     say(f"each row's command, and the table: {out / 'table.md'}, table.csv, table.tex, plot.svg")

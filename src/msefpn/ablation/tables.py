@@ -1,4 +1,4 @@
-"""Tables and a plot of a grid, from its results.json."""
+"""The tables and the plot of a grid, from its results.json."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from msefpn.errors import UserError, missing_extra
+from msefpn.runs.console import say
+
 RESULTS = "results.json"
 Results = dict[str, Any]
-Row = dict[str, Any]
+ResultRow = dict[str, Any]
 
 NOTE = (
     "AP and differences in percent, of the weights after the last epoch; ± standard deviation over seeds; "
-    "difference to the baseline of the same budget in pairs of the same seed, with Student's 95 % interval "
-    "(one row of twenty without any difference leaves zero out by chance); time: ratio of prediction times; "
+    "difference to the baseline with the same epochs, paired by seed, with Student's 95 % interval (without "
+    "any true difference, one interval in twenty excludes zero by chance); time: ratio of prediction times; "
     "published: AP, and gain over FPN, on COCO in a recipe's own setting, for a neck with ResNet-50, 1x"
 )
 
 
-def verdict(row: Row) -> str:
-    """What the paired difference lets one say."""
+def verdict(row: ResultRow) -> str:
+    """The conclusion from the paired difference."""
     if "difference" not in row:
         return "baseline" if row["baseline"] else ""
     low, high = row["difference"]["low"], row["difference"]["high"]
@@ -33,7 +36,7 @@ def verdict(row: Row) -> str:
     return "better" if low > 0 else "worse"
 
 
-def table(results: Results) -> tuple[list[str], list[list[str]]]:
+def table_cells(results: Results) -> tuple[list[str], list[list[str]]]:
     """Column heads and cells, as text."""
     several = len({row["epochs"] for row in results["rows"]}) > 1
     heads = ["row", *["epochs"] * several, "AP", "AP50", "difference", "verdict"]
@@ -45,7 +48,7 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
     return heads, lines
 
 
-def _accuracy(row: Row) -> list[str]:
+def _accuracy(row: ResultRow) -> list[str]:
     """AP with its spread, AP50 and the difference with its interval."""
     if "mean" not in row:
         return ["failed", "", ""]
@@ -60,7 +63,7 @@ def _accuracy(row: Row) -> list[str]:
     return [*found, f"{100 * mean:+.1f}{interval}"]
 
 
-def _cost(row: Row) -> list[str]:
+def _cost(row: ResultRow) -> list[str]:
     macs = row["macs"]["all"] / 1e9
     return [
         f"{row['parameters'] / 1e6:.2f}",
@@ -69,8 +72,8 @@ def _cost(row: Row) -> list[str]:
     ]
 
 
-def _published(row: Row) -> str:
-    """AP, and the gain over FPN, where there is one."""
+def _published(row: ResultRow) -> str:
+    """Published AP and gain over FPN, where known."""
     known = row["published"] or {}
     gain = known.get("gain")
     parts = [f"{known['AP']:.1f}"] if known.get("AP") is not None else []
@@ -79,7 +82,7 @@ def _published(row: Row) -> str:
 
 def markdown(results: Results) -> str:
     """The table, its setting, the failures and each row's command."""
-    heads, lines = table(results)
+    heads, lines = table_cells(results)
     grid = [f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *lines]]
     failed = [f"- {name}: {why}" for name, why in failures(results)]
     commands = [row["command"] for row in results["rows"]]
@@ -92,7 +95,7 @@ def markdown(results: Results) -> str:
             f"{results['setting']}.",
             "",
             *(["Failed:", "", *failed, ""] if failed else []),
-            "Each row by hand, with seed 0 (the other seeds alike):",
+            "The command of each row, with seed 0; the other seeds likewise:",
             "",
             "```sh",
             *commands,
@@ -103,7 +106,7 @@ def markdown(results: Results) -> str:
 
 
 def comma_separated(results: Results) -> str:
-    """The numbers as csv, unrounded, with each row's command; AP from 0 to 1, empty where there is none."""
+    """The numbers as csv, unrounded, with the command of each row; AP from 0 to 1, empty if missing."""
     lines = []
     for row in results["rows"]:
         numbers = {key: row.get(key) for key in ("row", "epochs", "mean", "spread", "mean50")}
@@ -123,7 +126,7 @@ def comma_separated(results: Results) -> str:
 
 def latex(results: Results) -> str:
     """The table as a LaTeX tabular (package booktabs)."""
-    heads, lines = table(results)
+    heads, lines = table_cells(results)
     rows = [" & ".join(map(_escaped, cells)) + r" \\" for cells in [heads, *lines]]
     columns = "l" + "r" * (len(heads) - 1)
     about = [f"% {results['setting']}", *(f"% {row['row']}: {row['command']}" for row in results["rows"])]
@@ -147,12 +150,19 @@ def failures(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-def plot(results: Results, path: Path) -> None:
-    """Draw mean AP, with its spread, against parameters, operations and time: one panel each."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  slow to import
+def draw_plot(results: Results, path: Path) -> None:
+    """Draw mean AP and its deviation over parameters, operations and time: one panel each.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415  of an extra
+    except ImportError:
+        raise missing_extra(path.name, "plots") from None
 
     rows = [row for row in results["rows"] if "mean" in row]
-    costs: Sequence[tuple[str, Callable[[Row], float]]] = (
+    costs: Sequence[tuple[str, Callable[[ResultRow], float]]] = (
         ("parameters, millions", lambda row: row["parameters"] / 1e6),
         ("multiply-accumulates, 10⁹", lambda row: row["macs"]["all"] / 1e9),
         ("prediction time, ratio to the baseline", lambda row: row["ratio"]),
@@ -176,10 +186,16 @@ def plot(results: Results, path: Path) -> None:
     figure.savefig(path)
 
 
-def write(folder: Path) -> Results:
-    """Read a grid's results.json and write table.md, table.csv, table.tex and plot.svg beside it."""
+def write_tables(folder: Path) -> Results:
+    """Write table.md, table.csv, table.tex and plot.svg beside a grid's results.json; return the results.
+
+    Without matplotlib there is no plot, which is said in one line.
+    """
     results: Results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     for name, text in (("md", markdown), ("csv", comma_separated), ("tex", latex)):
         (folder / f"table.{name}").write_text(text(results), encoding="utf-8")
-    plot(results, folder / "plot.svg")
+    try:
+        draw_plot(results, folder / "plot.svg")
+    except UserError as error:
+        say(f"no plot: {error}")
     return results

@@ -1,4 +1,4 @@
-"""The public functions that show what a run does; each is a command of the same name, see `api`."""
+"""The public functions that show what a run does; each is a command of the same name."""
 
 # ruff: noqa: PLC0415  (what is slow to import is imported where it is needed)
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msefpn.commands.arguments import as_path, as_text
-from msefpn.errors import UserError
+from msefpn.errors import missing_extra
 
 
 def explain(
@@ -23,33 +23,33 @@ def explain(
     device: str = "auto",
     out: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Show what a neck does to a picture: one HTML page of each level's maps, gates and attention.
+    """Show what a neck does to an image: one HTML page with the maps, gates and attention of each level.
 
-    Beside the maps, the page says how alike neighbouring levels are before and after the neck, by linear CKA
-    (arXiv 1905.00414). A json file of the same name holds the numbers.
+    The page also shows how similar neighbouring levels are before and after the neck, by linear CKA (arXiv
+    1905.00414). A json file of the same name holds the numbers.
 
     Args:
         run: run folder (its best weights) or a .safetensors file of one, with any neck
-        image: the picture
+        image: the image file
         against: a second run, shown beside the first with the same scales
-        images: files, folders or globs to measure how alike levels are; the picture alone has no interval
-        score: detections below are left out; 0 to 1
+        images: files, folders or globs on which similarity is measured; needed for an interval
+        score: least score of a shown detection; 0 to 1
         size: as in training; each run's own
         device: auto, cpu or gpu
         out: the page, a new .html file; the first free one of explain-1.html, explain-2.html, ...
 
     Returns:
-        The numbers, as in the json file: of each run its neck, levels and detections, and CKA at each stage,
-        with spread and 95 % interval over the images.
+        The numbers, as in the json file: neck, levels and detections of each run, and CKA at each stage, with
+        standard deviation and 95 % interval over the images.
 
     Raises:
         UserError: the request cannot be met; the message says what to change.
     """
-    from msefpn.explain.explain import explain as engine
+    from msefpn.explain.explain import write_explanation
     from msefpn.inference.sources import find_images
 
     given = [images] if isinstance(images, (str, Path)) else list(images or [])
-    return engine(
+    return write_explanation(
         [Path(run), *([] if against is None else [Path(against)])],
         Path(image),
         find_images(given) if given else [],
@@ -61,11 +61,11 @@ def explain(
 
 
 def report(runs: Sequence[str | Path] | str | Path, *, out: str | Path | None = None) -> Path:
-    """Write a page about one run, or about several side by side; one HTML file, without network.
+    """Write one HTML page about a run, or about several side by side; it loads nothing from the network.
 
-    Curves of the training, COCO's numbers, AP by class and size, precision over recall, confusion, what each
-    kind of error costs, the best and the worst images, speed and cost, the configuration and the command.
-    With several runs, what differs from the first is marked.
+    Training curves, COCO's numbers, AP by class and size, precision over recall, the confusion matrix, the
+    cost of each kind of error, the best and the worst images, speed and cost, the configuration and the
+    command. With several runs, differences to the first are shown.
 
     Args:
         runs: run folders, at most 6
@@ -75,13 +75,13 @@ def report(runs: Sequence[str | Path] | str | Path, *, out: str | Path | None = 
         The HTML file.
 
     Raises:
-        UserError: a folder is no run, or the file cannot be written. What is missing in a run is said on
-            the page.
+        UserError: a folder is not a run folder, or the file cannot be written. The page says what is missing
+            in a run.
     """
-    from msefpn.report.report import report as engine
+    from msefpn.report.report import write_report
 
     folders = [runs] if isinstance(runs, (str, Path)) else runs
-    return engine([Path(run) for run in folders], as_path(out))
+    return write_report([Path(run) for run in folders], as_path(out))
 
 
 def demo(
@@ -94,36 +94,36 @@ def demo(
     max_megabytes: float = 20.0,
     max_megapixels: float = 50.0,
 ) -> None:
-    """Serve a page on which a picture, dropped or from the camera, shows its boxes; two runs are compared.
+    """Serve a page that detects on a dropped image or a camera picture; two runs are compared.
 
-    Needs the extra `demo`. A picture stays in this process's memory: it is written nowhere, and forgotten
-    half an hour after its visitor has gone.
+    Needs the extra `demo`. Images stay in the memory of this process: they are never written to disk, and
+    deleted half an hour after the visitor has left.
 
     Args:
         runs: one or two run folders (their best weights), .safetensors or exported files; none: the newest
             run in runs/
         host: address to listen on; 0.0.0.0 opens the page to the network
-        port: 0: any free one
+        port: port to listen on; 0 for any free one
         size: as in training; the run's own
         device: auto, cpu or gpu
-        max_megabytes: largest file that is taken
-        max_megapixels: largest width times height that is taken
+        max_megabytes: largest accepted file
+        max_megapixels: largest accepted width times height
 
     Raises:
         UserError: the request cannot be met; the message says what to change.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise UserError('the page needs the extra: pip install "msefpn[demo]"')
+        raise missing_extra("the demo page", "demo")
 
-    from msefpn.web.picture import Limits
-    from msefpn.web.start import start
+    from msefpn.web.demo import serve_demo
+    from msefpn.web.upload import UploadLimits
 
     given = [] if runs is None else [runs] if isinstance(runs, (str, Path)) else runs
-    start(
+    serve_demo(
         [Path(run) for run in given],
         host=host,
         port=port,
-        limits=Limits(max_megabytes, max_megapixels),
+        limits=UploadLimits(max_megabytes, max_megapixels),
         size=as_text(size),
         device=device,
     )

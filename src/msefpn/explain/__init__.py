@@ -1,1 +1,1 @@
-"""What a neck does to a photograph: maps, gates and attention on one page."""
+"""Explanations: the maps, gates and attention of a neck for one image, on one page."""

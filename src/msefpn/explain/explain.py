@@ -1,10 +1,8 @@
-"""What a run's neck does to a picture, beside another run's, as a page and as numbers."""
+"""What a run's neck does to an image, beside another run's: a page and its numbers."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,55 +11,62 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from msefpn.data.images import ImageFault, read_image
 from msefpn.errors import UserError
-from msefpn.explain import page as explain_page
 from msefpn.explain.hooks import watching
-from msefpn.explain.panels import Seen, level_name, sections
+from msefpn.explain.levels import LevelPair, level_moments, level_similarity
+from msefpn.explain.page import explanation_page, summary
+from msefpn.explain.panels import Observation, level_name, map_sections
 from msefpn.inference.detect import predict_batch
 from msefpn.inference.device import telling_memory
 from msefpn.inference.formats import format_of
 from msefpn.inference.predictor import Predictor
-from msefpn.metrics.similarity import Estimate, Moments, contrast, moments
+from msefpn.metrics.similarity import Moments
 from msefpn.models import Detector
-from msefpn.models.roi import RoIHead
-from msefpn.models.roi_align import RoIAlign
 from msefpn.runs.console import Bar, say
 from msefpn.runs.folder import write_text
 
-Key = tuple[str, int]
-"""A stage, `C` for example, and the stride of the finer one of two neighbouring levels."""
-
 
 @dataclass(frozen=True)
-class Opened:
-    """A run, ready to look at pictures."""
+class ExplainedRun:
+    """A run whose neck is shown."""
 
     name: str
-    """What it is called on the page."""
+    """Its name on the page."""
     path: Path
     predictor: Predictor
     detector: Detector
 
+    @classmethod
+    def open(cls, run: Path, name: str, size: str | None, device: str) -> ExplainedRun:
+        """Read the weights of a run. Raises UserError."""
+        if format_of(run):
+            raise UserError(
+                f"run '{run}' is an exported file, whose inside cannot be seen: name the run's folder"
+            )
+        predictor = Predictor.open(run, size=size, device=device)
+        assert isinstance(predictor.detector, Detector)
+        return cls(name, run, predictor, predictor.detector)
+
     @torch.no_grad()
-    def look(self, pixels: NDArray[np.uint8], score: float | None = None) -> Seen:
-        """Watch the neck on a picture (H, W, 3) RGB; detect, where a score is given."""
-        where, size = self.predictor.device, self.predictor.size
+    def observe(self, pixels: NDArray[np.uint8], score: float | None = None) -> Observation:
+        """Record the neck on an image (H, W, 3) RGB; detect if a score is given."""
+        device, size = self.predictor.device, self.predictor.size
         batch = self.predictor.batch([pixels])
-        found = None
-        with telling_memory(1, size), watching(self.detector.neck) as capture:
-            if score is None or self.detector.config.takes_proposals:
-                self.detector.pyramid(batch.images.to(where), batch.sizes.to(where))
+        predictions = None
+        with telling_memory(1, size), watching(self.detector.neck) as record:
+            if score is None or self.detector.takes_proposals:
+                self.detector.pyramid(batch.images.to(device), batch.sizes.to(device))
             else:
-                (found,) = predict_batch(self.detector, batch, where, score)
+                (predictions,) = predict_batch(self.detector, batch, device, score)
         height, width = batch.sizes[0].tolist()
-        return Seen(capture, found, (height, width), (batch.images.shape[2], batch.images.shape[3]))
+        padded = batch.images.shape[2], batch.images.shape[3]
+        return Observation(record, predictions, (height, width), padded)
 
 
-def explain(
+def write_explanation(
     runs: Sequence[Path],
     image: Path,
     images: Sequence[Path],
@@ -71,29 +76,30 @@ def explain(
     size: str | None,
     device: str,
 ) -> dict[str, Any]:
-    """Write the page and the numbers; see `msefpn.commands.inspect.explain`."""
+    """Write the page and its numbers; see `msefpn.commands.inspect.explain`."""
     out = out or _free_page()
-    beside = out.with_suffix(".json")
-    _check_page(out, beside)
+    numbers = out.with_suffix(".json")
+    _check_page(out, numbers)
     if not 0 <= score <= 1:
         raise UserError(f"score is {score}: it must be 0 to 1")
     pixels = _read(image)
     if isinstance(pixels, str):
         raise UserError(f"{pixels}: give another image")
-    opened = [_open(run, name, size, device) for run, name in zip(runs, _names(runs), strict=True)]
-    shown = [run.look(pixels, score) for run in opened]
-    alike, unreadable = _alike(opened, shown, images)
+    names = _names(runs)
+    opened = [ExplainedRun.open(run, name, size, device) for run, name in zip(runs, names, strict=True)]
+    observed = [run.observe(pixels, score) for run in opened]
+    measured, unreadable = _measure_levels(opened, observed, images)
     result: dict[str, Any] = {
         "image": str(image),
         "score": score,
-        "runs": [_about(run, seen, pixels.shape[:2]) for run, seen in zip(opened, shown, strict=True)],
-        "similarity": similarity([run.name for run in opened], alike),
+        "runs": [_about(*pair, pixels.shape[:2]) for pair in zip(opened, observed, strict=True)],
+        "similarity": level_similarity(names, measured),
     }
-    drawn = sections([(run.name, seen) for run, seen in zip(opened, shown, strict=True)])
-    write_text(out, explain_page.page(result, pixels, drawn))
-    write_text(beside, json.dumps(result, indent=1))
+    sections = map_sections(list(zip(names, observed, strict=True)))
+    write_text(out, explanation_page(result, pixels, sections))
+    write_text(numbers, json.dumps(result, indent=1))
     say(*(f"skipped: {text}" for text in unreadable))
-    say(*explain_page.summary(result), f"{out} and {beside}")
+    say(*summary(result), f"{out} and {numbers}")
     return result
 
 
@@ -104,33 +110,22 @@ def _free_page() -> Path:
     return Path(f"explain-{number}.html")
 
 
-def _check_page(out: Path, beside: Path) -> None:
-    """Raise UserError where the page and its numbers cannot be written, before the work; write nothing."""
+def _check_page(out: Path, numbers: Path) -> None:
+    """Raise UserError where the page and its numbers cannot be written; write nothing."""
     if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"out '{out}' is no page: name a new .html file")
-    for path in (out, beside):
+        raise UserError(f"out '{out}' is not an HTML file: name a new .html file")
+    for path in (out, numbers):
         if path.exists() or path.is_symlink():
-            raise UserError(f"out '{path}' is there already: name another file")
-    if not out.absolute().parent.is_dir():
-        raise UserError(
-            f"out '{out}' cannot be written: the folder '{out.parent}' is not there: make it first"
-        )
-    if not os.access(out.absolute().parent, os.W_OK):
-        raise UserError(f"out '{out}' cannot be written: no permission to write in '{out.absolute().parent}'")
-
-
-def _open(run: Path, name: str, size: str | None, device: str) -> Opened:
-    if format_of(run):
-        raise UserError(
-            f"run '{run}' is an exported file, whose inside cannot be seen: name the run's folder"
-        )
-    predictor = Predictor.open(run, size=size, device=device)
-    assert isinstance(predictor.detector, Detector)
-    return Opened(name, run, predictor, predictor.detector)
+            raise UserError(f"out '{path}' already exists: name another file")
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"out '{out}' cannot be written: the folder '{out.parent}' does not exist: create it")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"out '{out}' cannot be written: no permission to write in '{folder}'")
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """The last part of each path; as much of it as tells two apart. Raises UserError where they are one."""
+    """The shortest ends of the paths that differ. Raises UserError where a run is given twice."""
     parts = [run.absolute().parts for run in runs]
     if len(set(parts)) < len(parts):
         raise UserError(f"run '{runs[0]}' is named twice: give another with --against")
@@ -139,29 +134,29 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 
 def _read(file: Path) -> NDArray[np.uint8] | str:
-    """The pixels, or why there are none."""
+    """The pixels, or why they cannot be read."""
     try:
         return read_image(file)
     except (OSError, ImageFault) as error:
         return f"{file}: {' '.join(str(error).split())}"
 
 
-def _alike(
-    opened: Sequence[Opened], shown: Sequence[Seen], images: Sequence[Path]
-) -> tuple[list[dict[Key, Moments]], list[str]]:
-    """Moments (images, 3) of each run, and what could not be read; without images, of the picture shown."""
-    rows = [[level_moments(seen)] for seen in shown]
+def _measure_levels(
+    runs: Sequence[ExplainedRun], observed: Sequence[Observation], images: Sequence[Path]
+) -> tuple[list[dict[LevelPair, Moments]], list[str]]:
+    """Moments (images, 3) of each run, and the unreadable images; without images, of the image shown."""
+    rows = [[level_moments(one)] for one in observed]
     unreadable = []
     if images:
-        rows = [[] for _ in opened]
+        rows = [[] for _ in runs]
         with Bar("explain", len(images)) as bar:
             for file in images:
                 pixels = _read(file)
                 if isinstance(pixels, str):
                     unreadable.append(pixels)
                 else:
-                    for own, run in zip(rows, opened, strict=True):
-                        own.append(level_moments(run.look(pixels)))
+                    for own, run in zip(rows, runs, strict=True):
+                        own.append(level_moments(run.observe(pixels)))
                 bar.seen(1)
         if len(unreadable) == len(images):
             raise UserError(
@@ -170,86 +165,7 @@ def _alike(
     return [{key: np.stack([row[key] for row in own]) for key in own[0]} for own in rows], unreadable
 
 
-def level_moments(seen: Seen) -> dict[Key, Moments]:
-    """HSIC of each two neighbouring levels at each stage, (3,); of the backbone's levels alone.
-
-    The finer map is averaged to the coarser one's cells; those whose centre is padding are left out.
-    """
-    found = {}
-    levels = seen.capture.stages["C"]
-    for stage, maps in seen.capture.stages.items():
-        for stride in [s for s in maps if 2 * s in maps and 2 * s in levels]:
-            coarse = maps[2 * stride]
-            fine = F.adaptive_avg_pool2d(maps[stride], (coarse.shape[1], coarse.shape[2]))
-            rows, columns = (max(1, math.ceil(side / (2 * stride) - 0.5)) for side in seen.size)
-            x, y = (m[:, :rows, :columns].flatten(1).T.numpy() for m in (fine, coarse))
-            found[stage, stride] = moments(x, y)
-    return found
-
-
-def similarity(names: Sequence[str], alike: Sequence[dict[Key, Moments]]) -> dict[str, Any]:
-    """CKA of neighbouring levels by stage, for each pair of levels and their mean; and between two runs.
-
-    Args:
-        names: of the runs.
-        alike: moments (images, 3) of each run.
-    """
-    common = [{s for k, s in own if k == "C"} & {s for k, s in own if k == "P"} for own in alike]
-    pairs = sorted(set.intersection(*common))
-    table = []
-    for name, own in zip(names, alike, strict=True):
-        stages = list(dict.fromkeys(stage for stage, _ in own))
-        for levels in ([pair] for pair in pairs):
-            table.append(_row(name, levels, own, stages))
-        table.append(_row(name, pairs, own, stages))
-    result = {"images": len(next(iter(alike[0].values()))), "runs": table}
-    if len(alike) == 2 and pairs:
-        result["difference"] = _difference(names, alike, pairs)
-    return result
-
-
-def _row(name: str, levels: Sequence[int], own: dict[Key, Moments], stages: Sequence[str]) -> dict[str, Any]:
-    """CKA at each stage that has these pairs of levels, their mean, and the change from C to P."""
-    has = [stage for stage in stages if all((stage, level) in own for level in levels)]
-    row = {stage: _plain(contrast(_mean(stage, levels, own, 1))) for stage in has}
-    change = contrast([*_mean("P", levels, own, 1), *_mean("C", levels, own, -1)])
-    label = "mean" if len(levels) != 1 else f"{level_name(levels[0])}–{level_name(2 * levels[0])}"
-    return {"run": name, "levels": label, "stages": row, "change": _plain(change)}
-
-
-def _difference(
-    names: Sequence[str], alike: Sequence[dict[Key, Moments]], pairs: Sequence[int]
-) -> dict[str, Any]:
-    """How far the second run's mean lies over the first's, at each stage of both, and in the change."""
-    first, second = alike
-    common = [
-        stage
-        for stage in dict.fromkeys(stage for stage, _ in second)
-        if all((stage, level) in own for own in alike for level in pairs)
-    ]
-    terms = {stage: [*_mean(stage, pairs, second, 1), *_mean(stage, pairs, first, -1)] for stage in common}
-    before = [(-factor, of) for factor, of in terms["C"]]
-    stages = {stage: _plain(contrast(own)) for stage, own in terms.items()}
-    return {"of": [names[1], names[0]], "stages": stages, "change": _plain(contrast([*terms["P"], *before]))}
-
-
-def _mean(
-    stage: str, levels: Sequence[int], own: dict[Key, Moments], factor: float
-) -> list[tuple[float, Moments]]:
-    return [(factor / len(levels), own[stage, level]) for level in levels]
-
-
-def _plain(estimate: Estimate) -> dict[str, Any]:
-    """As numbers for json, which knows no NaN."""
-    numbers = dataclasses.asdict(estimate)
-    return {
-        key: None if value is None or not math.isfinite(value) else round(value, 5)
-        for key, value in numbers.items()
-        if key != "images"
-    }
-
-
-def _about(run: Opened, seen: Seen, size: tuple[int, int]) -> dict[str, Any]:
+def _about(run: ExplainedRun, observed: Observation, size: tuple[int, int]) -> dict[str, Any]:
     config = run.detector.config
     return {
         "name": run.name,
@@ -257,19 +173,20 @@ def _about(run: Opened, seen: Seen, size: tuple[int, int]) -> dict[str, Any]:
         "detector": config.detector,
         "backbone": config.backbone,
         "neck": config.neck,
-        "seen_at": list(seen.size),
-        "levels": {level_name(s): {"stride": s} for s in seen.capture.stages["P"]},
-        "detections": None if seen.found is None else _detections(run.detector, seen, size),
+        "seen_at": list(observed.size),
+        "levels": {level_name(s): {"stride": s} for s in observed.record.stages["P"]},
+        "detections": _detections(run.detector, observed),
     }
 
 
-def _detections(detector: Detector, seen: Seen, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Best first; boxes xyxy, pixels of the file, and the level that such a region is pooled from."""
-    found = seen.found
-    assert found is not None
-    factor = seen.size[0] / size[0]
-    levels = _pooled_from(detector, torch.from_numpy(found.boxes) * factor)
-    rows = zip(found.boxes, found.scores, found.labels, levels, strict=True)
+def _detections(detector: Detector, observed: Observation) -> list[dict[str, Any]] | None:
+    """Best first; boxes xyxy, pixels of the file, and the level of each as the detector tells it."""
+    predictions = observed.predictions
+    if predictions is None:
+        return None
+    strides = predictions.strides
+    levels = [None] * len(predictions.boxes) if strides is None else [level_name(s) for s in strides.tolist()]
+    rows = zip(predictions.boxes, predictions.scores, predictions.labels, levels, strict=True)
     listed = [
         {
             "class": detector.classes[label],
@@ -280,12 +197,3 @@ def _detections(detector: Detector, seen: Seen, size: tuple[int, int]) -> list[d
         for box, score, label, level in rows
     ]
     return sorted(listed, key=lambda item: -float(str(item["score"])))
-
-
-def _pooled_from(detector: Detector, boxes: torch.Tensor) -> list[str | None]:
-    """By RoIAlign's rule; None for each box where a detector pools none, or all levels."""
-    head = next((m for m in detector.modules() if isinstance(m, RoIHead)), None)
-    pool = next((m for m in detector.modules() if isinstance(m, RoIAlign)), None)
-    if pool is None or (head is not None and head.select is not None):
-        return [None] * len(boxes)
-    return [level_name(pool.strides[level]) for level in pool.level_of(boxes).tolist()]

@@ -1,4 +1,4 @@
-"""The page of `msefpn explain`, from plain arrays and numbers."""
+"""The layout of the page of `msefpn explain`, and its summary in words."""
 
 from __future__ import annotations
 
@@ -10,84 +10,97 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msefpn.explain.maps import Section, drawn_section, photographs
-from msefpn.html import page as shell
+from msefpn.explain.maps import MapSection, draw_section, photographs
 from msefpn.html.charts import Series, column_chart
-from msefpn.html.page import Html, Tile, card, details, grid, joined, paragraph, swatch, table, tag, tiles
+from msefpn.html.page import (
+    Html,
+    Section,
+    Tile,
+    alert,
+    card,
+    details,
+    document,
+    grid,
+    joined,
+    missing,
+    paragraph,
+    swatch,
+    table,
+    tag,
+    tiles,
+)
 
 _ABOUT_GAP = (
-    "Do cells that look alike to one level look alike to the next? Linear CKA of neighbouring levels at "
-    "each stage (C into the neck, F at its width, T after the top-down path, P out of it): 1, they tell "
-    "the cells apart in the same way; 0, as if by chance."
+    "Do neighbouring levels find the same cells similar? Linear CKA of neighbouring levels at each stage (C: "
+    "input of the neck, F: at its width, T: after the top-down path, P: output): 1 if they distinguish the "
+    "cells in the same way, 0 as expected by chance."
 )
 _LIMITS = (
-    "Linear CKA (Kornblith et al., arXiv 1905.00414) compares how alike cells are to each other, not "
-    "channels: it does not change when a map is rotated in its channels or multiplied by one factor. The "
-    "finer map is averaged to the coarser one's cells; cells whose centre is padding are left out. HSIC "
-    "is estimated without bias (Nguyen et al., arXiv 2010.15327): the plain estimate lies far too high "
-    "where cells are few and channels many.",
-    "It can say whether a stage brings neighbouring levels closer, for any neck, and how surely over images.",
-    "It cannot say that closer is better: levels of a network with random weights can be more alike than "
-    "those of a trained one. Adding the upper level to the lower one, as any top-down path does, raises it "
-    "without anything being learned; two maps that know nothing but where the border is are alike, too. "
-    "Fine detail, which a fine level is there for, is averaged away before. A few strong "
-    "channels can decide it (Davari et al., arXiv 2210.16156). What a detector finds is told by its AP.",
+    "Linear CKA (Kornblith et al., arXiv 1905.00414) compares similarities between cells, not channels: it "
+    "does not change when the channels of a map are rotated or multiplied by one factor. The finer map is "
+    "averaged to the cells of the coarser one; cells whose centre is padding are ignored. HSIC is estimated "
+    "without bias (Nguyen et al., arXiv 2010.15327): the plain estimate is far too high for few cells and "
+    "many channels.",
+    "CKA shows whether a stage makes neighbouring levels more similar, for any neck, and how certain that is "
+    "over images.",
+    "CKA does not show that more similar is better. Levels of a network with random weights can be more "
+    "similar than those of a trained one. Adding the upper level to the lower one, as every top-down path "
+    "does, raises CKA without any learning, and so do maps that only encode the border of the image. The "
+    "fine detail of a fine level is averaged away first. A few strong channels can dominate (Davari et al., "
+    "arXiv 2210.16156). How well a detector works is measured by AP.",
 )
-_ALIKE = ("more alike", "less alike")
+_ALIKE = ("more similar", "less similar")
 _RISES = ("rises more", "rises less")
 
 
-def page(result: dict[str, Any], pixels: NDArray[np.uint8], sections: Sequence[Section]) -> str:
-    """Draw the page.
+def explanation_page(
+    result: dict[str, Any], pixels: NDArray[np.uint8], sections: Sequence[MapSection]
+) -> str:
+    """Lay out the page.
 
     Args:
         result: the numbers, as in explain.json.
-        pixels: the picture (H, W, 3) RGB.
+        pixels: the image (H, W, 3) RGB.
         sections: the maps.
     """
     ratio = f"{pixels.shape[1]} / {pixels.shape[0]}"
     parts = [
-        shell.Section(
-            "What was found", [photographs(pixels), _found(result, pixels.shape[:2])], short="Found"
-        ),
-        shell.Section(
-            "The semantic gap", [*_sizes(result), *_gap(result["similarity"])], _ABOUT_GAP, short="Gap"
-        ),
+        Section("Detections", [photographs(pixels), _detections(result, pixels.shape[:2])]),
+        Section("The semantic gap", [*_sizes(result), *_gap(result["similarity"])], _ABOUT_GAP, short="Gap"),
     ]
-    parts += [drawn_section(section, ratio) for section in sections]
+    parts += [draw_section(section, ratio) for section in sections]
     runs = ", ".join(f"{run['name']} ({run['neck']})" for run in result["runs"])
-    lead = f"{Path(result['image']).name} through {runs}: what the neck takes in, does and gives out."
-    sizes = "; ".join(
-        f"{run['name']} saw it at {run['seen_at'][1]} x {run['seen_at'][0]} px" for run in result["runs"]
+    lead = (
+        f"{Path(result['image']).name} through {runs}: the input, the inner maps and the output of the neck."
     )
-    return shell.page(
+    sizes = "; ".join(
+        f"{run['name']}: {run['seen_at'][1]} x {run['seen_at'][0]} px" for run in result["runs"]
+    )
+    return document(
         "Seeing the pyramid",
         lead,
         parts,
-        footer=f"Made by msefpn explain; {sizes}. The numbers are in explain's json.",
+        footer=f"Made by msefpn explain. Image size: {sizes}. Its json file has the numbers.",
     )
 
 
-def _found(result: dict[str, Any], size: tuple[int, int]) -> Html:
-    """Each run's detections over the photograph, coloured by the level that they are pooled from."""
-    return grid(*(_detections(run, result["score"], size) for run in result["runs"]))
+def _detections(result: dict[str, Any], size: tuple[int, int]) -> Html:
+    """Detections of each run over the photograph, coloured by the level that they were found on."""
+    return grid(*(_detections_of(run, result["score"], size) for run in result["runs"]))
 
 
-def _detections(run: dict[str, Any], score: float, size: tuple[int, int]) -> Html:
+def _detections_of(run: dict[str, Any], score: float, size: tuple[int, int]) -> Html:
     found = run["detections"]
     if found is None:
-        return card(
-            tag("h3", run["name"]), shell.missing("the detector looks at given regions: none were given")
-        )
+        return card(tag("h3", run["name"]), missing("the detector needs proposals: none were given"))
     boxes, unit = [], max(size) / 40
     for item in reversed(found):  # the best on top
         left, top, right, bottom = item["box"]
         box = {"x": left, "y": top, "width": max(0.0, right - left), "height": max(0.0, bottom - top)}
         tip = tag("title", f"{item['class']} {item['score']:.2f}" + _level(item["level"]))
         style = f"--c:var(--s{_colour(item['level'])})"
-        name = tag(
-            "text", f"{item['class']} {item['score']:.2f}", x=left, y=max(top, 0.03 * size[1]) - 0.1 * unit
-        )
+        place = {"x": left, "y": max(top, 0.03 * size[1]) - 0.1 * unit, "font_size": f"{unit:.1f}"}
+        name = tag("text", f"{item['class']} {item['score']:.2f}", **place)
         boxes.append(tag("g", tag("rect", tip, **box), name, style=style))
     view = f"0 0 {size[1]} {size[0]}"
     drawing = tag(
@@ -104,7 +117,7 @@ def _detections(run: dict[str, Any], score: float, size: tuple[int, int]) -> Htm
         tag("span", swatch(_colour(level)), f"{count}" + (_level(level) or " objects"))
         for level, count in sorted(counts.items(), key=lambda pair: pair[0] or "")
     ]
-    said = f"{len(found)} objects of score {score:g} or more"
+    said = f"{len(found)} objects with score {score:g} or above"
     return card(tag("h3", run["name"]), paragraph(said), photo, tag("div", *keys, class_="legend"))
 
 
@@ -117,23 +130,21 @@ def _colour(level: str | None) -> int:
 
 
 def _sizes(result: dict[str, Any]) -> list[Html]:
-    """Say so where two runs saw the picture at different sizes."""
+    """A warning if two runs used different image sizes."""
     sizes = {" x ".join(map(str, reversed(run["seen_at"]))) for run in result["runs"]}
     if len(sizes) == 1:
         return []
-    said = (
-        f"The runs saw the picture at different sizes, {' and '.join(sorted(sizes))} pixels: --size sets one."
-    )
-    return [shell.alert(said)]
+    said = f"The runs used different image sizes, {' and '.join(sorted(sizes))} pixels: set one with --size."
+    return [alert(said)]
 
 
 def _gap(similarity: dict[str, Any]) -> list[Html]:
-    """Charts and table of how alike neighbouring levels are at each stage."""
+    """Charts and table of the similarity of neighbouring levels at each stage."""
     rows = similarity["runs"]
     if not rows[0]["stages"]:
-        return [shell.missing("no two levels are both taken in and given out: there is nothing to compare")]
+        return [missing("no two levels are both input and output of the neck: there is nothing to compare")]
     count = similarity["images"]
-    about = "One image alone: more of them, with --images, give an interval."
+    about = "One image only: give more with --images to get an interval."
     if count > 1:
         about = (
             f"Over {count} images. ± is the standard deviation over single images; an interval needs more."
@@ -141,8 +152,8 @@ def _gap(similarity: dict[str, Any]) -> list[Html]:
     if rows[0]["change"]["low"] is not None:
         about = (
             f"Over {count} images. ± is the standard deviation over single images, under it the 95 % "
-            "interval over the choice of images, by resampling them. It says nothing of another training "
-            "of the same network."
+            "interval over the choice of images, by bootstrap. It does not cover another training of the "
+            "same network."
         )
     names = dict.fromkeys(row["run"] for row in rows)
     charts = [_chart(name, [row for row in rows if row["run"] == name]) for name in names]
@@ -151,7 +162,7 @@ def _gap(similarity: dict[str, Any]) -> list[Html]:
         paragraph(about),
         grid(*charts),
         card(_table(similarity)),
-        details("What this measure can say, and what it cannot", *(paragraph(line) for line in _LIMITS)),
+        details("What this measure shows, and what it does not show", *(paragraph(line) for line in _LIMITS)),
     ]
 
 
@@ -206,7 +217,7 @@ def _value(estimate: dict[str, Any]) -> float:
 
 
 def _cell(estimate: dict[str, Any] | None, *, sign: bool) -> Html | str:
-    """A value with its spread over images, and its interval under it."""
+    """A value with its standard deviation over images, and its interval below it."""
     if estimate is None:
         return ""
     text = _text(estimate | {"low": None}, sign=sign)
@@ -231,7 +242,7 @@ def _interval(estimate: dict[str, Any], *, sign: bool = False) -> str:
 
 
 def summary(result: dict[str, Any]) -> list[str]:
-    """What the numbers say, a line for each run and one for the difference."""
+    """The numbers in words: a line for each run and one for the difference."""
     similarity = result["similarity"]
     lines = []
     for row in similarity["runs"]:
@@ -239,13 +250,14 @@ def summary(result: dict[str, Any]) -> list[str]:
             before, after = (_text(row["stages"][stage], spread=False) for stage in ("C", "P"))
             change = _text(row["change"], sign=True, spread=False)
             lines.append(
-                f"{row['run']}: CKA of neighbouring levels {before} into the neck, {after} out, {change}"
+                f"{row['run']}: CKA of neighbouring levels {before} at the input of the neck, "
+                f"{after} at its output, {change}"
             )
     if "difference" in similarity:
         step = similarity["difference"]
         after = _text(step["stages"]["P"], sign=True, spread=False)
         verdict = _verdict(step["stages"]["P"], _ALIKE)
-        lines.append(f"{' minus '.join(step['of'])}, out of the neck: {after}, {verdict}")
+        lines.append(f"{' minus '.join(step['of'])}, at the output of the neck: {after}, {verdict}")
     return lines
 
 

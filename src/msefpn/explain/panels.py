@@ -1,4 +1,4 @@
-"""A neck's maps and gates as plain arrays for the page, each with a line that says what it is."""
+"""The sections of an `explain` page: a neck's maps and gates as arrays, each with its description."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from msefpn.explain.hooks import Capture, Part
-from msefpn.explain.maps import Bars, Block, Panel, Section, inside
+from msefpn.explain.hooks import NeckPart, NeckRecord
+from msefpn.explain.maps import MapBlock, MapPanel, MapSection, WeightBars, inside
 from msefpn.inference.detect import Predictions
 
 
-class Seen(NamedTuple):
-    """What a detector made of one picture."""
+class Observation(NamedTuple):
+    """What a detector did with one image."""
 
-    capture: Capture
-    found: Predictions | None
-    """Detections; None where it was not asked for any, or wants regions given."""
+    record: NeckRecord
+    predictions: Predictions | None
+    """Detections; None if not requested, or if the detector needs proposals."""
     size: tuple[int, int]
-    """Height and width of the picture as the detector saw it, pixels."""
+    """Height and width of the image after resizing, pixels."""
     padded: tuple[int, int]
-    """The same with its padding."""
+    """Height and width with padding, pixels."""
 
 
 def level_name(stride: int) -> str:
@@ -33,122 +33,137 @@ def level_name(stride: int) -> str:
 
 _STAGES = {
     "C": (
-        "C: what the neck takes in",
-        "The backbone's maps. On this page all maps of a kind share one colour scale, which leaves out the "
-        "outermost 1 % of their cells; cells are drawn as they are, without smoothing.",
+        "C: input of the neck",
+        "The backbone's maps. On this page all maps of a kind share one colour scale, from the 1st to the "
+        "99th percentile of their cells. Cells are drawn without smoothing.",
     ),
-    "F": ("F: at the pyramid's width", "Each level before the top-down path; after SIM where there is one."),
-    "T": ("T: after the top-down path", "Each level with those above it, before the 3x3 convolutions."),
-    "P": ("P: what the neck gives out", "What the heads read."),
+    "F": ("F: at the pyramid's width", "Each level before the top-down path, after SIM if there is one."),
+    "T": ("T: after the top-down path", "Each level merged with those above, before the 3x3 convolutions."),
+    "P": ("P: output of the neck", "The maps that the heads read."),
 }
 _PARTS = {
-    "SEM attention": ("SEM", "Its spatial branch: where the semantics of several levels are let through."),
-    "SEM semantics G": ("SEM", "What it hands to every SIM."),
+    "SEM attention": (
+        "SEM",
+        "The spatial branch: the weight of each cell of the semantics of several levels.",
+    ),
+    "SEM semantics G": ("SEM", "The output, which every SIM reads."),
     "SEM channel weights": (
         "SEM",
-        "Its channel branch: how much of each channel is kept, by where it came from.",
+        "The channel branch: the weight of each channel, by the level it comes from.",
     ),
-    "SIM gate": ("SIM", "What the 1x1 lateral is multiplied with, made from SEM's semantics."),
-    "SIM embedding": ("SIM", "What is added to the gated lateral, made from SEM's semantics."),
-    "added semantics": ("SIM", "What is added to the lateral in SIM's place."),
-    "GCG gate": ("GCG", "What a level is multiplied with once the level above is added: rows times columns."),
+    "SIM gate": ("SIM", "The gate that the 1x1 lateral is multiplied with, computed from SEM's semantics."),
+    "SIM embedding": ("SIM", "The map that is added to the gated lateral, computed from SEM's semantics."),
+    "added semantics": ("SIM", "The map that is added to the lateral, in place of SIM."),
+    "GCG gate": (
+        "GCG",
+        "The gate that a level is multiplied with after adding the level above: rows times columns.",
+    ),
     "CAG gate": ("CAG", "Channel guidance: a weight for each channel."),
     "Coordinate Attention gate": ("Coordinate Attention", "A weight for each row times one for each column."),
     "CBAM gate": ("CBAM", "A weight for each channel times one for each cell."),
     "GMU gate": ("GMU", "The share of the level itself; the rest is taken from the level above."),
-    "CxAM attention": ("AM", "Where the context of C5 is let through, as the context itself has it."),
-    "CnAM attention": ("AM", "The same, as C5 has it."),
-    "balanced map": ("BFP", "All levels gathered at stride 16 and refined; it is added to each."),
+    "CxAM attention": ("AM", "The weight of each cell of C5's context, computed from the context."),
+    "CnAM attention": ("AM", "The weight of each cell of C5's context, computed from C5."),
+    "balanced map": ("BFP", "All levels averaged at stride 16 and refined; it is added to each level."),
 }
-"""The module that makes a part, which is its heading, and what the part is."""
-_CONTEXT = ("Context", "How much of this context of C5 is taken.")
-"""What a part of another name is."""
+"""Heading and description of the inner maps of this package's necks."""
+_CONTEXT = ("Context", "The weight of each cell of this context of C5.")
 _BEFORE_F = ("SEM", "SIM", "AM", "Context")
 
 
-def sections(runs: Sequence[tuple[str, Seen]]) -> list[Section]:
+def map_sections(runs: Sequence[tuple[str, Observation]]) -> list[MapSection]:
     """What the page shows, in the order in which necks compute it: names of runs, and what each saw."""
-    modules: dict[str, list[Block]] = {}
-    for name in dict.fromkeys(part.name for _, seen in runs for part in seen.capture.parts):
-        module = _PARTS.get(name, _CONTEXT)[0]
-        modules.setdefault(module, []).extend(_part(name, runs))
-    stages = dict.fromkeys(key for _, seen in runs for key in seen.capture.stages)
+    modules: dict[str, list[MapBlock]] = {}
+    parts = {part.name: part for _, observed in runs for part in observed.record.parts}
+    for part in parts.values():
+        heading, text = _described(part)
+        modules.setdefault(heading, []).extend(_part(part.name, text, runs))
+    stages = dict.fromkeys(key for _, observed in runs for key in observed.record.stages)
     early = [name for name in modules if name in _BEFORE_F]
     late = [name for name in modules if name not in early]
     between = [key for key in stages if key not in _STAGES]
     found = []
     for key in ["C", *early, "F", *late, "T", *between, "P"]:
         if key in modules:
-            found.append(Section(f"{key}: inside the neck", key, "", modules[key]))
+            found.append(MapSection(f"{key}: inside the neck", key, "", modules[key]))
         elif key in stages:
-            title, text = _STAGES.get(key, (key, "What the first neck gives to the second."))
-            found.append(Section(title, key, text, [_stage(key, runs)]))
+            title, text = _STAGES.get(key, (key, "The output of the first neck, which the second reads."))
+            found.append(MapSection(title, key, text, [_stage(key, runs)]))
     return found
 
 
-def _stage(key: str, runs: Sequence[tuple[str, Seen]]) -> Block:
+def _stage(key: str, runs: Sequence[tuple[str, Observation]]) -> MapBlock:
     rows = []
-    for name, seen in runs:
+    for name, observed in runs:
         panels = [
-            _energy(f"{key[0]}{level_name(stride)}", x, _reach(x, seen, stride), f"stride {stride}")
-            for stride, x in seen.capture.stages.get(key, {}).items()
+            _energy(f"{key[0]}{level_name(stride)}", x, _reach(x, observed, stride), f"stride {stride}")
+            for stride, x in observed.record.stages.get(key, {}).items()
         ]
         rows += [(name, panels)] if panels else []
-    return Block("", "", "energy", rows)
+    return MapBlock("", "", "energy", rows)
 
 
-def _part(name: str, runs: Sequence[tuple[str, Seen]]) -> list[Block]:
-    """A part of all runs that have it; a gate of several channels also by how far these differ."""
-    _, text = _PARTS.get(name, _CONTEXT)
-    every = [(run, seen, [part for part in seen.capture.parts if part.name == name]) for run, seen in runs]
-    own = [(run, seen, parts) for run, seen, parts in every if parts]
+def _described(part: NeckPart) -> tuple[str, str]:
+    """Heading and description of an inner map."""
+    if part.name.startswith("weight of C5 pooled to"):
+        return _CONTEXT
+    return _PARTS.get(part.name, (part.module, part.text))
+
+
+def _part(name: str, text: str, runs: Sequence[tuple[str, Observation]]) -> list[MapBlock]:
+    """An inner map of all runs that have it; for a gate of several channels also their deviation."""
+    every = [
+        (run, observed, [part for part in observed.record.parts if part.name == name])
+        for run, observed in runs
+    ]
+    own = [(run, observed, parts) for run, observed, parts in every if parts]
     kind = own[0][2][0].kind
     if kind == "channels":
-        return [Block(name, text, kind, bars=[(run, _bars(parts)) for run, _, parts in own])]
+        return [MapBlock(name, text, kind, bars=[(run, _bars(parts)) for run, _, parts in own])]
     draw = _part_energy if kind == "map" else _gate
-    found = [Block(name, text, "energy" if kind == "map" else kind, _rows(own, draw))]
+    found = [MapBlock(name, text, "energy" if kind == "map" else kind, _rows(own, draw))]
     if kind == "gate" and any(len(part.values) > 1 for _, _, parts in own for part in parts):
-        about = "How far the gates of a cell's channels lie apart: low where all channels are treated alike."
-        found.append(Block(f"{name}: spread", about, "spread", _rows(own, _spread)))
+        about = "How much the gates of a cell's channels differ: low where all channels are treated equally."
+        found.append(MapBlock(f"{name}: deviation over channels", about, "spread", _rows(own, _spread)))
     return found
 
 
 def _rows(
-    own: Sequence[tuple[str, Seen, list[Part]]], draw: Callable[[Part, Seen], Panel]
-) -> list[tuple[str, list[Panel]]]:
-    return [(run, [draw(part, seen) for part in parts]) for run, seen, parts in own]
+    own: Sequence[tuple[str, Observation, list[NeckPart]]], draw: Callable[[NeckPart, Observation], MapPanel]
+) -> list[tuple[str, list[MapPanel]]]:
+    return [(run, [draw(part, observed) for part in parts]) for run, observed, parts in own]
 
 
-def _part_energy(part: Part, seen: Seen) -> Panel:
-    return _energy(_label(part), part.values, _reach(part.values, seen))
+def _part_energy(part: NeckPart, observed: Observation) -> MapPanel:
+    return _energy(_label(part), part.values, _reach(part.values, observed))
 
 
-def _label(part: Part) -> str:
+def _label(part: NeckPart) -> str:
     return "all levels" if part.stride is None else f"level {level_name(part.stride)}"
 
 
-def _energy(label: str, x: Tensor, reach: tuple[float, float], about: str = "") -> Panel:
-    """Root mean square over the channels of x (C, h, w), relative to its mean over the picture."""
+def _energy(label: str, x: Tensor, reach: tuple[float, float], about: str = "") -> MapPanel:
+    """Root mean square over the channels of x (C, h, w), relative to its mean over the image."""
     energy = x.square().mean(dim=0).sqrt()
     mean = float(inside(energy.numpy(), reach).mean())
     note = f"{len(x)} channels, mean {mean:.3g}"
-    return Panel(label, f"{about}, {note}" if about else note, (energy / max(mean, 1e-12)).numpy(), reach)
+    return MapPanel(label, f"{about}, {note}" if about else note, (energy / max(mean, 1e-12)).numpy(), reach)
 
 
-def _gate(part: Part, seen: Seen) -> Panel:
-    return _plain(part, seen, part.values.mean(dim=0))
+def _gate(part: NeckPart, observed: Observation) -> MapPanel:
+    return _plain(part, observed, part.values.mean(dim=0))
 
 
-def _spread(part: Part, seen: Seen) -> Panel:
-    return _plain(part, seen, part.values.std(dim=0, correction=0))
+def _spread(part: NeckPart, observed: Observation) -> MapPanel:
+    return _plain(part, observed, part.values.std(dim=0, correction=0))
 
 
-def _plain(part: Part, seen: Seen, values: Tensor) -> Panel:
-    reach = _reach(part.values, seen)
-    return Panel(_label(part), f"mean {inside(values.numpy(), reach).mean():.2f}", values.numpy(), reach)
+def _plain(part: NeckPart, observed: Observation, values: Tensor) -> MapPanel:
+    reach = _reach(part.values, observed)
+    return MapPanel(_label(part), f"mean {inside(values.numpy(), reach).mean():.2f}", values.numpy(), reach)
 
 
-def _bars(parts: Sequence[Part]) -> list[Bars]:
+def _bars(parts: Sequence[NeckPart]) -> list[WeightBars]:
     found = []
     for part in parts:
         weights = part.values.flatten().numpy()
@@ -156,13 +171,13 @@ def _bars(parts: Sequence[Part]) -> list[Bars]:
         if part.groups:
             split = np.split(weights, ends[:-1])
             names = [f"from C{level_name(stride)}" for stride, _ in part.groups]
-            found += [Bars(label, values) for label, values in zip(names, split, strict=True)]
+            found += [WeightBars(label, values) for label, values in zip(names, split, strict=True)]
         else:
-            found.append(Bars(_label(part), weights))
+            found.append(WeightBars(_label(part), weights))
     return found
 
 
-def _reach(x: Tensor, seen: Seen, stride: int | None = None) -> tuple[float, float]:
-    """How far the cells of x (C, h, w) reach, in heights and widths of the picture."""
-    covered = seen.padded if stride is None else (x.shape[1] * stride, x.shape[2] * stride)
-    return covered[0] / seen.size[0], covered[1] / seen.size[1]
+def _reach(x: Tensor, observed: Observation, stride: int | None = None) -> tuple[float, float]:
+    """How far the cells of x (C, h, w) reach, in heights and widths of the image."""
+    covered = observed.padded if stride is None else (x.shape[1] * stride, x.shape[2] * stride)
+    return covered[0] / observed.size[0], covered[1] / observed.size[1]

@@ -1,1 +1,1 @@
-"""Pages without a network: layout, tables and charts."""
+"""Self-contained HTML pages: layout, tables and charts."""

@@ -1,6 +1,6 @@
-"""Charts of a page: lines as inline SVG, bars and columns; legible at any width, because text stays text.
+"""Charts of a page: lines, bars and columns; legible at any width, because labels are text.
 
-Only lines are drawn in SVG, stretched to the width that there is; labels are placed beside them in percent.
+Only lines are drawn as SVG, stretched to the available width; labels are HTML, positioned in percent.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from msefpn.html.page import COLORS, Html, card, tag
 
 _GAP = 7.5
-"""Least distance of two labels at the lines' ends, percent of the height."""
+"""Least distance between labels at the ends of lines, percent of the height."""
 _POINTS = 300
-"""Most points that are drawn of a line; of more, each is the mean of its neighbours."""
+"""Most points of a drawn line; of a longer line, neighbouring points are averaged."""
 
 
 @dataclass(frozen=True)
@@ -24,43 +24,43 @@ class Series:
 
     name: str
     y: Sequence[float]
-    """NaN where there is none."""
+    """NaN where a value is missing."""
     x: Sequence[float] = ()
-    """For lines, of the length of `y`, rising."""
+    """For lines: as long as `y`, rising."""
     color: int = 0
-    """Slot of the palette; belongs to what is shown, the same in each chart of a page."""
+    """Slot of the palette; the same thing has the same colour in all charts of a page."""
     dashed: bool = False
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows, and from where to where; None: as far as the values go."""
+    """Name and range of an axis; None: the range of the values."""
 
     name: str
     low: float | None = None
     high: float | None = None
     log: bool = False
-    """Logarithmic; all values must lie over zero."""
+    """Logarithmic; all values must be positive."""
 
 
 def line_chart(
-    title: str, series: Sequence[Series], x: Axis, y: Axis, *, about: str = "", tall: int = 230
+    title: str, series: Sequence[Series], x: Axis, y: Axis, *, about: str = "", height: int = 230
 ) -> Html:
     """Draw lines over one x axis and one y axis, with a readout under the pointer.
 
     Args:
-        title: says what is seen.
-        series: at least one; those without a point are only named in the legend.
+        title: what the chart shows.
+        series: at least one; a series without points appears only in the legend.
         x: the horizontal axis.
-        y: the vertical axis; starts at 0 unless it says otherwise or is logarithmic.
+        y: the vertical axis; starts at 0 unless `low` is given or it is logarithmic.
         about: a line under the title.
-        tall: height of the plot, pixels.
+        height: of the plot, pixels.
     """
     series = [_thinned(one) for one in series]
     xs = [value for one in series for value, y_ in zip(one.x, one.y, strict=True) if math.isfinite(y_)]
     ys = [value for one in series for value in one.y if math.isfinite(value)]
     if not xs:
-        return card(tag("h3", title), tag("p", "nothing to draw", class_="about"))
+        return card(tag("h3", title), tag("p", "no values", class_="about"))
     across, up = _Scale.of(x, xs, from_zero=False, close=True), _Scale.of(y, ys, from_zero=True)
     rules = [f"M0 {up.down(tick):.2f}H100" for tick in up.ticks]
     drawing = [Html(f'<path class="rule" d="{"".join(rules)}"/><path class="base" d="M0 100H100"/>')]
@@ -110,7 +110,7 @@ def line_chart(
         ),
         tag("div", x.name, class_="name"),
         class_="chart",
-        style=f"--tall:{tall}px;--left:{14 + 7 * widest}px;--right:{_room(series) if labels else 12}px",
+        style=f"--tall:{height}px;--left:{14 + 7 * widest}px;--right:{_room(series) if labels else 12}px",
     )
     note = [tag("p", about, class_="about")] if about else []
     return card(tag("h3", title), *note, legend(series), tag("div", y.name, class_="unit"), chart)
@@ -125,14 +125,14 @@ def bar_chart(
     high: float | None = None,
     about: str = "",
 ) -> Html:
-    """Draw horizontal bars from zero, one group for each label, each with its number.
+    """Draw horizontal bars from zero, one group for each label, each bar with its value.
 
     Args:
-        title: says what is seen.
+        title: what the chart shows.
         labels: names of the groups.
         series: the bars of one colour, a value >= 0 for each label; NaN: no bar.
-        text: writes a value.
-        high: the value of a full bar; None: the greatest.
+        text: formats a value.
+        high: the value of a full bar; None: the largest value.
         about: a line under the title.
     """
     top = high or max((v for one in series for v in one.y if math.isfinite(v)), default=1.0) or 1.0
@@ -166,12 +166,12 @@ def column_chart(
     """Draw columns from zero over ordered bins.
 
     Args:
-        title: says what is seen.
+        title: what the chart shows.
         labels: names of the bins, short.
         series: the columns of one colour, a value >= 0 for each bin; NaN: a dash.
-        text: writes a value.
-        high: the value of a full column; None: the greatest.
-        below: lines of numbers under the labels: name and one for each bin.
+        text: formats a value.
+        high: the value of a full column; None: the largest value.
+        below: rows of numbers under the labels: the name of the row and a number for each bin.
         about: a line under the title.
     """
     top = high or max((v for one in series for v in one.y if math.isfinite(v)), default=1.0) or 1.0
@@ -198,7 +198,7 @@ def column_chart(
 
 
 def legend(series: Sequence[Series], *, block: bool = False) -> Html:
-    """Name the series beside their colours; nothing for a single one, which the title names."""
+    """Name the series beside their colours; empty for a single series, which the title names."""
     if len(series) < 2:
         return Html("")
     return tag(
@@ -231,7 +231,7 @@ class _Scale:
 
     @classmethod
     def of(cls, axis: Axis, values: Sequence[float], *, from_zero: bool, close: bool = False) -> _Scale:
-        """From the values; `close`: end where they end, else at the next tick."""
+        """Fit the values; `close`: end at the outermost values, else at the next tick."""
         low = min(values) if axis.low is None else axis.low
         high = max(values) if axis.high is None else axis.high
         if axis.log:
@@ -263,30 +263,30 @@ class _Scale:
         return cls(low, high, ticks or [low, high], log=True)
 
     def share(self, value: float) -> float:
-        """Place of a value, percent from the low end."""
+        """Position of a value, percent from the low end."""
         if self.log:
             return 100 * math.log(value / self.low) / math.log(self.high / self.low)
         return 100 * (value - self.low) / (self.high - self.low)
 
     def down(self, value: float) -> float:
-        """Place of a value, percent from the top."""
+        """Position of a value, percent from the top."""
         return 100 - self.share(value)
 
     def text(self, tick: float) -> str:
-        """A tick's label."""
+        """Label of a tick."""
         if tick and not self.log and max(abs(self.low), abs(self.high)) < 0.01:
             return f"{tick:.0e}" if len(f"{tick:.4g}") > 7 else f"{tick:.4g}"
         return f"{tick:,.0f}" if abs(tick) >= 10000 else f"{tick:.4g}"
 
 
 def _nice(step: float) -> float:
-    """The next of 1, 2, 2.5 and 5 times a power of ten."""
+    """The next larger of 1, 2, 2.5 and 5 times a power of ten."""
     power = 10 ** math.floor(math.log10(step))
     return float(next(mark for mark in (1, 2, 2.5, 5, 10) if mark * power >= step * 0.999) * power)
 
 
 def _trace(one: Series, across: _Scale, up: _Scale) -> Html:
-    """A line, broken where there is no value, and dots where points are few or alone."""
+    """A line, with gaps at missing values, and dots where points are few."""
     parts, pen, points = [], "M", []
     for x, y in zip(one.x, one.y, strict=True):
         if not math.isfinite(y):
@@ -303,7 +303,7 @@ def _trace(one: Series, across: _Scale, up: _Scale) -> Html:
 
 
 def _ends(series: Sequence[Series], up: _Scale) -> list[Html]:
-    """Names beside the lines' ends, moved apart; none for a single line or for too many."""
+    """Names beside the ends of lines, moved apart; none for a single line or more than 8."""
     last = [(next((y for y in reversed(one.y) if math.isfinite(y)), None), one) for one in series]
     placed = sorted(((up.down(y), one) for y, one in last if y is not None), key=lambda pair: pair[0])
     if not 1 < len(placed) <= 8:
@@ -322,7 +322,7 @@ def _ends(series: Sequence[Series], up: _Scale) -> list[Html]:
 
 
 def _room(series: Sequence[Series]) -> int:
-    """Pixels for the names at the lines' ends."""
+    """Pixels for the names at the ends of lines."""
     return 16 + min(130, 8 * max(len(one.name) for one in series))
 
 

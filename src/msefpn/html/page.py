@@ -1,6 +1,6 @@
-"""A self-contained HTML page: one file without network, dark and light, for a laptop and a phone.
+"""A self-contained HTML page: one file that loads nothing, dark and light, for a laptop and a phone.
 
-Every function gives `Html`, and escapes what is not. The page's own policy forbids it to load anything.
+Every function returns `Html` and escapes all other text. The page's own policy forbids it to load anything.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 COLORS = 6
-"""Colours of the palette, `var(--s0)` on, told apart in both themes, by the colour-blind too."""
+"""Colours of the palette, from `var(--s0)`; distinct in both themes, also for the colour-blind."""
 _KINDS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"RIFF": "webp"}
 
 
 class Html(str):
-    """Markup that goes into a page as it is; a plain text is escaped."""
+    """Markup, which goes into a page unchanged; a plain `str` is escaped."""
 
     __slots__ = ()
 
 
 def escaped(value: object) -> Html:
-    """Turn a value into markup: `Html` as it is, anything else as text."""
+    """Return `Html` unchanged, and any other value as escaped text."""
     return value if isinstance(value, Html) else Html(html.escape(str(value)))
 
 
 def joined(parts: Iterable[object], between: str = "") -> Html:
-    """Put parts, escaped where they are not `Html`, one after the other."""
+    """Join parts, after escaping those that are not `Html`."""
     return Html(between.join(map(escaped, parts)))
 
 
 def tag(name: str, *content: object, **attributes: object) -> Html:
-    """Write an element; `class_` and `aria_label` are written `class` and `aria-label`, None is left out."""
+    """Write an element; `class_` becomes `class`, `aria_label` `aria-label`; None is omitted."""
     named = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
     pairs = [f' {key}="{html.escape(str(value))}"' for key, value in named if value is not None]
     return Html(f"<{name}{''.join(pairs)}>{joined(content)}</{name}>")
@@ -50,17 +50,17 @@ class Section:
     about: str | Html = ""
     """A sentence or two under the title."""
     short: str = ""
-    """Its name in the table of contents, if not the title."""
+    """Its name in the table of contents; empty: the title."""
 
 
-def page(title: str, lead: str | Html, sections: Sequence[Section], *, footer: str = "") -> str:
+def document(title: str, lead: str | Html, sections: Sequence[Section], *, footer: str = "") -> str:
     """Write a whole page with its table of contents.
 
     Args:
-        title: heading, and title of the window.
-        lead: a sentence under it.
-        sections: what it shows.
-        footer: how it was made.
+        title: heading and window title.
+        lead: a sentence under the heading.
+        sections: the parts of the page.
+        footer: how the page was made.
 
     Returns:
         The HTML document.
@@ -83,7 +83,7 @@ def page(title: str, lead: str | Html, sections: Sequence[Section], *, footer: s
         [
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<link rel="icon" href="data:,">',
             tag("title", title),
@@ -100,18 +100,18 @@ def page(title: str, lead: str | Html, sections: Sequence[Section], *, footer: s
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A cell of a table that is more than its text."""
+class TableCell:
+    """A table cell with a tone, a fill or a tooltip."""
 
     text: object
     tone: str = ""
     """good, bad or quiet."""
     heat: float | None = None
-    """How strongly the cell is filled, 0..1."""
+    """Strength of the fill, 0..1; None: not filled."""
     color: int = 0
     """Of the fill: a slot of the palette."""
     title: str | None = None
-    """Shown when the pointer rests on it."""
+    """The tooltip."""
 
 
 def table(
@@ -126,12 +126,12 @@ def table(
     """Write a table that scrolls sideways where it is wider than the page.
 
     Args:
-        heads: the columns' names; the first column stands still when the others scroll.
-        rows: cells: `Cell`, `Html` or text; numbers are best given as text.
-        caption: what it shows.
-        text: all columns are texts, aligned left and wrapped, rather than numbers.
-        words: the columns that are.
-        marked: numbers of the rows that stand out.
+        heads: names of the columns; the first column stays in place when the others scroll.
+        rows: cells: `TableCell`, `Html` or text; format numbers as text.
+        caption: what the table shows.
+        text: whether all columns are texts, aligned left and wrapped, rather than numbers.
+        words: indices of the columns that are texts.
+        marked: indices of the highlighted rows.
     """
     top = tag(
         "tr",
@@ -159,7 +159,7 @@ def table(
 
 
 def _cell(value: object, names: list[str]) -> Html:
-    if not isinstance(value, Cell):
+    if not isinstance(value, TableCell):
         plain = not isinstance(value, Html) and len(str(value)) > 20
         return tag("td", value, class_=" ".join(names) or None, title=value if plain else None)
     names = [*names, value.tone] if value.tone else names
@@ -172,7 +172,7 @@ def _cell(value: object, names: list[str]) -> Html:
 
 @dataclass(frozen=True)
 class Tile:
-    """One number that counts."""
+    """One headline number."""
 
     name: str
     value: str
@@ -203,35 +203,35 @@ def tiles(items: Iterable[Tile]) -> Html:
     )
 
 
-def picture(data: bytes, alt: str, caption: str | Html = "") -> Html:
-    """Write a picture into the page; a click shows it large.
+def figure(data: bytes, alt: str, caption: str | Html = "") -> Html:
+    """Embed an image in the page; a click enlarges it.
 
     Args:
         data: a JPEG, WebP or PNG file.
-        alt: what it shows, for those who cannot see it.
-        caption: under it.
+        alt: text alternative.
+        caption: text under the image.
 
     Raises:
-        ValueError: the file is of another kind.
+        ValueError: the file has another format.
     """
     kind = next((name for start, name in _KINDS.items() if data.startswith(start)), None)
     if kind is None:
-        raise ValueError("a picture of a page is a JPEG, WebP or PNG file")
+        raise ValueError("an image of a page must be a JPEG, WebP or PNG file")
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     image = Html(f'<img src="{source}" alt="{html.escape(alt)}">')
     return tag("figure", image, *([tag("figcaption", caption)] if caption else []), class_="shot")
 
 
-def gallery(pictures: Iterable[Html], *, together: int = 1) -> Html:
-    """Put pictures side by side, as many as fit; or `together` of them, or two such rows, also on a phone."""
-    if together == 1:
-        return tag("div", *pictures, class_="shots")
-    style = f"--wide:{4 if together == 2 else together};--narrow:{min(2, together)}"
-    return tag("div", *pictures, class_="shots beside", style=style)
+def gallery(figures: Iterable[Html], *, group: int = 1) -> Html:
+    """Put figures side by side, as many as fit; figures come in groups of `group` that stay in one row."""
+    if group == 1:
+        return tag("div", *figures, class_="shots")
+    style = f"--wide:{4 if group == 2 else group};--narrow:{min(2, group)}"
+    return tag("div", *figures, class_="shots beside", style=style)
 
 
 def grid(*parts: Html) -> Html:
-    """Put parts side by side where there is room, else one below the other."""
+    """Put parts side by side where they fit, else one below the other."""
     return tag("div", *parts, class_="grid")
 
 
@@ -246,17 +246,17 @@ def paragraph(text: object) -> Html:
 
 
 def missing(text: str) -> Html:
-    """Say what cannot be shown, and why."""
+    """Say what cannot be shown and why."""
     return tag("div", text, class_="missing")
 
 
 def alert(text: object) -> Html:
-    """Say what a reader must not overlook."""
+    """Highlight a warning."""
     return tag("div", text, class_="alert", role="note")
 
 
 def code(text: str, *, wrap: bool = False) -> Html:
-    """Write a text with its lines as they are."""
+    """Write a text with its line breaks."""
     return tag("pre", tag("code", text), class_="wrap" if wrap else None)
 
 
@@ -266,7 +266,7 @@ def details(summary: str, *parts: Html) -> Html:
 
 
 def swatch(color: int) -> Html:
-    """Draw a colour of the palette, as a key before a name."""
+    """Draw a colour of the palette, as the key of a name."""
     return tag("span", class_="swatch", style=f"--c:var(--s{color % COLORS})")
 
 

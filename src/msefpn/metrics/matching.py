@@ -1,6 +1,6 @@
-"""Detections and truth as arrays, and which detection takes which truth, as in COCO's protocol.
+"""Detections and ground truth as arrays, and which detection matches which object in COCO's protocol.
 
-N: detections, M: objects of the truth, T: thresholds of IoU. Nothing here loops over images or pairs.
+N: detections, M: objects, T: thresholds of IoU. Nothing here loops over images or pairs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ LIMIT = 100
 _SURE = 1 - 1e-10
 
 
-class Truth(NamedTuple):
-    """What is in the images."""
+class GroundTruth(NamedTuple):
+    """The objects in the images."""
 
     image: Ints
     """(M,) number of the image."""
@@ -33,11 +33,11 @@ class Truth(NamedTuple):
     area: Floats
     """(M,) square pixels: the annotation's, which may be that of a mask."""
     crowd: Flags
-    """(M,) a region with many objects: nobody has to find it, and any number may lie on it."""
+    """(M,) a region with many objects: it need not be found, and any number of detections may lie on it."""
 
 
-class Predicted(NamedTuple):
-    """What was detected."""
+class BoxPredictions(NamedTuple):
+    """The detected boxes."""
 
     image: Ints
     """(N,) number of the image, rising: COCO takes equal scores in this order."""
@@ -48,18 +48,18 @@ class Predicted(NamedTuple):
     score: Floats
     """(N,) 0..1."""
 
-    def where(self, chosen: Flags | Ints) -> Predicted:
+    def where(self, chosen: Flags | Ints) -> BoxPredictions:
         """Those that are chosen."""
-        return Predicted(self.image[chosen], self.label[chosen], self.boxes[chosen], self.score[chosen])
+        return BoxPredictions(self.image[chosen], self.label[chosen], self.boxes[chosen], self.score[chosen])
 
 
 class Pairs(NamedTuple):
-    """Detections with objects that they could be. P: pairs, ordered by detection, then by object."""
+    """Detections with objects that they may match. P: pairs, ordered by detection, then by object."""
 
     predicted: Ints
-    """(P,) rows of `Predicted`."""
+    """(P,) rows of `BoxPredictions`."""
     truth: Ints
-    """(P,) rows of `Truth`."""
+    """(P,) rows of `GroundTruth`."""
     iou: Floats
     """(P,)"""
 
@@ -68,7 +68,7 @@ class Pairs(NamedTuple):
         return Pairs(self.predicted[chosen], self.truth[chosen], self.iou[chosen])
 
 
-def pairs_of(truth: Truth, predicted: Predicted, *, across_classes: bool = False) -> Pairs:
+def pairs_of(truth: GroundTruth, predicted: BoxPredictions, *, across_classes: bool = False) -> Pairs:
     """Pair each detection with the objects of its image, of its own class or of all."""
     top = int(max(truth.label.max(initial=0), predicted.label.max(initial=0))) + 1
     mine = predicted.image if across_classes else predicted.image * top + predicted.label
@@ -83,7 +83,7 @@ def pairs_of(truth: Truth, predicted: Predicted, *, across_classes: bool = False
     return Pairs(rows, columns, _iou(truth, predicted, rows, columns))
 
 
-def _iou(truth: Truth, predicted: Predicted, rows: Ints, columns: Ints) -> Floats:
+def _iou(truth: GroundTruth, predicted: BoxPredictions, rows: Ints, columns: Ints) -> Floats:
     """Of pairs; with a crowd, the part of the detection that lies on it."""
     a, b = predicted.boxes[rows], truth.boxes[columns]
     low = np.maximum(a[:, :2], b[:, :2])
@@ -95,7 +95,7 @@ def _iou(truth: Truth, predicted: Predicted, rows: Ints, columns: Ints) -> Float
     return iou
 
 
-def ranks(predicted: Predicted, *, across_classes: bool = False) -> Ints:
+def ranks(predicted: BoxPredictions, *, across_classes: bool = False) -> Ints:
     """Place of each detection, from 0, in its image and class by falling score; equal ones as they come."""
     top = int(predicted.label.max(initial=0)) + 1
     key = predicted.image if across_classes else predicted.image * top + predicted.label
@@ -110,23 +110,23 @@ def ranks(predicted: Predicted, *, across_classes: bool = False) -> Ints:
 def assign(
     pairs: Pairs, rank: Ints, crowd: Flags, ignored: Flags, thresholds: Floats, free: Flags | None = None
 ) -> Ints:
-    """Let detections, best first, take the object that they overlap most.
+    """Match detections, best first, to the object that they overlap most.
 
-    As COCOeval does: an object that counts comes before one that is ignored, each is taken once, a crowd any
-    number of times, and of two alike the later one is taken.
+    As in COCOeval: an object that counts comes before an ignored one, each is matched once, a crowd any
+    number of times, and of two with equal IoU the later one is matched.
 
     Args:
-        pairs: the objects that each may take.
+        pairs: the objects that each may match.
         rank: (N,) turn of each detection; those that share an object have different ones.
         crowd: (M,)
-        ignored: (M,) crowds, and what is not to be found.
+        ignored: (M,) crowds, and objects that do not count.
         thresholds: (T,) least IoU.
-        free: (M,) objects that may be taken; None: all.
+        free: (M,) objects that may be matched; None: all.
 
     Returns:
-        (T, N) rows of the truth, -1 where nothing is taken.
+        (T, N) rows of the ground truth, -1 without a match.
     """
-    taken = np.full((len(thresholds), len(rank)), -1, dtype=np.int64)
+    matched = np.full((len(thresholds), len(rank)), -1, dtype=np.int64)
     left = np.ones((len(thresholds), len(crowd)), dtype=bool)
     if free is not None:
         left &= free
@@ -149,6 +149,6 @@ def assign(
         winner = np.maximum.reduceat(place, heads, axis=1)
         at, who = np.nonzero(best >= 0)
         chosen = theirs[winner[at, who]]
-        taken[at, mine[heads[who]]] = chosen
+        matched[at, mine[heads[who]]] = chosen
         left[at, chosen] = False
-    return taken
+    return matched

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST = 4
+MIN_CELLS = 4
 """Cells that the estimate needs."""
-LEAST_IMAGES = 10
+MIN_IMAGES = 10
 """Images that an interval needs: resampling fewer gives one that is too narrow."""
 RESAMPLES = 2000
 
@@ -38,10 +38,10 @@ def moments(x: NDArray[np.floating], y: NDArray[np.floating], *, unbiased: bool 
             where n does not exceed p and q by far: for random maps it nears 1.
 
     Returns:
-        Three numbers; NaN with fewer than `LEAST` cells.
+        Three numbers; NaN with fewer than `MIN_CELLS` cells.
     """
     n = len(x)
-    if n < LEAST:
+    if n < MIN_CELLS:
         return np.full(3, np.nan)
     a, b = (_centred(values) for values in (x, y))
     pairs = ((a, b), (a, a), (b, b))
@@ -70,7 +70,7 @@ class Estimate:
     spread: float | None
     """Standard deviation of the numbers of single images; None for one."""
     low: float | None
-    """95 % interval over the choice of images, by resampling them; None for fewer than `LEAST_IMAGES`."""
+    """95 % interval over the choice of images, by resampling them; None for fewer than `MIN_IMAGES`."""
     high: float | None
     images: int
 
@@ -89,7 +89,7 @@ def contrast(terms: Sequence[tuple[float, Moments]]) -> Estimate:
     single = np.sum([factor * cka(of) for factor, of in terms], axis=0)
     spread = float(single.std(ddof=1)) if images > 1 else None
     low = high = None
-    if images >= LEAST_IMAGES and math.isfinite(value):
+    if images >= MIN_IMAGES and math.isfinite(value):
         drawn = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), RESAMPLES) / images
         sums = np.sum([factor * cka(drawn @ of) for factor, of in terms], axis=0)
         low, high = (float(side) for side in np.percentile(sums, [2.5, 97.5]))

@@ -7,7 +7,7 @@
 
 from msefpn.necks.ac_fpn import ACFPN
 from msefpn.necks.aug_fpn import AugFPN
-from msefpn.necks.base import Neck, init_xavier
+from msefpn.necks.base import InnerMap, Neck, init_xavier
 from msefpn.necks.bfp import BFP
 from msefpn.necks.bifpn import BiFPN
 from msefpn.necks.ce_fpn import CEFPN
@@ -41,6 +41,7 @@ __all__ = [
     "SIM",
     "AugFPN",
     "BiFPN",
+    "InnerMap",
     "Neck",
     "Stack",
     "init_xavier",

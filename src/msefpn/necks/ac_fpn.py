@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from msefpn.necks.base import init_xavier
+from msefpn.necks.base import InnerMap, init_xavier
 from msefpn.necks.fpn import FPN
 from msefpn.necks.layers import float32, group_norm, rounded_width
 
@@ -123,6 +123,11 @@ class AM(nn.Module):
         weight: Tensor = self.context(context) + self.content(c5)
         value: Tensor = self.value(context)
         return weight * value
+
+    def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
+        """See `InnerMap`."""
+        context, content = outputs["context"][0], outputs["content"][0]
+        return [InnerMap("CxAM attention", "gate", context), InnerMap("CnAM attention", "gate", content)]
 
 
 class ACFPN(FPN):

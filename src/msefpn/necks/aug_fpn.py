@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msefpn.necks.base import init_xavier
+from msefpn.necks.base import InnerMap, init_xavier
 from msefpn.necks.fpn import FPN
 
 TENTHS = (1, 2, 3)
@@ -60,6 +60,12 @@ class ResidualAugmentation(nn.Module):
         context = [_pooled(c5, *pair) for pair in zip(self.reduce, TENTHS, strict=True)]
         fused: Tensor = self.fuse(context)
         return fused
+
+    def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
+        """See `InnerMap`."""
+        weights = outputs["fuse.weigh"][0].split(1, dim=1)
+        pairs = zip(TENTHS, weights, strict=True)
+        return [InnerMap(f"weight of C5 pooled to 0.{tenth}", "gate", weight) for tenth, weight in pairs]
 
 
 def _pooled(c5: Tensor, reduce: nn.Module, tenths: int) -> Tensor:

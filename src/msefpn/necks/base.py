@@ -4,11 +4,31 @@ import abc
 import zlib
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from msefpn.necks.layers import EXTRA_LEVELS, ExtraLevels
+
+
+class InnerMap(NamedTuple):
+    """A map, gate or attention inside a neck, which `msefpn explain` shows.
+
+    Any module of a neck may have a method `inner_maps(outputs) -> list[InnerMap]`, called after a forward.
+    `outputs` has the outputs of each module inside, by name, one for each call, and its own as `""`.
+    """
+
+    name: str
+    """What it is, such as `SIM gate`; the same for all levels."""
+    kind: str
+    """`map`, `gate` (0 to 1, 0.5 is neutral) or `channels`, a gate without cells."""
+    values: Tensor
+    """(B, C, h, w), over the whole padded image."""
+    groups: tuple[int, ...] = ()
+    """Of `channels`: how many belong to each of the maps that the module reads, in order."""
+    text: str = ""
+    """One sentence for the page."""
 
 
 class Neck(nn.Module, abc.ABC):

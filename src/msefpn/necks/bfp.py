@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msefpn.necks.base import Neck
+from msefpn.necks.base import InnerMap, Neck
 from msefpn.necks.layers import max_down, upsample_nearest
 
 REFINED_STRIDE = 16
@@ -41,6 +41,10 @@ class NonLocal(nn.Module):
         mixed = F.scaled_dot_product_attention(theta, phi, g, scale=1.0).squeeze(1)
         refined: Tensor = x + self.out(mixed.transpose(1, 2).unflatten(2, x.shape[-2:]))
         return refined
+
+    def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
+        """See `InnerMap`."""
+        return [InnerMap("balanced map", "map", outputs[""][0])]
 
 
 class BFP(Neck):

@@ -6,6 +6,7 @@ Every gate here reads a map (B, C, H, W) and gives a map of the same shape.
 import torch
 from torch import Tensor, nn
 
+from msefpn.necks.base import InnerMap
 from msefpn.necks.layers import rounded_width, strip_means
 
 
@@ -57,6 +58,11 @@ class CAG(Gate):
         maximum: Tensor = self.fc_max(x.amax(dim=(2, 3), keepdim=True)).relu()
         return (average + maximum).sigmoid()
 
+    def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
+        """See `InnerMap`."""
+        weight = (outputs["fc_avg"][0].relu() + outputs["fc_max"][0].relu()).sigmoid()
+        return [InnerMap("CAG gate", "channels", weight)]
+
 
 class CoordinateAttention(Gate):
     """Coordinate Attention (arXiv 2103.02907, section 3.2): two strip poolings and sigmoids, reduction 32."""
@@ -79,6 +85,11 @@ class CoordinateAttention(Gate):
         gate_rows: Tensor = self.rows(rows).sigmoid()  # (B, C, H, 1)
         gate_columns: Tensor = self.columns(columns).sigmoid().transpose(2, 3)  # (B, C, 1, W)
         return x * gate_rows * gate_columns
+
+    def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
+        """See `InnerMap`."""
+        rows, columns = outputs["rows"][0].sigmoid(), outputs["columns"][0].sigmoid()
+        return [InnerMap("Coordinate Attention gate", "gate", rows * columns.transpose(2, 3))]
 
 
 class CBAM(Gate):
@@ -103,6 +114,12 @@ class CBAM(Gate):
         gate: Tensor = self.spatial(pooled).sigmoid()  # (B, 1, H, W)
         return x * gate
 
+    def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
+        """See `InnerMap`."""
+        average, maximum = outputs["mlp"]
+        weight = (average + maximum).sigmoid() * outputs["spatial"][0].sigmoid()
+        return [InnerMap("CBAM gate", "gate", weight)]
+
 
 class GMU(Gate):
     """Gated multimodal unit (arXiv 1702.01992, section 3.1) of a level and the one above.
@@ -122,3 +139,7 @@ class GMU(Gate):
         """Blend two maps (B, C, H, W) cell by cell, channel by channel."""
         z = self.gate(torch.cat([local, above], dim=1)).sigmoid()
         return torch.lerp(self.above(above).tanh(), self.local(local).tanh(), z)
+
+    def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
+        """See `InnerMap`."""
+        return [InnerMap("GMU gate", "gate", outputs["gate"][0].sigmoid())]

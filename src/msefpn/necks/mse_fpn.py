@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msefpn.necks.base import Neck, init_xavier
+from msefpn.necks.base import InnerMap, Neck, init_xavier
 from msefpn.necks.gates import CAG, CBAM, GMU, CoordinateAttention, Gate, NoGate
 from msefpn.necks.layers import (
     float32,
@@ -68,6 +68,7 @@ class SEM(nn.Module):
                 f"score_norm '{score_norm}' needs the spatial branch, but branches is '{branches}'"
             )
         self.branches, self.combine, self.score_norm = branches, combine, score_norm
+        self.groups = tuple(in_channels) if width is None else ()
         concatenated = sum(in_channels)
         self.channels = channels = concatenated if width is None else width
         self.reduce = nn.Identity() if width is None else nn.Conv2d(concatenated, width, 1)
@@ -138,6 +139,15 @@ class SEM(nn.Module):
         weight: Tensor = pooled.sigmoid().to(m.dtype).unflatten(1, m.shape[-2:]).unsqueeze(1)
         return weight
 
+    def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
+        """See `InnerMap`."""
+        m, maps = outputs["reduce"][0], [InnerMap("SEM semantics G", "map", outputs[""][0])]
+        if self.branches in ("both", "spatial"):
+            maps.insert(0, InnerMap("SEM attention", "gate", self.spatial_weight(m)))
+        if self.branches in ("both", "channel"):
+            maps.append(InnerMap("SEM channel weights", "channels", self.channel_weight(m), self.groups))
+        return maps
+
 
 class SIM(nn.Module):
     """Semantic injection module of one level: F = local * up(sigmoid(gate)) + up(embedding).
@@ -175,6 +185,11 @@ class SIM(nn.Module):
         injected: Tensor = self.reduce(embedding.addcmul_(local, gate))
         return injected
 
+    def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
+        """See `InnerMap`."""
+        gate, embedding = outputs["gate"][0].sigmoid(), outputs["embedding"][0]
+        return [InnerMap("SIM gate", "gate", gate), InnerMap("SIM embedding", "map", embedding)]
+
 
 class AddedSemantics(nn.Module):
     """The ablation without SIM: F = 1x1 convolution of the level + up(1x1 convolution of the semantics)."""
@@ -188,6 +203,10 @@ class AddedSemantics(nn.Module):
         """Add semantics (B, semantic_channels, h, w) to x (B, in_channels, H, W): (B, out_channels, H, W)."""
         local: Tensor = self.local(x)
         return local + resize_bilinear(self.semantics(semantics), like=x)
+
+    def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
+        """See `InnerMap`."""
+        return [InnerMap("added semantics", "map", outputs["semantics"][0])]
 
 
 class GCG(Gate):
@@ -210,6 +229,10 @@ class GCG(Gate):
         rows: Tensor = self.rows(over_width)  # (B, C, H, 1)
         columns: Tensor = self.columns(over_height)  # (B, C, 1, W)
         return (rows * columns).sigmoid_() * x
+
+    def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
+        """See `InnerMap`."""
+        return [InnerMap("GCG gate", "gate", (outputs["rows"][0] * outputs["columns"][0]).sigmoid())]
 
 
 GATES: dict[str, type[GCG | CAG | CoordinateAttention | CBAM | GMU | NoGate]] = {
@@ -292,8 +315,7 @@ class MSEFPN(Neck):
             )
         if preset == "split" and width is not None:
             raise ValueError(f"width {width} leaves no slices of the levels: preset 'split' needs width None")
-        if preset == "lean" and width is None:
-            width = out_channels
+        width = out_channels if preset == "lean" and width is None else width
         self.preset, self.gate_at = preset, gate_at
         injected = self.in_channels[start_level:]
         self.sem: SEM | None = None
@@ -309,9 +331,8 @@ class MSEFPN(Neck):
                 _injection(sim, channels, width, out_channels)
                 for channels, width in zip(injected, widths, strict=True)
             )
-        top = NoGate if GATES[gate].joins else GATES[gate]
         self.gates = nn.ModuleList(GATES[gate](out_channels) for _ in injected[:-1])
-        self.gates.append(top(out_channels))
+        self.gates.append((NoGate if GATES[gate].joins else GATES[gate])(out_channels))
         self.outputs = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in injected)
         init_xavier(self)
 

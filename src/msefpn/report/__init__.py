@@ -1,1 +1,1 @@
-"""The page about runs and data sets: what their folders hold, gathered and drawn."""
+"""Reports: a run or several on one page, and the page of a data set."""

@@ -1,4 +1,4 @@
-"""The page of a data set: images with their boxes, sizes and shapes against the pyramid, classes, faults."""
+"""The page of `msefpn check --out`: images with boxes, box sizes and shapes, classes, faults."""
 
 from __future__ import annotations
 
@@ -23,46 +23,46 @@ from msefpn.html.page import (
     Tile,
     alert,
     code,
+    document,
+    figure,
     gallery,
     grid,
     joined,
     missing,
-    page,
-    picture,
     tag,
     tiles,
 )
 
-PAGE = "check.html"
+CHECK_FILE = "check.html"
 _SIDES = (6, 11, 23, 45, 91, 181, 362, 724)
-"""Between the bins of box sizes, pixels: half an octave from the anchors, each bin has one closest."""
+"""Borders of the bins of box sizes, pixels: half an octave from the anchors, one anchor to a bin."""
 _RATIOS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
-"""Between the bins of shapes: logarithm to base 2 of width over height."""
+"""Borders of the bins of shapes: logarithm to base 2 of width over height."""
 _RATIO_NAMES = ("<1:4", "1:4", "1:2.8", "1:2", "1:1.4", "1:1", "1.4:1", "2:1", "2.8:1", ">4:1")
 _CROWDS = (0, 1, 2, 3, 6, 11, 21, 51, 101)
-"""The least number of boxes of each bin of images."""
+"""Least number of boxes of each bin of images."""
 _COLOURS = (
     *("#ff3b30", "#34c759", "#0a84ff", "#ffd60a", "#ff2fd0", "#00e5e5"),
     *("#ff9500", "#af52de", "#b4ff00", "#b9b9b9", "#8b5a2b", "#0050c8"),
 )
 _SHEET = 24
-"""Images on the sheet, and as many again where classes are still unseen."""
+"""Images on the sheet, and as many again where classes are still missing."""
 _SIDE = 560  # pixels of the longest side of a picture
 _CLASSES = 80  # that get a bar
 
 
-def write(check: Check, out: Path) -> None:
-    """Write `check.html` into a folder. Nothing is loaded by it: the pictures are in it."""
-    (out / PAGE).write_text(_page(check), encoding="utf-8")
+def write_check_page(check: Check, out: Path) -> None:
+    """Write `check.html`, which embeds its images, into a folder."""
+    (out / CHECK_FILE).write_text(_page(check), encoding="utf-8")
 
 
-def choose(data: CocoData, size: tuple[int, int], most: int = _SHEET) -> list[tuple[int, str]]:
-    """Choose images that tell most: the densest, the emptiest, the smallest boxes, and every class once.
+def choose_images(data: CocoData, size: tuple[int, int], most: int = _SHEET) -> list[tuple[int, str]]:
+    """Choose images: the most and the fewest boxes, the smallest and the largest, every class once.
 
     Args:
         data: a split.
         size: longest and shortest side that images will be resized to fit into, pixels.
-        most: so many images; twice as many where classes are still unseen.
+        most: number of images; twice as many where classes are still missing.
 
     Returns:
         Index of the image and why it was chosen; each image once.
@@ -89,20 +89,20 @@ def choose(data: CocoData, size: tuple[int, int], most: int = _SHEET) -> list[tu
             and (rows := np.flatnonzero(data.labels == label)).size
         ):
             holders = np.searchsorted(data.offsets, rows, side="right") - 1
-            # of those with the class, the one with most of what is unseen
+            # of the images with the class, the one with the most missing classes
             gains = [len(set(data.boxes_of(index)[1].tolist()) - seen) for index in holders]
             best = int(holders[int(np.argmax(gains))])
             take([best], f"shows {data.classes[label]}")
             seen |= set(data.boxes_of(best)[1].tolist())
     rest = np.random.default_rng(0).permutation(len(data))
-    take([index for index in rest if int(index) not in reasons][: max(0, most - len(reasons))], "by chance")
+    take([index for index in rest if int(index) not in reasons][: max(0, most - len(reasons))], "at random")
     return list(reasons.items())
 
 
-def drawn(data: CocoData, index: int) -> tuple[bytes, Html]:
-    """Draw the boxes of an image into a small JPEG, and write the key to their colours: class and count.
+def draw_boxes(data: CocoData, index: int) -> tuple[bytes, Html]:
+    """Draw the boxes of an image into a small JPEG, and write the key of their colours: class and count.
 
-    Crowd regions have a thin line. Raises FileNotFoundError and ImageFault.
+    Crowd regions get a thin line. Raises FileNotFoundError and ImageFault.
     """
     height, width = data.sizes[index].tolist()
     factor = min(1.0, _SIDE / max(height, width))
@@ -145,8 +145,8 @@ def _page(check: Check) -> str:
         sections += [_sheet(splits[0], check.size), _sizes(splits, check.size), _classes(splits)]
     sections.append(_faults(check))
     title = f"Data set {check.splits[0].file.parent.name or check.splits[0].file.name}"
-    lead = f"{verdict}; sizes are after a resize into {as_size(check.size)}"
-    return page(title, lead, sections, footer="written by msefpn check")
+    lead = f"{verdict}; sizes are those after resizing to {as_size(check.size)}"
+    return document(title, lead, sections, footer="written by msefpn check")
 
 
 def _advice(check: Check) -> Section:
@@ -164,29 +164,29 @@ def _advice(check: Check) -> Section:
     ]
     sizes = check.splits[0].sizes
     if sizes is not None:
-        numbers.append(Tile("median box", f"{sizes.quantiles[50]:.0f}", "px", "root of the area"))
-        numbers.append(Tile("too small", f"{sizes.tiny_share:.1%}", note="under two cells of stride 4"))
+        numbers.append(Tile("median box", f"{sizes.quantiles[50]:.0f}", "px", "square root of the area"))
+        numbers.append(Tile("too small", f"{sizes.tiny_share:.1%}", note="under two cells at stride 4"))
     stops = [f"{split.name}: {fault}" for split in check.splits for fault in split.report.stops[:3]]
     stops += [check.missing] * bool(check.missing)
     marks = [alert(text) for text in (*stops, *check.differences)]
     return Section(
-        "In short", [*marks, tag("ul", *(tag("li", text) for text in check.advice)), tiles(numbers)]
+        "Summary", [*marks, tag("ul", *(tag("li", text) for text in check.advice)), tiles(numbers)]
     )
 
 
 def _sheet(split: SplitCheck, size: tuple[int, int]) -> Section:
     assert split.data is not None
     shots = []
-    for index, reason in choose(split.data, size):
+    for index, reason in choose_images(split.data, size):
         name = split.data.names[index]
         try:
-            image, key = drawn(split.data, index)
+            image, key = draw_boxes(split.data, index)
         except (OSError, ImageFault) as error:
             shots.append(missing(f"{name}: {error}"))
             continue
         caption = joined([tag("b", reason), Html(": "), name, Html("<br>"), key])
-        shots.append(picture(image, f"{name} with its boxes", caption))
-    about = "The densest, the emptiest, the smallest and largest boxes, each class, and some by chance."
+        shots.append(figure(image, f"{name} with its boxes", caption))
+    about = "The most and the fewest boxes, the smallest and the largest, every class, and some at random."
     return Section(f"Images of {split.name}", [gallery(shots)], about, "Images")
 
 
@@ -219,7 +219,7 @@ def _sizes(splits: Sequence[SplitCheck], size: tuple[int, int]) -> Section:
                 ("stride", [PYRAMID_STRIDES[level] for level in levels]),
                 ("anchor", [ANCHOR_SIDES[level] for level in levels]),
             ],
-            about="Root of the area from so many pixels on; stride and anchor of the closest level",
+            about="From square root of the area, pixels; stride and anchor of the closest level",
         ),
         column_chart(
             "Shapes against the anchors",
@@ -227,7 +227,7 @@ def _sizes(splits: Sequence[SplitCheck], size: tuple[int, int]) -> Section:
             _shares(shapes, len(_RATIO_NAMES)),
             _percent,
             below=[("anchor", ["1:2"] * 4 + ["1:1"] * 2 + ["2:1"] * 4)],
-            about="Width to height from so much on; shape of the closest anchor",
+            about="From width to height; shape of the closest anchor",
         ),
         column_chart(
             "Boxes per image",
@@ -236,7 +236,7 @@ def _sizes(splits: Sequence[SplitCheck], size: tuple[int, int]) -> Section:
             _percent,
         ),
     ]
-    about = f"Boxes, crowd regions aside, after a resize into {as_size(size)}; per cent of each split."
+    about = f"Boxes without crowd regions, after resizing to {as_size(size)}; percent of each split."
     return Section("Sizes and shapes", parts, about, "Sizes")
 
 
@@ -259,7 +259,7 @@ def _classes(splits: Sequence[SplitCheck]) -> Section:
     ]
     chart = bar_chart("Boxes per class", order, series, lambda count: f"{count:,.0f}")
     rest = len(splits[0].per_class) - len(order)
-    more = f"The {_CLASSES} most frequent; {rest} more have fewer." if rest > 0 else ""
+    more = f"The {_CLASSES} most frequent classes; {rest} more are not shown." if rest > 0 else ""
     return Section("Classes", [grid(chart)], more)
 
 
@@ -269,5 +269,5 @@ def _faults(check: Check) -> Section:
         lines += [f"{split.name}: {split.file}", *(f"  {line}" for line in split.report.lines(20))]
         lines += ["  no faults"] * (not split.report.faults)
     return Section(
-        "Faults", [code("\n".join([*check.read, *lines]), wrap=True)], "What is unusual, and what is done."
+        "Faults", [code("\n".join([*check.read, *lines]), wrap=True)], "Faults, and what is done about each."
     )

@@ -1,4 +1,4 @@
-"""Confusion, the cost of each kind of error, and pictures: parts of a run's page."""
+"""Confusions, the cost of each kind of error, example images: sections of the report."""
 
 from __future__ import annotations
 
@@ -8,44 +8,53 @@ import numpy as np
 
 from msefpn.html.charts import Series, bar_chart
 from msefpn.html.page import (
-    Cell,
     Html,
     Section,
+    TableCell,
     card,
+    figure,
     gallery,
     grid,
     joined,
     missing,
-    picture,
     swatch,
     table,
     tag,
 )
-from msefpn.metrics.errors import KINDS
-from msefpn.report.numbers import analysed, gaps
-from msefpn.report.text import changed, told
-from msefpn.report.view import Analysis, Pictures, RunView
+from msefpn.metrics.errors import ERROR_KINDS
+from msefpn.report.analysis import Analysis
+from msefpn.report.images import (
+    CORRECT_COLOR,
+    MISSED_COLOR,
+    WRONG_COLOR,
+    DrawnImage,
+    ImageGroup,
+    ImageRow,
+)
+from msefpn.report.numbers import analysed, missing_parts
+from msefpn.report.run import ReportedRun
+from msefpn.report.text import error_name, with_difference
 
 _SHOWN = 20
-"""Classes up to which the matrix is shown; of more, the most frequent confusions."""
+"""Most classes of a matrix; of more, the most frequent confusions are listed."""
 _BACKGROUND = "background"
 
 
-def confusion(views: Sequence[RunView]) -> Section:
-    """Which class is taken for which."""
-    known = analysed(views)
+def confusion(runs: Sequence[ReportedRun]) -> Section:
+    """Which class is detected as which."""
+    known = analysed(runs)
     cards = []
-    for at, view, one in known:
-        first = known[0][2] if view.same_data and at != known[0][0] else None
+    for at, run, one in known:
+        first = known[0][2] if run.same_data and at != known[0][0] else None
         shown = _matrix(one, first, at) if len(one.classes) <= _SHOWN else _pairs(one)
-        above = [joined([swatch(at), view.name, ": "])] if len(views) > 1 else []
-        cards.append(card(tag("h3", *above, f"score {one.score:.2f} and over"), shown))
+        above = [joined([swatch(at), run.name, ": "])] if len(runs) > 1 else []
+        cards.append(card(tag("h3", *above, f"score {one.best.score:.2f} and above"), shown))
     about = (
-        "Rows: what it is; columns: what it is taken for, at IoU 0.5 and the score of the best F1. A "
-        "detection takes an object of its own class where it can, else one that is left. The last column "
-        "counts missed objects, the last row detections on no object. Filled by the share of the row."
+        "Rows: class of the object; columns: class of the detection, at IoU 0.5 and the score of the best "
+        "F1. A detection is matched to an object of its own class if possible, else to any other. The last "
+        "column counts missed objects, the last row detections on no object. The fill is a share of the row."
     )
-    return Section("Confusion", [*gaps(views, "analysis"), *([grid(*cards)] if cards else [])], about)
+    return Section("Confusion", [*missing_parts(runs, "analysis"), *([grid(*cards)] if cards else [])], about)
 
 
 def _matrix(one: Analysis, first: Analysis | None, color: int) -> Html:
@@ -67,10 +76,10 @@ def _matrix(one: Analysis, first: Analysis | None, color: int) -> Html:
                 else count - int(first.matrix[row, column])
             )
             text = joined([count, " ", tag("small", f"{step:+d}")]) if step else count
-            title = f"{name} taken for {names[column]}: {count}, {100 * share:.1f} %"
-            cells.append(Cell(text, heat=share, color=color, title=title))
+            title = f"{name} detected as {names[column]}: {count}, {100 * share:.1f} %"
+            cells.append(TableCell(text, heat=share, color=color, title=title))
         rows.append(cells)
-    heads = ["truth", *one.classes, tag("em", "missed")]
+    heads = ["object", *one.classes, tag("em", "missed")]
     return table(heads, rows)
 
 
@@ -89,74 +98,72 @@ def _pairs(one: Analysis) -> Html:
         if off.flat[at]
     ]
     return table(
-        ["it is", "taken for", "count"], rows, caption=f"The most frequent of {len(one.classes)} classes"
+        ["object", "detected as", "count"], rows, caption=f"The most frequent of {len(one.classes)} classes"
     )
 
 
-def costs_of_errors(views: Sequence[RunView]) -> Section:
+def costs_of_errors(runs: Sequence[ReportedRun]) -> Section:
     """What each kind of error costs."""
-    known = [item for item in analysed(views) if item[2].errors.ap50 >= 0]
-    parts = gaps(views, "analysis")
+    known = [item for item in analysed(runs) if item[2].errors.ap50 >= 0]
+    parts = missing_parts(runs, "analysis")
     if known:
-        names = [told(kind) for kind in KINDS]
+        names = [error_name(kind) for kind in ERROR_KINDS]
         series = [
-            Series(view.name, [max(0.0, one.errors.cost[kind]) for kind in KINDS], color=at)
-            for at, view, one in known
+            Series(run.name, [max(0.0, one.errors.cost[kind]) for kind in ERROR_KINDS], color=at)
+            for at, run, one in known
         ]
         chart = bar_chart("AP50 that each kind of error costs", names, series, lambda v: f"{100 * v:.1f}")
-        parts.append(grid(chart, card(_error_table(views, known))))
+        parts.append(grid(chart, card(_error_table(runs, known))))
     about = (
-        "After TIDE (Bolya et al., arXiv 2008.08115): AP50 if this kind of error were mended, less AP50, in "
-        "points. The kinds do not add up, since mending one may uncover another. Counts are of all "
-        "detections, whatever their score."
+        "As in TIDE (Bolya et al., arXiv 2008.08115): AP50 with this kind of error fixed, minus AP50, in "
+        "points. The costs do not add up, since fixing one kind may uncover another. Counts are of all "
+        "detections, at any score."
     )
     return Section("Errors", parts, about)
 
 
-def _error_table(views: Sequence[RunView], known: Sequence[tuple[int, RunView, Analysis]]) -> Html:
+def _error_table(runs: Sequence[ReportedRun], known: Sequence[tuple[int, ReportedRun, Analysis]]) -> Html:
     rows = []
     first = known[0][2].errors
-    for kind, meaning in KINDS.items():
-        cells: list[object] = [joined([told(kind), tag("small", meaning, class_="under")])]
-        for at, view, one in known:
+    for kind, meaning in ERROR_KINDS.items():
+        cells: list[object] = [joined([error_name(kind), tag("small", meaning, class_="under")])]
+        for at, run, one in known:
             mine, base = one.errors.counts[kind], first.counts[kind]
             cells.append(
-                changed(mine, base, lambda v: f"{v:.0f}", 1, at, view.same_data, less=True, digits="0")
+                with_difference(mine, base, lambda v: f"{v:.0f}", 1, at, run.same_data, less=True, digits="0")
             )
         rows.append(cells)
-    heads = ["error", *("count" if len(views) == 1 else joined([swatch(at), v.name]) for at, v, _ in known)]
-    return table(heads, rows, caption="How many", words=[0])
+    heads = ["error", *("count" if len(runs) == 1 else joined([swatch(at), v.name]) for at, v, _ in known)]
+    return table(heads, rows, caption="Number of errors", words=[0])
 
 
-def pictures(views: Sequence[RunView], shown: Pictures | None) -> Section:
-    """Images with truth and detections."""
-    parts = gaps(views, "analysis")
-    key = [("#00c8a8", "right (truth: white)"), ("#ff7010", "wrong"), ("#f028be", "missed, dashed")]
-    marks = [tag("span", tag("i", style=f"--c:{color}"), text) for color, text in key]
-    if shown is not None:
+def example_images(runs: Sequence[ReportedRun], groups: Sequence[ImageGroup] | None) -> Section:
+    """Images with ground truth and detections."""
+    parts = missing_parts(runs, "analysis")
+    key = [
+        (CORRECT_COLOR, "correct (ground truth: white)"),
+        (WRONG_COLOR, "wrong"),
+        (MISSED_COLOR, "missed, dashed"),
+    ]
+    marks = [tag("span", tag("i", style=f"--c:rgb{color}"), text) for color, text in key]
+    if groups is not None:
         parts.append(tag("div", *marks, class_="legend key"))
-        for one in shown.galleries:
-            parts.append(tag("h3", one.title, " ", tag("span", one.about, class_="quiet")))
-            figures = [
-                picture(
-                    shot.picture,
-                    f"{row.file}: {shot.told}",
-                    _caption(row.file, shot.told, name, len(shown.runs)),
-                )
-                for row in one.rows
-                for name, shot in zip(shown.runs, row.shots, strict=True)
-            ]
-            parts.append(gallery(figures, together=len(shown.runs)))
-    if shown is not None and not shown.galleries:
-        parts.append(missing("no validation image can be read"))
+        if not groups:
+            parts.append(missing("no validation image can be read"))
+        for group in groups:
+            parts.append(tag("h3", group.title, " ", tag("span", group.about, class_="quiet")))
+            figures = [_figure(row, image) for row in group.rows for image in row.images]
+            parts.append(gallery(figures, group=len(group.rows[0].images)))
     about = (
-        "At IoU 0.5 and each run's score of the best F1. Quality: the IoU of right boxes, summed, over right "
-        "+ half of wrong and missed (panoptic quality, arXiv 1801.00868). Each image is shown once; a click "
-        "shows it large."
+        "At IoU 0.5 and each run's score of the best F1. Quality: sum of the IoU of correct boxes / "
+        "(correct + wrong / 2 + missed / 2), as panoptic quality (arXiv 1801.00868). Each image is shown "
+        "once; a click enlarges it."
     )
-    return Section("Pictures", parts, about)
+    return Section("Images", parts, about)
 
 
-def _caption(file: str, said: str, name: str, runs: int) -> Html:
-    lead = tag("b", name if runs > 1 else file)
-    return joined([lead, " · ", said, f" · {file}" if runs > 1 else ""])
+def _figure(row: ImageRow, image: DrawnImage) -> Html:
+    several = len(row.images) > 1
+    lead = tag("b", image.run if several else row.file)
+    caption = joined([lead, " · ", image.caption, f" · {row.file}" if several else ""])
+    return figure(image.data, f"{row.file}: {image.caption}", caption)

@@ -1,4 +1,4 @@
-"""The images of a report: which ones, and truth and detections drawn over them."""
+"""The images of a report: which ones, with ground truth and detections drawn over them."""
 
 from __future__ import annotations
 
@@ -12,130 +12,160 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from msefpn.data.coco import CocoData
 from msefpn.data.images import ImageFault, read_reduced
-from msefpn.metrics.confusion import Verdicts, judge
-from msefpn.metrics.matching import Predicted, Truth
-from msefpn.report.view import Gallery, Pictures, Row, Shot
+from msefpn.metrics.confusion import DetectionOutcomes, match_outcomes
+from msefpn.report.run import ReportedRun
 
-SIDE = 560
-"""Longest side of a picture, pixels."""
-MOST = 24
-"""Pictures on a page."""
-LABELS = 25
-"""Wrong boxes of a picture that are named."""
-BYTES = 60_000
-"""Of a picture, about; with `MOST` it bounds the page to 2 MB."""
-RIGHT, WRONG, MISSED = (0, 200, 168), (255, 112, 16), (240, 40, 190)
+IMAGE_SIDE = 560
+"""Longest side of an image, pixels."""
+MAX_IMAGES = 24
+"""Images on a page."""
+MAX_LABELS = 25
+"""Wrong boxes of an image that are labelled."""
+IMAGE_BYTES = 60_000
+"""Size of an image, about; with `MAX_IMAGES` it bounds the page to 2 MB."""
+CORRECT_COLOR, WRONG_COLOR, MISSED_COLOR = (0, 200, 168), (255, 112, 16), (240, 40, 190)
 """Colours of boxes on photographs."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A run's detections on data that all runs share."""
+class DrawnImage:
+    """An image with the detections of one run."""
 
-    name: str
-    data: CocoData
-    truth: Truth
-    predicted: Predicted
-    score: float
-    """Detections under it are not shown."""
+    run: str
+    data: bytes
+    """WebP."""
+    caption: str
+    """Counts of correct, wrong and missed."""
 
 
-def pictures_of(runs: Sequence[Seen]) -> Pictures | None:
-    """Choose and draw images; None without a run."""
-    if not runs:
+@dataclass(frozen=True)
+class ImageRow:
+    """An image with the detections of each run."""
+
+    file: str
+    images: list[DrawnImage]
+
+
+@dataclass(frozen=True)
+class ImageGroup:
+    """Images that were chosen for one reason."""
+
+    title: str
+    about: str
+    rows: list[ImageRow]
+
+
+def image_groups(runs: Sequence[ReportedRun]) -> list[ImageGroup] | None:
+    """Choose and draw images, for the runs on the data of the first; None where no run was analysed."""
+    shown = [run for run in runs if run.analysis is not None and run.same_data]
+    if not shown:
         return None
-    data, classes = runs[0].data, len(runs[0].data.classes)
-    verdicts = [judge(run.truth, run.predicted, classes, len(data), score=run.score) for run in runs]
-    quality = np.stack([verdict.quality for verdict in verdicts])  # (runs, images)
-    wrongness = np.stack([verdict.wrongness for verdict in verdicts]).mean(axis=0)
-    crowdedness = np.bincount(runs[0].truth.image, minlength=len(data))
+    outcomes = [_outcomes(run) for run in shown]
+    count = max(1, min(4 // len(shown), MAX_IMAGES // ((3 + (len(shown) > 1)) * len(shown))))
+    used: set[int] = set()
+    groups = []
+    for title, about, order in _choices(shown, outcomes):
+        rows: list[ImageRow] = []
+        for number in order:
+            if len(rows) == count or number in used:
+                continue
+            row = _row(number, shown, outcomes)
+            if row is not None:
+                rows.append(row)
+                used.add(number)
+        if rows:
+            groups.append(ImageGroup(title, about, rows))
+    return groups
+
+
+def _outcomes(run: ReportedRun) -> DetectionOutcomes:
+    assert run.data is not None
+    assert run.truth is not None
+    assert run.predictions is not None
+    assert run.analysis is not None
+    score = run.analysis.best.score
+    return match_outcomes(run.truth, run.predictions, len(run.data.classes), len(run.data), score=score)
+
+
+def _choices(
+    runs: Sequence[ReportedRun], outcomes: Sequence[DetectionOutcomes]
+) -> list[tuple[str, str, list[int]]]:
+    """Title and reason of each group, and the numbers of images in the order of preference."""
+    assert runs[0].truth is not None
+    quality = np.stack([outcome.quality for outcome in outcomes])  # (runs, images)
+    wrong = np.stack([outcome.wrong_score for outcome in outcomes]).mean(axis=0)
+    objects = np.bincount(runs[0].truth.image, minlength=quality.shape[1])
     mean = quality.mean(axis=0)
-    wanted = [
-        (
-            "The best",
-            "Highest quality of all images with objects.",
-            _first(-mean, -crowdedness, crowdedness > 0),
-        ),
-        ("The worst", "Lowest quality.", _first(mean, -crowdedness, crowdedness >= 0)),
-        (
-            "The most confusing",
-            "The most and best scored wrong boxes.",
-            _first(-wrongness, mean, wrongness > 0),
-        ),
+    best = _ascending(-mean, -objects, objects > 0)
+    choices = [
+        ("The best", "Highest quality of all images with objects.", best),
+        ("The worst", "Lowest quality.", _ascending(mean, -objects, objects >= 0)),
+        ("The most confusing", "The most and best scored wrong boxes.", _ascending(-wrong, mean, wrong > 0)),
     ]
     if len(runs) > 1:
         spread = np.ptp(quality, axis=0)
-        order = _first(-spread, mean, spread > 0)
-        wanted.append(("Where the runs differ most", "The largest difference in quality.", order))
-    most = max(1, min(4 // len(runs), MOST // (len(wanted) * len(runs))))
-    shown: set[int] = set()
-    galleries = []
-    for title, about, order in wanted:
-        rows: list[Row] = []
-        for place in order:
-            if len(rows) == most or place in shown:
-                continue
-            row = _row(place, runs, verdicts)
-            if row is not None:
-                rows.append(row)
-                shown.add(place)
-        if rows:
-            galleries.append(Gallery(title, about, rows))
-    return Pictures([run.name for run in runs], galleries)
+        order = _ascending(-spread, mean, spread > 0)
+        choices.append(("Where the runs differ most", "The largest difference in quality.", order))
+    return choices
 
 
-def _first(value: NDArray[np.float64], then: NDArray[Any], among: NDArray[np.bool_]) -> list[int]:
-    """Places by rising value."""
-    return [int(place) for place in np.lexsort((then, value)) if among[place]]
+def _ascending(value: NDArray[np.float64], then: NDArray[Any], among: NDArray[np.bool_]) -> list[int]:
+    """Numbers of images by rising value."""
+    return [int(number) for number in np.lexsort((then, value)) if among[number]]
 
 
-def _row(place: int, runs: Sequence[Seen], verdicts: Sequence[Verdicts]) -> Row | None:
-    """An image as each run sees it; None where it cannot be read. `place`: in the order of the ids."""
+def _row(number: int, runs: Sequence[ReportedRun], outcomes: Sequence[DetectionOutcomes]) -> ImageRow | None:
+    """An image with each run's detections; None where it cannot be read. Ids in rising order are numbered."""
     data = runs[0].data
-    index = int(np.argsort(data.ids)[place])
+    assert data is not None
+    index = int(np.argsort(data.ids)[number])
     height, width = data.sizes[index].tolist()
-    scale = min(4.0, SIDE / max(height, width))  # a small image grows: labels keep their size
+    scale = min(4.0, IMAGE_SIDE / max(height, width))  # small images are enlarged: labels keep their size
     small = max(1, round(height * scale)), max(1, round(width * scale))
     try:
         pixels, _ = read_reduced(data.path_of(index), (height, width), small)
     except (OSError, ImageFault):
         return None
     image = Image.fromarray(pixels).resize(small[::-1], Image.Resampling.LANCZOS)
-    shots = [_shot(image, scale, place, run, verdict) for run, verdict in zip(runs, verdicts, strict=True)]
-    return Row(data.names[index], shots)
+    images = [_draw(image, scale, number, *pair) for pair in zip(runs, outcomes, strict=True)]
+    return ImageRow(data.names[index], images)
 
 
-def _shot(image: Image.Image, scale: float, place: int, run: Seen, verdict: Verdicts) -> Shot:
+def _draw(
+    image: Image.Image, scale: float, number: int, run: ReportedRun, outcome: DetectionOutcomes
+) -> DrawnImage:
+    assert run.data is not None
+    assert run.truth is not None
+    assert run.predictions is not None
     drawn = image.copy()
     pen = ImageDraw.Draw(drawn)
-    classes = run.data.classes
-    found = run.predicted.where(verdict.kept)
-    mine = found.image == place
-    right, wrong = mine & verdict.right, mine & ~verdict.right & ~verdict.left_out
-    missed = verdict.missed[run.truth.image[verdict.missed] == place]
-    for row in np.flatnonzero(right):
-        _outline(pen, run.truth.boxes[verdict.taken[row]] * scale, (255, 255, 255), 1)
-    for row in np.flatnonzero(right):
-        _outline(pen, found.boxes[row] * scale, RIGHT, 2)
+    classes, truth = run.data.classes, run.truth
+    kept = run.predictions.where(outcome.kept)
+    here = kept.image == number
+    correct, wrong = here & outcome.correct, here & ~outcome.correct & ~outcome.ignored
+    missed = outcome.missed[truth.image[outcome.missed] == number]
+    for row in np.flatnonzero(correct):
+        _outline(pen, truth.boxes[outcome.matched[row]] * scale, (255, 255, 255), 1)
+    for row in np.flatnonzero(correct):
+        _outline(pen, kept.boxes[row] * scale, CORRECT_COLOR, 2)
     for row in missed:
-        _dashes(pen, run.truth.boxes[row] * scale, MISSED)
+        _dashes(pen, truth.boxes[row] * scale, MISSED_COLOR)
     for row in np.flatnonzero(wrong):
-        _outline(pen, found.boxes[row] * scale, WRONG, 2)
+        _outline(pen, kept.boxes[row] * scale, WRONG_COLOR, 2)
     for row in missed:
-        _label(pen, drawn.size, run.truth.boxes[row] * scale, classes[run.truth.label[row]], MISSED, low=True)
-    for row in _best(wrong, found.score):
-        text = f"{classes[found.label[row]]} {found.score[row]:.2f}"
-        _label(pen, drawn.size, found.boxes[row] * scale, text, WRONG)
-    told = f"{int(right.sum())} right, {int(wrong.sum())} wrong, {len(missed)} missed"
-    return Shot(_encoded(drawn), told)
+        _label(pen, drawn.size, truth.boxes[row] * scale, classes[truth.label[row]], MISSED_COLOR, low=True)
+    for row in _best(wrong, kept.score):
+        text = f"{classes[kept.label[row]]} {kept.score[row]:.2f}"
+        _label(pen, drawn.size, kept.boxes[row] * scale, text, WRONG_COLOR)
+    caption = f"{int(correct.sum())} correct, {int(wrong.sum())} wrong, {len(missed)} missed"
+    return DrawnImage(run.name, _encoded(drawn), caption)
 
 
 def _best(among: NDArray[np.bool_], score: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The rows of the `LABELS` best scored, the best last."""
+    """Rows of the `MAX_LABELS` highest scores, the highest last."""
     rows = np.flatnonzero(among)
-    best: NDArray[np.int64] = rows[np.argsort(score[rows], kind="stable")][-LABELS:]
+    best: NDArray[np.int64] = rows[np.argsort(score[rows], kind="stable")][-MAX_LABELS:]
     return best
 
 
@@ -175,7 +205,7 @@ def _label(
     *,
     low: bool = False,
 ) -> None:
-    """Write a text over a box, or under it, inside the image."""
+    """Write a text above a box, or below it, inside the image."""
     font = _font()
     text = text if len(text) <= 24 else f"{text[:22]}…"
     _, _, width, height = (int(value) for value in pen.textbbox((0, 0), text, font=font))
@@ -187,10 +217,10 @@ def _label(
 
 
 def _encoded(image: Image.Image) -> bytes:
-    """As WebP, as well as `BYTES` allow."""
+    """WebP of the best quality within `IMAGE_BYTES`."""
     for quality in (78, 60, 40, 20):
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", quality=quality, method=4)
-        if buffer.tell() <= BYTES:
+        if buffer.tell() <= IMAGE_BYTES:
             break
     return buffer.getvalue()

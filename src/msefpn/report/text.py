@@ -1,32 +1,32 @@
-"""Numbers of runs as text, with their difference to the first run."""
+"""Numbers of runs as text, with the difference to the first run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from msefpn.html.page import Cell, escaped, joined, tag
+from msefpn.html.page import TableCell, joined, tag
 
-_TOLD = {
+_ERROR_NAMES = {
     "class": "wrong class",
-    "place": "badly placed",
-    "both": "class and place",
+    "location": "wrong location",
+    "both": "class and location",
     "duplicate": "duplicate",
     "background": "background",
     "missed": "missed",
 }
 
 
-def told(kind: str) -> str:
-    """The name of a kind of error, one of `metrics.errors.KINDS`."""
-    return _TOLD[kind]
+def error_name(kind: str) -> str:
+    """The name of one of `ERROR_KINDS` on the page."""
+    return _ERROR_NAMES[kind]
 
 
 def percent(value: float | None) -> str:
-    """A share 0..1 in percent; a dash for None and for -1, nothing to find."""
+    """A share 0..1 in percent; a dash for None and for -1 (no objects)."""
     return "–" if value is None or value < 0 else f"{100 * value:.1f}"
 
 
-def changed(
+def with_difference(
     value: float | None,
     first: float | None,
     text: Callable[[float], str],
@@ -36,28 +36,26 @@ def changed(
     *,
     less: bool = False,
     digits: str = "",
-) -> Cell:
-    """A value, and for another run than the first how far it is from the first's.
+) -> TableCell:
+    """A value and, for all but the first run, its difference to the first run's.
 
     Args:
-        value: None, or -1: not there.
-        first: of the first run.
-        text: writes a value.
-        factor: what `text` multiplies it by.
-        number: of the run.
-        comparable: whether the two may be compared.
+        value: None or -1 where it is missing.
+        first: the value of the first run.
+        text: formats a value.
+        factor: unit of the difference: what `text` multiplies a value by.
+        number: place of the run, from 0.
+        comparable: whether the two values may be compared.
         less: whether less is better.
-        digits: after the point, of the difference; one or two if not given.
+        digits: decimals of the difference; one, or two where less is better, if not given.
     """
     if value is None or value < 0:
-        return Cell("–", "quiet")
+        return TableCell("–", "quiet")
     if number == 0 or first is None or first < 0 or not comparable:
-        return Cell(text(value))
+        return TableCell(text(value))
     step = factor * (value - first)
     written = f"{step:+.{digits or ('2' if less else '1')}f}"
     if not float(written):
-        return Cell(joined([text(value), " ", tag("small", "±0", class_="quiet")]))
+        return TableCell(joined([text(value), " ", tag("small", "±0", class_="quiet")]))
     better = (step < 0) == less
-    return Cell(
-        joined([escaped(text(value)), " ", tag("small", written, class_="good" if better else "bad")])
-    )
+    return TableCell(joined([text(value), " ", tag("small", written, class_="good" if better else "bad")]))

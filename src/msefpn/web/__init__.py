@@ -1,1 +1,1 @@
-"""The page of `msefpn demo`: a picture in, boxes out, in a browser."""
+"""The page of `msefpn demo`: detection on uploaded images in a browser."""

@@ -12,7 +12,7 @@ const tell = (text, wrong) => {
 const take = (file) => {
   if (!file) return;
   if (file.size > props.most) {
-    tell(`${file.name} is too large: ${(file.size / 1e6).toFixed(1)} MB, the page takes ${props.most / 1e6}`, true);
+    tell(`${file.name} is too large: ${(file.size / 1e6).toFixed(1)} MB, the page accepts ${props.most / 1e6} MB`, true);
     return;
   }
   const reader = new FileReader();

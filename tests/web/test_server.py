@@ -22,14 +22,14 @@ from msefpn.data.masks import decode_masks, encode_mask, run_lengths
 from msefpn.errors import UserError
 from msefpn.inference.detect import Predictions
 from msefpn.models import build, save
-from msefpn.web.panel import panels
-from msefpn.web.picture import Limits, read_picture
-from msefpn.web.serve import Guard, is_local, listen
-from msefpn.web.start import newest_run, open_runs
-from msefpn.web.visit import Shown, visit
+from msefpn.web.demo import newest_run, open_runs
+from msefpn.web.results import result_panels
+from msefpn.web.server import Guard, is_local, listen
+from msefpn.web.session import ServedRun, detect_all
+from msefpn.web.upload import UploadLimits, read_upload
 from tests import TINY
 
-LIMITS = Limits(megabytes=0.1, megapixels=0.2)
+LIMITS = UploadLimits(megabytes=0.1, megapixels=0.2)
 
 
 def sent(data: bytes, name: object = "x.png") -> dict[str, Any]:
@@ -50,11 +50,11 @@ def png_of(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
-def test_picture_is_read(kind: str) -> None:
-    picture = read_picture(sent(encoded(kind), "C:\\my\\folder/photo.x"), LIMITS)
-    assert picture.name == "photo.x"
-    assert picture.pixels.shape == (30, 40, 3)
-    assert abs(picture.pixels.mean((0, 1)) - [255, 0, 0]).max() < 3
+def test_upload_is_read(kind: str) -> None:
+    upload = read_upload(sent(encoded(kind), "C:\\my\\folder/photo.x"), LIMITS)
+    assert upload.name == "photo.x"
+    assert upload.pixels.shape == (30, 40, 3)
+    assert abs(upload.pixels.mean((0, 1)) - [255, 0, 0]).max() < 3
 
 
 @pytest.mark.parametrize(
@@ -62,19 +62,19 @@ def test_picture_is_read(kind: str) -> None:
     [
         ({}, "no file arrived"),
         (sent(b"x", 7), "no file arrived"),
-        ({"name": "x.png", "data": "%%%"}, "did not arrive whole"),
+        ({"name": "x.png", "data": "%%%"}, "did not arrive completely"),
         (sent(b""), "x.png is empty"),
-        (sent(b"GIF89a"), "no picture that can be read: give a JPEG, PNG"),
-        (sent(encoded("GIF")), "no picture that can be read"),
+        (sent(b"GIF89a"), "not a readable image: give a JPEG, PNG"),
+        (sent(encoded("GIF")), "not a readable image"),
         (sent(encoded()[:60]), "x.png"),
-        (sent(bytes(200_000)), "too large: 0.2 MB, the page takes 0.1"),
-        (sent(png_of(500, 401)), "500 x 401, the page takes 0.2 million"),
-        (sent(png_of(30_000, 30_000)), "too many pixels: the page takes 0.2 million"),
+        (sent(bytes(200_000)), "too large: 0.2 MB, the page accepts 0.1"),
+        (sent(png_of(500, 401)), "500 x 401, the page accepts 0.2 million"),
+        (sent(png_of(30_000, 30_000)), "too many pixels: the page accepts 0.2 million"),
     ],
 )
-def test_picture_is_refused(given: dict[str, Any], message: str) -> None:
+def test_upload_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        read_picture(given, LIMITS)
+        read_upload(given, LIMITS)
     assert "\n" not in str(caught.value)
     assert "/" not in str(caught.value)
 
@@ -104,23 +104,23 @@ class Fixed:
 def test_what_is_shown_is_scaled_and_labels_are_those_of_both_runs(size: tuple[int, int]) -> None:
     other = Fixed()
     other.classes = ("a", "c")
-    runs: list[Any] = [Shown("one", Fixed()), Shown("two", other)]  # type: ignore[arg-type]
-    picture = read_picture(sent(encoded(size=size)), Limits(10, 10))
-    seen = visit(runs, picture)
+    runs: list[Any] = [ServedRun("one", Fixed()), ServedRun("two", other)]  # type: ignore[arg-type]
+    upload = read_upload(sent(encoded(size=size)), UploadLimits(10, 10))
+    seen = detect_all(runs, upload)
     height, width = seen.pixels.shape[:2]
     assert max(height, width) == (1280 if size[0] > 1280 else 960)
-    for look, names in zip(seen.looks, (["a", "b"], ["c", "a"]), strict=True):
+    for look, names in zip(seen.detections, (["a", "b"], ["c", "a"]), strict=True):
         np.testing.assert_allclose(look.small.boxes[0], [0, 0, width, height / 2], rtol=1e-3)
-        np.testing.assert_allclose(look.found.boxes[0], [0, 0, size[0], size[1] / 2], rtol=1e-3)
+        np.testing.assert_allclose(look.full.boxes[0], [0, 0, size[0], size[1] / 2], rtol=1e-3)
         assert [["b", "a", "c"][label] for label in look.small.labels] == names
         assert look.small.masks is not None
         mask = decode_masks([look.small.masks[0]["counts"].encode()], (height, width))[0]
         assert abs(mask.mean() - 0.5) < 0.02
-    html = panels(seen, runs, 0.5, [])
+    html = result_panels(seen, runs, 0.5, [])
     assert html.count("<tr><td>") == 2
     assert html.count("–</td>") == 2, "no level is told"
-    assert "No box at this score" in panels(seen, runs, 0.95, [])
-    assert panels(seen, runs, 0.0, ["a"]).count("<tr><td>") == 2
+    assert "No box at this score" in result_panels(seen, runs, 0.95, [])
+    assert result_panels(seen, runs, 0.0, ["a"]).count("<tr><td>") == 2
 
 
 def test_port_and_host() -> None:
@@ -158,7 +158,7 @@ def test_runs_are_named_without_their_path(tmp_path: Path) -> None:
     assert [shown.name for shown in opened] == ["mine", "mine", "mine last.safetensors"]
     given = replace(load_recipe(str(TINY)), detector="fast_rcnn", detector_options={})
     save(build(given, ["a"]), run / "best.safetensors")
-    with pytest.raises(UserError, match="is a fast_rcnn, which wants regions with a picture"):
+    with pytest.raises(UserError, match="is a fast_rcnn, which needs proposals"):
         open_runs([run], size=None, device="cpu")
 
 
@@ -168,7 +168,7 @@ def test_demo_tells_mistakes(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="3 runs are given"):
         msefpn.demo(["a", "b", "c"], port=0)
-    with pytest.raises(UserError, match="limits of pictures must be above 0"):
+    with pytest.raises(UserError, match="limits of images must be above 0"):
         msefpn.demo("a", port=0, max_megapixels=0)
     with pytest.raises(UserError, match="'runs' holds none"):
         msefpn.demo(port=0)

@@ -1,4 +1,4 @@
-"""From the command to a page that is served."""
+"""`msefpn demo`: from the runs to the served page."""
 
 from __future__ import annotations
 
@@ -10,60 +10,58 @@ from msefpn.inference.predictor import Predictor
 from msefpn.runs.console import say
 from msefpn.runs.folder import BEST
 from msefpn.web.page import build_page
-from msefpn.web.picture import Limits
-from msefpn.web.serve import is_local, listen, server_of
-from msefpn.web.visit import Shown
+from msefpn.web.server import is_local, listen, make_server
+from msefpn.web.session import ServedRun
+from msefpn.web.upload import UploadLimits
 
-RUNS = Path("runs")
-"""Where `train` puts the runs that are given no folder."""
+RUNS_FOLDER = Path("runs")
+"""Where `train` puts runs without `--out`."""
 
 
-def start(
-    runs: Sequence[Path], *, host: str, port: int, limits: Limits, size: str | None, device: str
+def serve_demo(
+    runs: Sequence[Path], *, host: str, port: int, limits: UploadLimits, size: str | None, device: str
 ) -> None:
     """Serve the page until Ctrl-C; see `msefpn.commands.inspect.demo`."""
     if len(runs) > 2:
         raise UserError(f"{len(runs)} runs are given: the page shows one, or compares two")
     if limits.megabytes <= 0 or limits.megapixels <= 0:
-        raise UserError(
-            "the limits of pictures must be above 0: give --max-megabytes and --max-megapixels so"
-        )
-    with listen(host, port) as taken:  # before the weights are read: a port in use is told at once
-        shown = open_runs(runs or [newest_run(RUNS)], size=size, device=device)
-        server = server_of(build_page(shown, limits), limits)
+        raise UserError("the limits of images must be above 0: change --max-megabytes and --max-megapixels")
+    with listen(host, port) as taken:  # before reading weights, so that a port in use is reported at once
+        shown = open_runs(runs or [newest_run(RUNS_FOLDER)], size=size, device=device)
+        server = make_server(build_page(shown, limits), limits)
         if not is_local(taken):
-            say("warning: whoever reaches this machine can open the page: it has no password")
+            say("warning: everyone who can reach this machine can open the page: it has no password")
         address, number = taken.getsockname()[:2]
         at = f"[{address}]" if ":" in address else address
         say(f"{' and '.join(run.name for run in shown)}: http://{at}:{number} (Ctrl-C ends it)")
         try:
             server.run(sockets=[taken])
-        except KeyboardInterrupt:  # how a page ends
+        except KeyboardInterrupt:  # the way to stop the page
             say("")
 
 
-def open_runs(runs: Sequence[Path], *, size: str | None, device: str) -> list[Shown]:
+def open_runs(runs: Sequence[Path], *, size: str | None, device: str) -> list[ServedRun]:
     """Read the weights of runs. Raises UserError."""
     shown = []
     for run in runs:
         predictor = Predictor.open(run, size=size, device=device)
-        if predictor.detector.config.takes_proposals:
+        if predictor.detector.takes_proposals:
             raise UserError(
-                f"{run} is a {predictor.detector.config.detector}, which wants regions with a picture"
+                f"{run} is a {predictor.detector.config.detector}, which needs proposals: the page has none"
             )
-        shown.append(Shown(_name(run.resolve()), predictor))
+        shown.append(ServedRun(_name(run.resolve()), predictor))
     return shown
 
 
 def _name(path: Path) -> str:
-    """A run's folder, and a file in it that is not its best weights."""
+    """The name of a run's folder, and of a file in it other than its best weights."""
     if path.is_dir():
         return path.name
     return path.parent.name if path.name == BEST else f"{path.parent.name} {path.name}"
 
 
 def newest_run(folder: Path) -> Path:
-    """The run in a folder whose best weights are the youngest. Raises UserError where there is none."""
+    """The run with the newest best weights in a folder. Raises UserError where there is none."""
     found = sorted(folder.glob(f"*/{BEST}"), key=lambda file: file.stat().st_mtime)
     if not found:
         raise UserError(

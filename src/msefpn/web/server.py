@@ -1,4 +1,4 @@
-"""The page on a port: gradio's server, closed but for what the page itself asks of it."""
+"""The server of the demo page: gradio's, reduced to the requests that the page makes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from fastapi import FastAPI
 
 from msefpn.errors import UserError
 from msefpn.web.page import asset, theme
-from msefpn.web.picture import Limits
+from msefpn.web.upload import UploadLimits
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-POLICY = (
+CONTENT_POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' blob:; "
     "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; object-src 'none'; "
     "base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
 )
-"""For the browser: load nothing from another host, send nothing to one. Gradio evaluates its templates."""
-OPEN = (
+"""For the browser: no request to another host. Gradio evaluates its templates, hence unsafe-eval."""
+OPEN_PATHS = (
     "/config",
     "/favicon.ico",
     "/theme.css",
@@ -35,22 +35,24 @@ OPEN = (
     "/gradio_api/queue/",
     "/gradio_api/heartbeat/",
 )
-"""What the page asks for, beside itself; of gradio's rest, uploads, files and proxy, nothing is open."""
-OVERHEAD = 100_000
-"""Bytes of a request around the picture in it."""
+"""Paths that the page requests; gradio's uploads, files and proxy are closed."""
+REQUEST_OVERHEAD = 100_000
+"""Bytes of a request in addition to the image."""
 
 
 class Guard:
-    """Lets through what the page needs, in requests of a bounded size.
+    """Passes only the requests that the page needs, up to a bounded size.
 
     Args:
         app: the ASGI application behind.
-        limits: of the pictures in the requests.
+        limits: of the images in the requests.
     """
 
-    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]], limits: Limits) -> None:
+    def __init__(
+        self, app: Callable[[Message, Receive, Send], Awaitable[None]], limits: UploadLimits
+    ) -> None:
         self.app = app
-        self.most = limits.bytes * 4 // 3 + OVERHEAD  # base64
+        self.most = limits.bytes * 4 // 3 + REQUEST_OVERHEAD  # base64
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request, see the ASGI specification."""
@@ -61,13 +63,13 @@ class Guard:
                 await send({"type": "http.response.body"})
                 return
         elif scope["type"] != "lifespan":
-            return  # the page opens no web socket
+            return  # the page uses no web socket
 
         async def with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [
                     *message["headers"],
-                    (b"content-security-policy", POLICY.encode()),
+                    (b"content-security-policy", CONTENT_POLICY.encode()),
                     (b"x-content-type-options", b"nosniff"),
                     (b"referrer-policy", b"no-referrer"),
                 ]
@@ -76,9 +78,9 @@ class Guard:
         await self.app(scope, receive, with_policy)
 
     def _refusal(self, scope: Message) -> int:
-        """HTTP's status for a request that is not let through; 0 for one that is."""
+        """HTTP status for a refused request; 0 for a passed one."""
         path: str = scope["path"]
-        if ".." in path or not (path == "/" or path.startswith(OPEN)):
+        if ".." in path or not (path == "/" or path.startswith(OPEN_PATHS)):
             return 404
         if scope["method"] in ("GET", "HEAD"):
             return 0
@@ -89,11 +91,11 @@ class Guard:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take a port. Raises UserError where that cannot be done.
+    """Listen on a port. Raises UserError.
 
     Args:
         host: name or address of this machine.
-        port: 0 for any that is free.
+        port: 0 for any free one.
     """
     if not 0 <= port <= 65535:
         raise UserError(f"port is {port}: it must be 0 to 65535")
@@ -101,9 +103,9 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
     except socket.gaierror:
-        raise UserError(f"host '{host}' is no name or address: give 127.0.0.1 or 0.0.0.0") from None
+        raise UserError(f"host '{host}' is not a name or address: give 127.0.0.1 or 0.0.0.0") from None
     except PermissionError:
-        raise UserError(f"port {port} may not be taken by this user: give --port 1024 or above") from None
+        raise UserError(f"port {port} is not allowed for this user: give --port 1024 or above") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UserError(
@@ -113,12 +115,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_local(taken: socket.socket) -> bool:
-    """Whether this machine alone reaches a socket."""
+    """Whether only this machine can reach a socket."""
     return ipaddress.ip_address(taken.getsockname()[0]).is_loopback
 
 
-def server_of(page: gr.Blocks, limits: Limits) -> uvicorn.Server:
-    """Make the server of a page; `run(sockets=[...])` serves it until `should_exit`, or Ctrl-C."""
+def make_server(page: gr.Blocks, limits: UploadLimits) -> uvicorn.Server:
+    """The server of a page; `run(sockets=[...])` serves it until `should_exit` or Ctrl-C."""
     app = FastAPI(openapi_url=None)
     gr.mount_gradio_app(
         app,
