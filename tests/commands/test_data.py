@@ -14,7 +14,7 @@ from msefpn.data.advice import advise
 from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.formats import LabelledImage, LabelledObject, LoadedDataset, ReadLog, assemble, size_of
 from msefpn.errors import UserError
-from msefpn.report.dataset import choose_images
+from msefpn.reporting.dataset import choose_images
 from msefpn.runs.folder import write_run
 from msefpn.training.plan import plan_evaluation, plan_training
 from tests import TINY

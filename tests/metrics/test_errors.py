@@ -66,10 +66,11 @@ def as_coco(
 @pytest.mark.parametrize("seed", range(4))
 def test_numbers_are_those_of_coco(seed: int) -> None:
     truth, predicted = random_set(seed)
-    numbers = evaluate_coco(*as_coco(truth, predicted, 4))
+    scores = evaluate_coco(*as_coco(truth, predicted, 4)).box
+    numbers = scores.numbers
     curves = precision_curves(truth, predicted, 4)
     assert curves.ap == pytest.approx(numbers["AP"], abs=1e-9)
-    assert curves.per_class == pytest.approx([*numbers["per_class"].values()], abs=1e-9)
+    assert curves.per_class == pytest.approx([*scores.per_class.values()], abs=1e-9)
     assert curves.per_class[3] == -1
     assert analyse_errors(truth, predicted, 4).ap50 == pytest.approx(numbers["AP50"], abs=1e-9)
     for name, sizes in {"APs": (0, 32), "APm": (32, 96), "APl": (96, np.inf)}.items():

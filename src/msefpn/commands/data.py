@@ -60,7 +60,7 @@ def check(
         UserError: there is no training split, or data and the jsons contradict each other.
     """
     from msefpn.data.check import inspect_splits
-    from msefpn.report import dataset as page
+    from msefpn.reporting import dataset as page
     from msefpn.runs.console import say
     from msefpn.runs.folder import check_out, new_folder
 

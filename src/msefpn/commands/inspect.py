@@ -45,7 +45,7 @@ def explain(
     Raises:
         UserError: the request cannot be met; the message says what to change.
     """
-    from msefpn.explain.explain import write_explanation
+    from msefpn.explaining.explain import write_explanation
     from msefpn.inference.sources import find_images
 
     given = [images] if isinstance(images, (str, Path)) else list(images or [])
@@ -78,7 +78,7 @@ def report(runs: Sequence[str | Path] | str | Path, *, out: str | Path | None = 
         UserError: a folder is not a run folder, or the file cannot be written. The page says what is missing
             in a run.
     """
-    from msefpn.report.report import write_report
+    from msefpn.reporting.report import write_report
 
     folders = [runs] if isinstance(runs, (str, Path)) else runs
     return write_report([Path(run) for run in folders], as_path(out))

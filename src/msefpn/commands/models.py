@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from msefpn import plugins
 from msefpn.commands.arguments import configured, takes
 from msefpn.config import Config, from_dict
-from msefpn.export.options import ExportOptions
+from msefpn.exporting.options import ExportOptions
 
 if TYPE_CHECKING:
-    from msefpn.export.export import ExportReport
+    from msefpn.exporting.export import ExportReport
     from msefpn.models import Detector
 
 
@@ -37,7 +37,7 @@ def export(run: str | Path, **options: Any) -> ExportReport:
     """
     chosen = ExportOptions.given(**options)
 
-    from msefpn.export.export import export as export_run
+    from msefpn.exporting.export import export as export_run
 
     return export_run(Path(run), chosen)
 

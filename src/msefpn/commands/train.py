@@ -79,7 +79,7 @@ def train(
         options=values,
     )
 
-    from msefpn.report.report import report_training
+    from msefpn.reporting.report import report_training
     from msefpn.runs.folder import is_first_process
     from msefpn.training.train import train as run_training
 

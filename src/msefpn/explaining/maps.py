@@ -105,7 +105,7 @@ def photographs(pixels: NDArray[np.uint8]) -> Html:
     factor = min(1.0, PHOTO_SIDE / max(height, width))
     small = Image.fromarray(pixels).resize((max(1, round(width * factor)), max(1, round(height * factor))))
     photos = f":root {{ --photo: {_jpeg(small.convert('L'))}; --colour-photo: {_jpeg(small)}; }}"
-    style = resources.files("msefpn.explain").joinpath("explain.css").read_text(encoding="utf-8")
+    style = resources.files("msefpn.explaining").joinpath("explain.css").read_text(encoding="utf-8")
     slider = tag("input", type="range", id="heat", min=0, max=1, step=0.05, value=0.7)
     label = tag("label", "photograph", slider, "colour", class_="overlay")
     return Html(f"<style>{photos}{style}</style>{label}<script>{_SCRIPT}</script>")

@@ -16,9 +16,9 @@ from msefpn.data.ground_truth import truth_of
 from msefpn.errors import UserError
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.metrics.curves import mean_precision
-from msefpn.report import report as engine
-from msefpn.report.images import IMAGE_BYTES, MAX_IMAGES, ImageGroup
-from msefpn.report.run import ReportedRun
+from msefpn.reporting import report as engine
+from msefpn.reporting.images import IMAGE_BYTES, MAX_IMAGES, ImageGroup
+from msefpn.reporting.run import ReportedRun
 from msefpn.runs.folder import Sources, write_run
 from tests import TINY
 

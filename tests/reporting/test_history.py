@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from msefpn.errors import UserError
-from msefpn.report.history import read_history
+from msefpn.reporting.history import read_history
 
 EVENTS: list[dict[str, Any]] = [
     {"event": "start", "run": "mine"},

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from msefpn.errors import UserError
-from msefpn.export.images import calibration_batches, calibration_images, comparison_data
-from msefpn.export.options import ExportOptions
-from msefpn.export.parity import Parity, check_parity
-from msefpn.export.plan import plan_export
+from msefpn.exporting.images import calibration_batches, calibration_images, comparison_data
+from msefpn.exporting.options import ExportOptions
+from msefpn.exporting.parity import Parity, check_parity
+from msefpn.exporting.plan import plan_export
 from msefpn.inference.exported import load_exported
 from msefpn.inference.formats.base import describe
 from msefpn.models import load

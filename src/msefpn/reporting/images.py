@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from msefpn.data.images import ImageFault, read_reduced
 from msefpn.metrics.confusion import DetectionOutcomes, match_outcomes
-from msefpn.report.run import ReportedRun
+from msefpn.reporting.run import ReportedRun
 
 IMAGE_SIDE = 560
 """Longest side of an image, pixels."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from msefpn.errors import UserError
 from msefpn.html.page import COLORS
-from msefpn.report.cost import measure_costs
-from msefpn.report.images import image_groups
-from msefpn.report.page import report_page
-from msefpn.report.run import ReportedRun
+from msefpn.reporting.cost import measure_costs
+from msefpn.reporting.images import image_groups
+from msefpn.reporting.page import report_page
+from msefpn.reporting.run import ReportedRun
 from msefpn.runs.console import say
 from msefpn.runs.folder import free_file, write_text
 

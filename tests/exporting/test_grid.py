@@ -23,7 +23,7 @@ from msefpn.models.graph import trace_onnx
 from msefpn.necks import BFP, FPN, GATES, NECKS, Neck, Stack
 from msefpn.plugins import known
 from msefpn.structures import Proposals
-from tests.export.test_export import copied
+from tests.exporting.test_export import copied
 from tests.models.test_graph import ROWS, batch, make
 
 openvino = pytest.importorskip("openvino")

@@ -15,7 +15,7 @@ from msefpn.data.images import ImageFault, read_image
 from msefpn.data.loader import eval_loader
 from msefpn.data.locate import locate_split
 from msefpn.errors import UserError
-from msefpn.export.plan import ExportPlan
+from msefpn.exporting.plan import ExportPlan
 from msefpn.inference.evaluate import read_for
 from msefpn.inference.predictor import Predictor
 from msefpn.inference.sources import find_images

@@ -18,8 +18,8 @@ import msefpn
 from msefpn.checkpoint import KEY, read_info
 from msefpn.cli import main
 from msefpn.errors import UserError
-from msefpn.export.export import ExportReport
-from msefpn.export.parity import compare
+from msefpn.exporting.export import ExportReport
+from msefpn.exporting.parity import compare
 from msefpn.inference.detect import Predictions
 from msefpn.inference.exported import load_exported
 from msefpn.inference.formats import EXPORTERS

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from msefpn.explain.hooks import NeckPart, NeckRecord
-from msefpn.explain.maps import MapBlock, MapPanel, MapSection, WeightBars, inside
+from msefpn.explaining.hooks import NeckPart, NeckRecord
+from msefpn.explaining.maps import MapBlock, MapPanel, MapSection, WeightBars, inside
 from msefpn.inference.detect import Predictions
 
 

@@ -13,7 +13,7 @@ from msefpn.config import parse_size
 from msefpn.data.coco import CocoData
 from msefpn.data.ground_truth import category_ids_for, truth_of
 from msefpn.data.loader import eval_loader
-from msefpn.export.plan import ParityLimits
+from msefpn.exporting.plan import ParityLimits
 from msefpn.inference.detect import Detects, Predictions, as_results, detect
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.models.graph import padded

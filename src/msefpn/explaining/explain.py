@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from msefpn.data.images import ImageFault, read_image
 from msefpn.errors import UserError
-from msefpn.explain.hooks import watching
-from msefpn.explain.levels import LevelPair, level_moments, level_similarity
-from msefpn.explain.page import explanation_page, summary
-from msefpn.explain.panels import Observation, level_name, map_sections
+from msefpn.explaining.hooks import watching
+from msefpn.explaining.levels import LevelPair, level_moments, level_similarity
+from msefpn.explaining.page import explanation_page, summary
+from msefpn.explaining.panels import Observation, level_name, map_sections
 from msefpn.inference.detect import predict_batch
 from msefpn.inference.device import telling_memory
 from msefpn.inference.formats import format_of

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from msefpn.errors import UserError
-from msefpn.explain.hooks import NeckRecord, watching
-from msefpn.models import check_neck
+from msefpn.explaining.hooks import NeckRecord, watching
 from msefpn.necks import NECKS, InnerMap, Neck
 from msefpn.necks.mse_fpn import GATES, MSEFPN
 from msefpn.necks.stack import Stack

@@ -28,12 +28,12 @@ from msefpn.html.page import (
     tag,
     tiles,
 )
-from msefpn.metrics.coco import MASK, NUMBERS
-from msefpn.report.errors import confusion, costs_of_errors, example_images
-from msefpn.report.images import ImageGroup
-from msefpn.report.numbers import classes, curves, missing_parts, numbers, sizes
-from msefpn.report.run import ReportedRun
-from msefpn.report.text import error_name, percent, with_difference
+from msefpn.metrics.coco import NUMBERS
+from msefpn.reporting.errors import confusion, costs_of_errors, example_images
+from msefpn.reporting.images import ImageGroup
+from msefpn.reporting.numbers import classes, curves, missing_parts, numbers, sizes
+from msefpn.reporting.run import ReportedRun
+from msefpn.reporting.text import error_name, percent, with_difference
 
 
 def report_page(runs: Sequence[ReportedRun], groups: Sequence[ImageGroup] | None) -> str:
@@ -173,7 +173,7 @@ def _loss_chart(runs: Sequence[ReportedRun], known: Sequence[tuple[int, Reported
         return line_chart("Loss", lines, Axis("step"), Axis("loss"), about=_smoothing(known[0][1]))
     history = runs[0].history
     named = history.steps or history.epochs[0]
-    names = [name for name in named if name not in _NO_LOSSES and name.removeprefix(MASK) not in NUMBERS]
+    names = [name for name in named if name not in _NO_LOSSES and name.removeprefix("mask_") not in NUMBERS]
     lines = [_line(runs[0], name, at) for at, name in enumerate(["loss", *sorted(names)][:COLORS])]
     return line_chart("Loss and its parts", lines, Axis("step"), Axis("loss"), about=_smoothing(runs[0]))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msefpn.explain.maps import MapSection, draw_section, photographs
+from msefpn.explaining.maps import MapSection, draw_section, photographs
 from msefpn.html.charts import Series, column_chart
 from msefpn.html.page import (
     Html,

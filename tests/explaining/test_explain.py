@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msefpn.models.detector import OneStage
 from PIL import Image
 from torch.nn.functional import avg_pool2d
 
@@ -16,13 +17,12 @@ import msefpn
 from msefpn.config import load_recipe
 from msefpn.data.images import read_image
 from msefpn.errors import UserError
-from msefpn.explain.hooks import NeckRecord, watching
-from msefpn.explain.levels import level_moments
-from msefpn.explain.panels import Observation
+from msefpn.explaining.hooks import NeckRecord, watching
+from msefpn.explaining.levels import level_moments
+from msefpn.explaining.panels import Observation
 from msefpn.inference.predictor import Predictor
 from msefpn.metrics.similarity import cka, moments
 from msefpn.models import build, save
-from msefpn.models.detector import OneStage
 from msefpn.models.retina import RetinaHead
 from tests import TINY
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from msefpn.explain.panels import Observation, level_name
+from msefpn.explaining.panels import Observation, level_name
 from msefpn.metrics.similarity import Estimate, Moments, contrast, moments
 
 LevelPair = tuple[str, int]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msefpn.checkpoint import find_weights, read_info
 from msefpn.errors import UserError, missing_extra, unknown_name
-from msefpn.export.options import ExportOptions
+from msefpn.exporting.options import ExportOptions
 from msefpn.inference.formats import EXPORTERS, format_of
 from msefpn.inference.formats.base import Exporter
 from msefpn.runs.folder import check_file

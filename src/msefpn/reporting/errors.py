@@ -22,8 +22,8 @@ from msefpn.html.page import (
     tag,
 )
 from msefpn.metrics.errors import ERROR_KINDS
-from msefpn.report.analysis import Analysis
-from msefpn.report.images import (
+from msefpn.reporting.analysis import Analysis
+from msefpn.reporting.images import (
     CORRECT_COLOR,
     MISSED_COLOR,
     WRONG_COLOR,
@@ -31,9 +31,9 @@ from msefpn.report.images import (
     ImageGroup,
     ImageRow,
 )
-from msefpn.report.numbers import analysed, missing_parts
-from msefpn.report.run import ReportedRun
-from msefpn.report.text import error_name, with_difference
+from msefpn.reporting.numbers import analysed, missing_parts
+from msefpn.reporting.run import ReportedRun
+from msefpn.reporting.text import error_name, with_difference
 
 _SHOWN = 20
 """Most classes of a matrix; of more, the most frequent confusions are listed."""

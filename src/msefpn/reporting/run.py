@@ -15,9 +15,9 @@ from msefpn.data.coco import CocoData, read_coco
 from msefpn.errors import UserError
 from msefpn.metrics.curves import size_edges
 from msefpn.metrics.matching import BoxPredictions, GroundTruth
-from msefpn.report.analysis import Analysis, analyse, checksum, ground_truth_of, read_predictions
-from msefpn.report.cost import DetectorCost
-from msefpn.report.history import History, read_history
+from msefpn.reporting.analysis import Analysis, analyse, checksum, ground_truth_of, read_predictions
+from msefpn.reporting.cost import DetectorCost
+from msefpn.reporting.history import History, read_history
 from msefpn.runs.folder import CONFIG, METRICS, PREDICTIONS, read_run
 
 

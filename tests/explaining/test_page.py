@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msefpn.explain.maps import (
+from msefpn.explaining.maps import (
     MAX_CELLS,
     MapBlock,
     MapPanel,
@@ -20,7 +20,7 @@ from msefpn.explain.maps import (
     draw_section,
     inside,
 )
-from msefpn.explain.page import explanation_page, summary
+from msefpn.explaining.page import explanation_page, summary
 
 PIXELS = np.full((60, 80, 3), 200, np.uint8)
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from msefpn.html.charts import Axis, Series, bar_chart, column_chart, line_chart
 from msefpn.html.page import Html, Section, card, details, grid, joined, missing, swatch, table
 from msefpn.metrics.curves import SizeBin
-from msefpn.report.analysis import Analysis
-from msefpn.report.run import ReportedRun
-from msefpn.report.text import percent, with_difference
+from msefpn.reporting.analysis import Analysis
+from msefpn.reporting.run import ReportedRun
+from msefpn.reporting.text import percent, with_difference
 
 _MEANING = {
     "AP": "IoU 0.50 to 0.95",
