@@ -52,7 +52,7 @@ class Detections(NamedTuple):
     """Detections of a batch, best first, padded to a fixed count."""
 
     boxes: Tensor
-    """(B, D, 4) float32, xyxy, pixels of the padded image; see `to_original`."""
+    """(B, D, 4) float32, xyxy, pixels of the padded image."""
     scores: Tensor
     """(B, D) float32, 0..1; 0 where not valid."""
     labels: Tensor
@@ -67,9 +67,3 @@ class Detections(NamedTuple):
     """(B, D) int64, pixels: stride of the level that a detection was found on, or that its region was pooled
     from; 0 where not valid; None: there is no one such level, or it is not told.
     """
-
-
-def to_original(boxes: Tensor, sizes: Tensor, original_sizes: Tensor) -> Tensor:
-    """Scale boxes (B, D, 4) from the resized images (B, 2: height, width) to those of the files."""
-    factor = (original_sizes / sizes).flip(-1).repeat(1, 2)  # (B, 4) as x, y, x, y
-    return boxes * factor[:, None].to(boxes.dtype)

@@ -32,6 +32,7 @@ def test_what_is_given_replaces_the_defaults() -> None:
         ({"batch": 0}, "batch is 0: .*at least 1"),
         ({"stride": 0}, "stride is 0: .*at least 1"),
         ({"frames": 0}, "frames is 0: .*at least 1"),
+        ({"scroe": 0.5}, "unknown option 'scroe': did you mean 'score'"),
         ({"device": "tpu"}, "unknown device 'tpu': .*known: auto, cpu, gpu"),
     ],
 )

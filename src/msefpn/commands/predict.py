@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msefpn.commands.arguments import as_list, as_path, as_text, takes
+from msefpn.commands.arguments import as_path, as_text, takes
 from msefpn.prediction.request import PredictionOptions
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def predict(
 
     from msefpn.prediction.predict import predict as write_predictions
 
-    kinds = ["pictures", "json"] if save is None else as_list(save)
-    return write_predictions(Path(run), sources, chosen, out=as_path(out), save=kinds)
+    kinds = ["pictures", "json"] if save is None else [save] if isinstance(save, str) else save
+    return write_predictions(Path(run), sources, chosen, out=None if out is None else Path(out), save=kinds)
 
 
 @takes(PredictionOptions)

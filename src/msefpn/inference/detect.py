@@ -18,7 +18,7 @@ from msefpn.data.masks import decode_masks, encode_mask, run_lengths
 from msefpn.errors import UserError
 from msefpn.models.fold import folded
 from msefpn.models.mask import paste
-from msefpn.structures import Batch, Detections, Proposals, to_original
+from msefpn.structures import Batch, Detections, Proposals
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def predict_batch(detector: Detects, batch: Batch, device: torch.device, score: 
     if given is not None:
         given = Proposals(given.boxes.to(device), given.valid.to(device))
     found = detector(batch.images.to(device), batch.sizes.to(device), given)
-    boxes = to_original(found.boxes.float().cpu(), batch.sizes, batch.original_sizes)
+    boxes = _to_original(found.boxes.float().cpu(), batch.sizes, batch.original_sizes)
     scores, labels, num_dropped = found.scores.float().cpu(), found.labels.cpu(), found.num_dropped.tolist()
     valid = found.valid.cpu() & (scores >= score)
     masks = None if found.masks is None else found.masks.float().cpu()
@@ -180,6 +180,12 @@ def as_results(found: Predictions, category_ids: Sequence[int]) -> list[dict[str
         for row, item in zip(order, results, strict=True):
             item["segmentation"] = found.masks[row]
     return results
+
+
+def _to_original(boxes: Tensor, sizes: Tensor, original_sizes: Tensor) -> Tensor:
+    """Scale boxes (B, D, 4) from the resized images (B, 2: height, width) to those of the files."""
+    factor = (original_sizes / sizes).flip(-1).repeat(1, 2)  # (B, 4) as x, y, x, y
+    return boxes * factor[:, None].to(boxes.dtype)
 
 
 def _masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> NDArray[np.object_]:

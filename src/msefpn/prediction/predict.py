@@ -60,7 +60,9 @@ class ImageResult:
             UserError: supervision is not installed.
         """
         try:
-            import supervision  # noqa: PLC0415  (of an extra)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about OpenCV, which it does not need
+                import supervision  # noqa: PLC0415  (of an extra)
         except ImportError:
             raise missing_extra("supervision.Detections", "supervision") from None
         found = self.predictions

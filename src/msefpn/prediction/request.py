@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from msefpn.config import check_bounds, option, parse_size
-from msefpn.errors import UserError
+from msefpn.errors import UserError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class PredictionOptions:
     @classmethod
     def given(cls, **values: Any) -> PredictionOptions:
         """Build from the values that are not None, as a user gives them. Raises UserError."""
+        for name in values.keys() - cls.__dataclass_fields__.keys():
+            raise unknown_name("option", name, cls.__dataclass_fields__)
         chosen = {name: value for name, value in values.items() if value is not None}
         for name in chosen.keys() & {"size", "tile_size"}:
             chosen[name] = str(chosen[name])
