@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import os
 import re
@@ -18,7 +19,7 @@ from msefpn.commands import compare, data, models, predict, train
 from msefpn.commands import inspect as looking
 from msefpn.commands import plugins as plugin_commands
 from msefpn.commands.arguments import options_of
-from msefpn.config import load_recipe
+from msefpn.config import Config, load_recipe
 from msefpn.errors import UserError, unknown_name
 from msefpn.runs.folder import default_recipe, tells_mistakes
 from msefpn.runs.memory import keep_freed_memory
@@ -147,7 +148,7 @@ def command_parser(name: str, defaults: dict[str, str]) -> argparse.ArgumentPars
         if argument.name in PYTHON_ONLY or (field is not None and not field.metadata["flag"]):
             continue
         kind, several = _kind(hints.get(argument.name, argument.annotation))
-        default = defaults.get(argument.name, argument.default)
+        default = defaults.get(argument.name, argument.default if field is None else _default(field))
         text = texts[argument.name].replace("%", "%%")
         if default not in _EMPTY:
             text += f" (default: {default})"
@@ -155,7 +156,8 @@ def command_parser(name: str, defaults: dict[str, str]) -> argparse.ArgumentPars
         if argument.default is inspect.Parameter.empty or (name, argument.name) in _POSITIONAL:
             parser.add_argument(argument.name, type=kind, nargs=nargs, help=text)
         elif kind is bool:
-            action = "store_true" if field is None else argparse.BooleanOptionalAction
+            recipes = field is not None and _is_configured(field)  # one may have set it
+            action: Any = argparse.BooleanOptionalAction if recipes else "store_true"
             parser.add_argument(_flag(argument.name), action=action, help=text)
         else:
             metavar = argument.name.rpartition("_")[2].upper()
@@ -163,6 +165,16 @@ def command_parser(name: str, defaults: dict[str, str]) -> argparse.ArgumentPars
     about = "file or module with plug-ins, may be repeated"
     parser.add_argument("--plugin", action="append", metavar="FILE", help=about)
     return parser
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """The default of an option; a configuration's is the recipe's to say."""
+    return None if _is_configured(field) else _shown(field.default)
+
+
+def _is_configured(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field is one of `Config`, whose values are the recipe's to say."""
+    return Config.__dataclass_fields__.get(field.name) is field
 
 
 def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
@@ -210,6 +222,8 @@ def _recipe_values(name: str, arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _shown(value: Any) -> str:
+    if value in (None, False, ""):
+        return ""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -10,14 +10,30 @@ import pytest
 import msefpn
 from msefpn import plugins
 from msefpn.cli import main
+from msefpn.config import load_recipe
 from msefpn.data.advice import advise
 from msefpn.data.coco import CocoData, read_coco
-from msefpn.data.formats import LabelledImage, LabelledObject, LoadedDataset, ReadLog, assemble, size_of
+from msefpn.data.formats import (
+    LabelledImage,
+    LabelledObject,
+    LoadedDataset,
+    ReadLog,
+    assemble,
+    open_source,
+    size_of,
+)
 from msefpn.errors import UserError
+from msefpn.models import build, save
 from msefpn.reporting.dataset import choose_images
 from msefpn.runs.folder import write_run
-from msefpn.training.plan import plan_evaluation, plan_training
+from msefpn.training.plan import Plan, plan_training
+from msefpn.training.train import read_data
 from tests import TINY
+
+
+def planned(data: Path, out: Path) -> Plan:
+    """Plan a training."""
+    return plan_training(data, {}, recipe=str(TINY), out=out, resume=False, steps=None, options={})
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +97,17 @@ def test_nothing_of_the_users_is_overwritten(
 def test_train_evaluate_and_resume_on_a_yolo_folder_as_it_is(yolo: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs" / "mine"
     before = sorted(yolo.rglob("*"))
-    plan = plan_training(yolo, {}, recipe=TINY, out=out, resume=False, steps=None, options={})
-    assert len(plan.train) == 12
-    assert plan.sources.train_json.parent.parent == tmp_path / "runs" / "converted"
-    assert plan.train.path_of(0).resolve().is_relative_to(yolo.resolve())
+    plan = planned(yolo, out)
+    files, (train, _), _ = read_data(plan)
+    assert len(train) == 12
+    assert files.train_json.parent.parent == tmp_path / "runs" / "converted"
+    assert train.path_of(0).resolve().is_relative_to(yolo.resolve())
     out.mkdir(parents=True)
-    write_run(out, plan.config, plan.sources)
+    write_run(out, plan.config, files)
     (out / "resume.ckpt").write_bytes(b"")
     for data in (None, yolo, yolo / "data.yaml"):
         again = plan_training(data, {}, recipe=None, out=out, resume=True, steps=None, options={})
-        assert again.sources == plan.sources
+        assert read_data(again)[0] == files
     assert sorted(yolo.rglob("*")) == before
 
 
@@ -103,7 +120,7 @@ def test_a_yolo_folder_without_val_names_split(
     for name in ("images", "labels"):
         (source / name).symlink_to(yolo / name)
     with pytest.raises(UserError, match=f"has no val split, only train: 'msefpn split {source} --out NEW'"):
-        plan_training(source, {}, recipe=TINY, out=tmp_path / "o", resume=False, steps=None, options={})
+        read_data(planned(source, tmp_path / "o"))
     assert main(["check", str(source)]) == 2
     assert "val: stops a run" in capsys.readouterr().out
     assert main(["split", str(source), "--out", str(tmp_path / "both"), "--val", "0.3", "--link"]) == 0
@@ -111,15 +128,15 @@ def test_a_yolo_folder_without_val_names_split(
     assert msefpn.check(tmp_path / "both").splits[1].images in (3, 4, 5)
 
 
-def test_evaluation_on_a_yolo_folder(yolo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tmp_path / "run"
-    plan = plan_training(yolo, {}, recipe=TINY, out=run, resume=False, steps=None, options={})
-
-    run.mkdir()
-    options = {"file": None, "images": None, "proposals": None, "batch": None, "size": None, "workers": 0}
-    found = plan_evaluation(run, yolo, split="val", out=None, **options)  # type: ignore[arg-type]
-    assert len(found.data) == 5
-    assert found.data.file.is_relative_to(run / "converted")
+def test_evaluation_on_a_yolo_folder(yolo: Path, tmp_path: Path) -> None:
+    config = load_recipe(str(TINY))
+    (train, _) = open_source(yolo).split("train").scan()
+    assert train is not None
+    (tmp_path / "run").mkdir()
+    save(build(config, train.classes), tmp_path / "run" / "best.safetensors")
+    numbers = msefpn.evaluate(tmp_path / "run", yolo, device="cpu", workers=0)
+    assert numbers["images"] == 5
+    assert list((tmp_path / "run" / "converted").iterdir())
 
 
 class Rows:
@@ -169,8 +186,8 @@ def test_every_command_reads_a_format_of_a_plug_in(tiny_set: Path, tmp_path: Pat
     division = msefpn.split(source, out=tmp_path / "split", val=0.5)
     assert sum(len(split.content["annotations"]) for split in division.splits.values()) == sum(boxes.values())
     out = tmp_path / "run"
-    plan = plan_training(source, {}, recipe=TINY, out=out, resume=False, steps=None, options={})
-    assert len(plan.train.boxes) == boxes["train"]
+    plan = planned(source, out)
+    assert len(read_data(plan)[1][0].boxes) == boxes["train"]
 
 
 def test_check_draws_a_page(tiny_set: Path, tmp_path: Path) -> None:

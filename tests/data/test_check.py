@@ -10,6 +10,7 @@ from msefpn.data.check import box_sizes, inspect_splits
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
 from msefpn.training.plan import plan_training
+from msefpn.training.train import read_data
 
 
 def _data(boxes: list[list[float]]) -> CocoData:
@@ -108,7 +109,10 @@ def test_without_val(names: list[str], says: str, tiny_set: Path, tmp_path: Path
     assert says in found.missing
     assert "val: stops a run: " in str(found)
     with pytest.raises(UserError, match=says):
-        plan_training(tmp_path, {}, recipe=None, out=tmp_path / "o", resume=False, steps=None, options={})
+        plan = plan_training(
+            tmp_path, {}, recipe=None, out=tmp_path / "o", resume=False, steps=None, options={}
+        )
+        read_data(plan)
 
 
 def test_without_val_beside_a_json(tiny_set: Path) -> None:

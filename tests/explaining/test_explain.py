@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from msefpn.models.detector import OneStage
 from PIL import Image
 from torch.nn.functional import avg_pool2d
 
@@ -23,6 +22,7 @@ from msefpn.explaining.panels import Observation
 from msefpn.inference.predictor import Predictor
 from msefpn.metrics.similarity import cka, moments
 from msefpn.models import build, save
+from msefpn.models.detectors import OneStage
 from msefpn.models.retina import RetinaHead
 from tests import TINY
 

@@ -19,7 +19,7 @@ from msefpn.metrics.curves import mean_precision
 from msefpn.reporting import report as engine
 from msefpn.reporting.images import IMAGE_BYTES, MAX_IMAGES, ImageGroup
 from msefpn.reporting.run import ReportedRun
-from msefpn.runs.folder import Sources, write_run
+from msefpn.runs.folder import DataFiles, write_run
 from tests import TINY
 
 EVIL = "<script>alert(1)</script>"
@@ -28,7 +28,7 @@ EVIL = "<script>alert(1)</script>"
 def make_run(folder: Path, data: Path, *, shift: float = 3.0, **options: Any) -> Path:
     """A run folder as training leaves it, but for the weights; its detections are the truth, moved."""
     folder.mkdir(parents=True)
-    sources = Sources(data / "train.json", data / "train", data / "val.json", data / "val")
+    sources = DataFiles(data / "train.json", data / "train", data / "val.json", data / "val")
     write_run(folder, load_recipe(str(TINY), **options), sources)
     truth = truth_of(read_coco(sources.val_json, sources.val_images)[0])
     rng = np.random.default_rng(0)

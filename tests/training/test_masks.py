@@ -9,11 +9,10 @@ import torch
 import yaml
 from PIL import Image
 
+from msefpn import evaluate, load, predict, train
 from msefpn.cli import main
-from msefpn.commands.predict import predict
-from msefpn.commands.train import evaluate, load, train
 from msefpn.data.masks import decode_masks
-from msefpn.inference.detect import Predictions, detect, merged
+from msefpn.inference.detect import Predictions, detect, merge_predictions
 from tests import TINY
 
 Capsys = pytest.CaptureFixture[str]
@@ -98,9 +97,9 @@ def test_detections_of_a_process_without_images(masked: Path) -> None:
     box, one, label = np.zeros((1, 4), np.float32), np.ones(1, np.float32), np.zeros(1, np.int64)
     some = Predictions(label, box, one, label, np.array([{"size": [1, 1], "counts": "01"}], dtype=object))
     for parts in ([some, nothing], [nothing, some]):
-        assert merged(parts).masks is not None
-        assert len(merged(parts).boxes) == 1
-    assert merged([nothing, nothing]).masks is None
+        assert merge_predictions(parts).masks is not None
+        assert len(merge_predictions(parts).boxes) == 1
+    assert merge_predictions([nothing, nothing]).masks is None
 
 
 @pytest.fixture(scope="module")
