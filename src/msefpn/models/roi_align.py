@@ -159,12 +159,7 @@ class RoIAlign(nn.Module):
         return neighbours.flatten(2), weights.flatten(2)
 
 
-# the schema is spelled out: torch before 2.7 cannot infer it from list[...]
-@torch.library.custom_op(
-    "msefpn::roi_align",
-    mutates_args=(),
-    schema="(Tensor[] pyramid, Tensor boxes, int[] strides, int size, int sampling_ratio, bool aligned) -> Tensor",
-)
+@torch.library.custom_op("msefpn::roi_align", mutates_args=())
 def _apart(
     pyramid: list[Tensor], boxes: Tensor, strides: list[int], size: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
