@@ -154,10 +154,8 @@ def test_recipe_builds(name: str) -> None:
 
 def rows_to_train() -> list[str]:
     """Recipes of one schedule; of those that differ in the backbone alone, one."""
-    rows = {
-        repr(PAPER[name]._replace(depth=0, cardinality=0, AP=None, gain=None, source="")): name
-        for name in PAPER
-    }
+    without = {"depth": 0, "cardinality": 0, "AP": None, "gain": None, "source": ""}
+    rows = {repr(PAPER[name]._replace(**without)): name for name in PAPER}
     return [name.replace("_2x", "_1x") for name in rows.values()]
 
 

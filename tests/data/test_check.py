@@ -108,10 +108,8 @@ def test_without_val(names: list[str], says: str, tiny_set: Path, tmp_path: Path
     assert not found.usable
     assert says in found.missing
     assert "val: stops a run: " in str(found)
+    plan = plan_training(tmp_path, {}, recipe=None, out=tmp_path / "o", resume=False, steps=None, options={})
     with pytest.raises(UserError, match=says):
-        plan = plan_training(
-            tmp_path, {}, recipe=None, out=tmp_path / "o", resume=False, steps=None, options={}
-        )
         read_data(plan)
 
 

@@ -112,7 +112,6 @@ def test_mse_fpn_shows_sem_and_sim_by_the_papers_equations() -> None:
 
 @pytest.mark.parametrize("first", ["fpn", "aug_fpn", "mse_fpn"])
 def test_stack_shows_what_lies_between(first: str) -> None:
-    check_neck_name(f"{first}+bfp")
     below = build(first)
     neck = Stack([below, NECKS["bfp"]([16] * 5, below.out_strides, 16)]).eval()
     record, maps, _ = watched(neck)

@@ -22,12 +22,12 @@ from msefpn.data.loader import train_loader
 from msefpn.data.locate import find_split
 from msefpn.errors import UserError
 from msefpn.inference.detect import Predictions, as_results, merge_predictions
+from msefpn.inference.device import pick_precision
 from msefpn.metrics.coco import NUMBERS
-from msefpn.models import TwoStage, build, init_weights, load, save
+from msefpn.models import TwoStage, build, check_initial_weights, init_weights, load, save
 from msefpn.runs.folder import DataFiles, check_out, free_folder, new_folder, replacing, write_run
 from msefpn.training import lightning as lit
 from msefpn.training import recorder as record
-from msefpn.training.checks import check_initial_weights, pick_precision
 from msefpn.training.ema import Ema
 from msefpn.training.lightning import lr_factor
 from msefpn.training.plan import plan_training

@@ -29,14 +29,13 @@ from msefpn.ablation.grid import (
 from msefpn.config import Config, Published, is_recipe, parse_size, published
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
-from msefpn.inference.device import pick_device, telling_memory
+from msefpn.inference.device import check_devices, pick_device, telling_memory
 from msefpn.metrics.paired import mean_and_spread, paired_difference
-from msefpn.models import Detector, init_weights
+from msefpn.models import Detector, check_initial_weights, init_weights, probe
 from msefpn.runs.console import Bar, duration, say, show_table
 from msefpn.runs.folder import DataFiles, default_recipe, write_text
-from msefpn.training.checks import check_initial_weights, probe
 from msefpn.training.plan import names_data
-from msefpn.training.splits import check_proposals, find_files, read_splits
+from msefpn.training.train import check_proposals, find_files, read_splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +110,7 @@ def _files_of(detector: Detector, files: DataFiles) -> DataFiles:
 
 def _check_devices(configs: Mapping[str, Config], jobs: int) -> None:
     for name, config in configs.items():
+        check_devices(config)
         if config.devices > 1 and jobs > 1:
             raise UserError(f"row '{name}' takes {config.devices} devices itself: leave out --jobs {jobs}")
 
@@ -230,6 +230,7 @@ def _setting(row: Variant, seeds: int, rounds: int) -> str:
     return (
         f"The baseline is {config.detector}, {config.backbone}, {config.neck}, size {config.size}, "
         f"{config.batch} images a step; seeds 0 to {seeds - 1}, {row.files.train_json} and "
-        f"{row.files.val_json}; counts and times of a prediction of 1 x {height} x {width}, medians of {rounds}; {machine}, "
+        f"{row.files.val_json}; counts and times of a prediction of 1 x {height} x {width}, "
+        f"medians of {rounds}; {machine}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
     )

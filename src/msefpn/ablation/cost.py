@@ -130,7 +130,8 @@ def measure_costs(
     width, height = workload.size
     say(
         f"predict {batch} x {height} x {width} on {workload.device}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, random weights, {classes} classes; parts and GMAC: 10^9 multiply-accumulates; "
+        f"torch {torch.__version__}, random weights, {classes} classes; parts and GMAC: 10^9 "
+        f"multiply-accumulates; "
         f"time: ratio to {table[0]['row']}, medians of {rounds}; peak: of a process with the one detector"
     )
     if out is not None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msefpn.data.coco import CocoData
-from msefpn.data.transforms import fitted_size
+from msefpn.data.images import fitted_size
 
 PYRAMID_STRIDES = (4, 8, 16, 32, 64)
 ANCHOR_SIDES = tuple(8 * stride for stride in PYRAMID_STRIDES)

@@ -143,3 +143,9 @@ def _reason(error: Exception) -> str:
         pixels, most = (int(number) / 1e6 for number in re.findall(r"\d+", str(error))[:2])
         return f"it has {pixels:.0f} million pixels, the limit is {most:.0f} million: cut it into parts"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def fitted_size(height: int, width: int, long: int, short: int, scale: float = 1.0) -> tuple[int, int]:
+    """Height and width that fit into long x short, ratio kept, rounded as mmcv's `rescale_size` does."""
+    factor = scale * min(long / max(height, width), short / min(height, width))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))

@@ -18,13 +18,12 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from msefpn.data.coco import CocoData
-from msefpn.data.images import ImageFault, read_reduced
+from msefpn.data.images import ImageFault, fitted_size, read_reduced
 from msefpn.data.transforms import (
     PROPOSAL,
     Transform,
     decoded_fit,
     eval_transform,
-    fitted_size,
     reduced_fit,
     train_transform,
 )

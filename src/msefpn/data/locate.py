@@ -1,5 +1,6 @@
 """Where the files of a data set are."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from msefpn.errors import UserError
@@ -59,3 +60,11 @@ def refuse_unread(data: str | Path | None, *jsons: str | Path | None) -> None:
     if data is not None and None not in jsons:
         named = " and ".join(map(str, jsons))
         raise UserError(f"data '{data}' would not be used beside {named}: leave out one of them")
+
+
+def has_splits(data: Path, splits: Iterable[str]) -> bool:
+    """Whether a data folder has these splits in a layout of COCO's."""
+    try:
+        return all(find_split(data, split) for split in splits)
+    except UserError:
+        return False

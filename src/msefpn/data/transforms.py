@@ -25,21 +25,18 @@ reduced size; without it they are decoded whole.
 from __future__ import annotations
 
 import inspect
-import traceback
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from msefpn import plugins
+from msefpn.data.checked import CheckedTransform, Transform
+from msefpn.data.images import fitted_size
 from msefpn.errors import UserError
-
-Transform = Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
 
 PROPOSAL = -1
 """Label of a box that is a proposal, not an object."""
@@ -48,14 +45,6 @@ _CROP = 0.5
 """The least part of each side that a crop keeps."""
 _MARGIN = 1.5
 """An image that is decoded reduced is at least this many times its final size: resizing still smooths it."""
-_ROUNDING = 1.0
-"""Pixels that a box of a plug-in's transform may stick out, to be clipped."""
-
-
-def fitted_size(height: int, width: int, long: int, short: int, scale: float = 1.0) -> tuple[int, int]:
-    """Height and width that fit into long x short, ratio kept, rounded as mmcv's `rescale_size` does."""
-    factor = scale * min(long / max(height, width), short / min(height, width))
-    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
 class FitResize(v2.Transform):  # type: ignore[misc]  # torchvision has no types
@@ -146,82 +135,6 @@ class Strong(v2.Compose):  # type: ignore[misc]  # likewise
                 v2.SanitizeBoundingBoxes(min_size=1),
             ]
         )
-
-
-class CheckedTransform:
-    """A plug-in's transform whose results are checked before they reach the detector.
-
-    Args:
-        name: of the augmentation, for messages.
-        transform: see the module.
-        resize: applied after it; None: it resizes itself.
-    """
-
-    def __init__(self, name: str, transform: Transform, resize: FitResize | None) -> None:
-        self.name = name
-        self.transform = transform
-        self.resize = resize
-
-    def __call__(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Transform one image and what is on it. Raises UserError that names the augmentation."""
-        needed = list(target)  # the transform may change the dictionary
-        try:
-            result = self.transform(image, target)
-        except UserError:
-            raise
-        except Exception as error:  # a plug-in may raise anything; a worker's trace would be long
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            text = " ".join(str(error).split())[:200]
-            place = f"{Path(last.filename).name}:{last.lineno}"
-            raise self._fault(f"raised {type(error).__name__} ({place}): {text}") from error
-        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
-            raise self._fault("must return (image, target)")
-        image, target = result
-        missing = [key for key in needed if key not in target]
-        if missing:
-            raise self._fault(f"returned a target without {', '.join(missing)}")
-        image, target = self._checked(image, {key: target[key] for key in needed})
-        return (image, target) if self.resize is None else self.resize(image, target)
-
-    def _checked(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The image and target as tv_tensors, whatever tensors the transform returned."""
-        if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
-            raise self._fault(f"returned {_described(image)}, not an image (3, H, W) uint8")
-        height, width = image.shape[-2:]
-        boxes, labels = target["boxes"], target["labels"]
-        if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise self._fault(f"returned {_described(boxes)}, not boxes (G, 4)")
-        if getattr(boxes, "format", tv_tensors.BoundingBoxFormat.XYXY) != tv_tensors.BoundingBoxFormat.XYXY:
-            raise self._fault("returned boxes that are not xyxy")
-        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (len(boxes),):
-            raise self._fault(f"returned {_described(labels)}, not int64 labels for {len(boxes)} boxes")
-        corners = boxes.as_subclass(Tensor).float()
-        limit = corners.new_tensor([width, height, width, height])
-        if not ((corners >= -_ROUNDING) & (corners <= limit + _ROUNDING)).all():  # also where NaN
-            raise self._fault("returned boxes outside the image: end it with v2.ClampBoundingBoxes()")
-        corners = corners.clamp(min=0).minimum(limit)
-        if not (corners[:, 2:] > corners[:, :2]).all():
-            raise self._fault("returned boxes without area: end it with v2.SanitizeBoundingBoxes()")
-        checked: dict[str, Any] = {
-            "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width)),
-            "labels": labels.as_subclass(Tensor),
-        }
-        if "masks" in target:
-            masks = target["masks"]
-            if not isinstance(masks, Tensor) or masks.shape != (len(boxes), height, width):
-                expected = f"({len(boxes)}, {height}, {width})"
-                raise self._fault(f"returned {_described(masks)}, not masks {expected}")
-            checked["masks"] = tv_tensors.Mask(masks.as_subclass(Tensor).to(torch.uint8))
-        return tv_tensors.Image(image.as_subclass(Tensor)), checked
-
-    def _fault(self, text: str) -> UserError:
-        return UserError(f"augmentation '{self.name}' {text}")
-
-
-def _described(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
-    return f"a tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
 def eval_transform(size: tuple[int, int]) -> Transform:

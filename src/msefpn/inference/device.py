@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from msefpn.config import CHOICES
+from msefpn.config import CHOICES, Config
 from msefpn.errors import UserError, unknown_name
 
 
@@ -18,6 +18,26 @@ def pick_device(name: str) -> torch.device:
     if name == "gpu" and not torch.cuda.is_available():
         raise UserError("device gpu: this machine has no GPU that torch can use: give --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def check_devices(config: Config) -> torch.device:
+    """Return the device to train on. Raises UserError where there are not as many as asked for."""
+    device = pick_device(config.device)
+    if device.type == "cuda" and config.devices > torch.cuda.device_count():
+        raise UserError(
+            f"devices {config.devices}: this machine has {torch.cuda.device_count()} GPUs: "
+            "give fewer, or --device cpu"
+        )
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """Return 'fp32' or 'bf16' for 'auto', 'fp32' or 'bf16'."""
+    if name != "auto":
+        return name
+    # Emulated, bf16 is slower than fp32.
+    capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if capable else "fp32"
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from msefpn.config import parse_size
-from msefpn.data.transforms import fitted_size
+from msefpn.data.images import fitted_size
 from msefpn.errors import UserError
 from msefpn.inference.detect import Detects, Predictions, predict_batch
 from msefpn.inference.device import pick_device, telling_memory

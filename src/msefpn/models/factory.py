@@ -64,6 +64,20 @@ def build(
     return detector.to(memory_format=torch.channels_last)
 
 
+def probe(config: Config) -> Detector:
+    """Build a detector without data, to ask what it can do and needs; it may hold no values.
+
+    Raises UserError as `build` does.
+    """
+    try:
+        with torch.device("meta"):
+            return build(config, ["any"])
+    except UserError:
+        raise
+    except Exception:  # a plug-in may look at values
+        return build(config, ["any"])
+
+
 def _make_neck(config: Config, backbone: Backbone, **levels: Any) -> Neck:
     """The neck, or stack of necks, of a configuration; the options are those of its first.
 

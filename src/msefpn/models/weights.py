@@ -12,6 +12,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from msefpn.checkpoint import KEY, find_weights, read_info, write_info
 from msefpn.errors import UserError
@@ -131,6 +132,23 @@ def _as_made(detector: Detector) -> InitReport:
     own = tuple(name for name in detector.state_dict() if name.startswith("backbone."))
     others = tuple(name for name in detector.state_dict() if not name.startswith("backbone."))
     return InitReport(f"backbone '{detector.backbone.name}' itself", own, others, ())
+
+
+def check_initial_weights(detector: Detector, report: InitReport) -> None:
+    """Raise UserError where the backbone would keep random weights, or statistics of no data, to the end."""
+    backbone = detector.backbone
+    fixed = {f"backbone.body.{name}" for name in backbone.frozen}
+    for name, module in backbone.named_modules():
+        if isinstance(module, _BatchNorm) and not module.training:
+            fixed |= {f"backbone.{name}.running_mean", f"backbone.{name}.running_var"}
+    random = sorted(fixed.intersection(report.missing))
+    if random:
+        options = ["frozen_stages: -1"] + ["train_norm: true"] * bool(backbone.norms())
+        raise UserError(
+            f"init {detector.config.init} would leave {len(random)} fixed tensors of {backbone.name} random, "
+            f"such as {random[0]}: set backbone_options: {{{', '.join(options)}}} in the recipe, or give "
+            "--init imagenet or a file that has them"
+        )
 
 
 def _place(name: str, own: Mapping[str, Tensor]) -> str | None:
