@@ -242,14 +242,14 @@ def test_backbones_that_do_not_fit(name: str, reason: str) -> None:
         ({"detector_options": {"roi": {"pooling": "hard"}}}, "roi: pooling 'hard' is unknown"),
         ({"detector_options": {"roi": {"consistent": 0.25}}}, "laterals, such as aug_fpn"),
         ({"detector_options": {"roi": {"box_loss": "balanced_l1"}}}, "roi: balanced_l1 divides by beta"),
-        ({"detector_options": {"rpn": {"box_loss": "l2"}}}, "unknown loss 'l2': did you mean 'l1'"),
+        ({"detector_options": {"rpn": {"box_loss": "smooth_l2"}}}, "unknown loss 'smooth_l2': did you mean"),
         (
             {"detector": "retinanet", "detector_options": {"head": {"box_loss": "balanced_l1"}}},
             "head: balanced_l1 divides by beta",
         ),
         (
             {"detector": "retinanet", "detector_options": {"head": {"class_loss": "l1"}}},
-            r"class_loss 'l1' gives",
+            r"head: class_loss 'l1' fails on logits",
         ),
         (
             {"detector": "retinanet", "detector_options": {"roi": {"pooling": "soft"}}},

@@ -90,7 +90,7 @@ def make_retinanet() -> RetinaNet:
         frozen_resnet(), trainable_layers=3, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
     )
     model = RetinaNet(
-        backbone, num_classes=ROWS, anchor_generator=_default_anchorgen(), topk_pre_nms_top_k=10**6
+        backbone, num_classes=ROWS, anchor_generator=_default_anchorgen(), topk_candidates=10**6
     )
     head = model.head.classification_head
     with torch.no_grad():
@@ -111,7 +111,7 @@ def make_fcos() -> FCOS:
     backbone = _resnet_fpn_extractor(
         frozen_resnet(), trainable_layers=3, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
     )
-    model = FCOS(backbone, num_classes=ROWS, topk_pre_nms_top_k=10**6, detections_per_img=1000)
+    model = FCOS(backbone, num_classes=ROWS, topk_candidates=10**6, detections_per_img=1000)
     head = model.head.classification_head
     with torch.no_grad():
         for tower in (head.conv, model.head.regression_head.conv):

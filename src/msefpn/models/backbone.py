@@ -5,7 +5,8 @@ configuration's `backbone_options`, that returns a module. See `Body` for what i
 
     @register("backbone", "torchvision_resnet18")
     def resnet18():
-        body = create_feature_extractor(torchvision.models.resnet18(), {f"layer{i}": f"c{i}" for i in (1, 2, 3, 4)})
+        layers = {f"layer{i}": f"c{i}" for i in (1, 2, 3, 4)}
+        body = create_feature_extractor(torchvision.models.resnet18(), layers)
         body.channels, body.strides = [64, 128, 256, 512], [4, 8, 16, 32]
         return body
 """

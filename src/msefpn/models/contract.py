@@ -30,13 +30,9 @@ def check_neck_attributes(neck: Any, what: str) -> None:
         raise UserError(f"{what} gives a {type(neck).__name__}: return a torch.nn.Module")
     channels, strides = getattr(neck, "out_channels", None), getattr(neck, "out_strides", None)
     if not isinstance(channels, int):
-        raise UserError(
-            f"{what} lacks the attribute out_channels: set it to the channels of every output map"
-        )
+        raise UserError(f"{what} lacks the attribute out_channels: set it to the channels of its maps")
     if not isinstance(strides, Sequence) or not strides or not all(isinstance(s, int) for s in strides):
-        raise UserError(
-            f"{what} lacks the attribute out_strides: set it to a list, of one int for each output map"
-        )
+        raise UserError(f"{what} lacks the attribute out_strides: set it to a list, one int for each map")
 
 
 def check_neck(neck: Neck, what: str) -> None:

@@ -55,7 +55,8 @@ def build(
     if not isinstance(detector, Detector):
         what = _foreign("detector", config.detector) or config.detector
         raise UserError(
-            f"{what} gives a {type(detector).__name__}: return a Detector, such as OneStage(backbone, neck, head)"
+            f"{what} gives a {type(detector).__name__}: return a Detector, such as "
+            "OneStage(backbone, neck, head)"
         )
     needs = plugins.origins(config.uses(*parts))
     detector.config = dataclasses.replace(config, plugins=config.plugins | needs) if needs else config
