@@ -26,7 +26,7 @@ from msefpn.structures import Proposals, Targets
 
 def make(detector: str = "faster_rcnn", **options: Any) -> Detector:
     torch.manual_seed(0)
-    values: dict[str, Any] = {"backbone": "mobilenetv2_100", "neck_options": {"out_channels": 32}}
+    values: dict[str, Any] = {"backbone": "test_resnet", "neck_options": {"out_channels": 32}}
     return build(Config(detector=detector, **values | options), ["cat", "dog", "eel"], [2, 5, 9])
 
 
@@ -56,7 +56,9 @@ HARD: dict[str, Tensor] = {
 @pytest.mark.parametrize("case", HARD)
 @pytest.mark.parametrize("detector", known("detector"))
 def test_hard_batches_train_every_parameter(detector: str, case: str) -> None:
-    model = make(detector).train()
+    options = {"roi": {"hidden": 32}} if detector.endswith("rcnn") else {}
+    options |= {"mask": {"hidden": 16}} if detector == "mask_rcnn" else {}
+    model = make(detector, detector_options=options).train()
     losses = model.losses(IMAGES, SIZES, targets_of(HARD[case]), REGIONS)
     assert all(value.isfinite() and value.ndim == 0 for value in losses.values())
     torch.stack(list(losses.values())).sum().backward()
@@ -385,7 +387,7 @@ def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_init_from_a_backbone(shared: Path) -> None:
-    model = make()
+    model = make(backbone="mobilenetv2_100")
     file = shared / "weights" / "mobilenetv2_100.safetensors"
     report = init_weights(model, str(file))
     state = load_file(file)
@@ -396,7 +398,7 @@ def test_init_from_a_backbone(shared: Path) -> None:
 
 
 def test_init_from_a_detector_of_other_classes(tmp_path: Path) -> None:
-    other = build(Config(backbone="mobilenetv2_100", neck_options={"out_channels": 32}), ["a", "b"])
+    other = build(Config(backbone="test_resnet", neck_options={"out_channels": 32}), ["a", "b"])
     save(other, tmp_path / "other.safetensors")
     report = init_weights(make(), str(tmp_path / "other.safetensors"))
     assert "neck.outputs.0.weight" in report.loaded

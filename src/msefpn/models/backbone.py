@@ -159,7 +159,7 @@ def make_backbone(
     if (plugin := known("backbone").get(name)) is not None:
         if timm.is_model(name):
             raise UserError(f"backbone '{name}' of {plugin.origin} has the name of one of timm's: rename it")
-        source = _of_plugin(f"backbone '{name}' ({plugin.origin})", plugin.object, options)
+        source = source_of(f"backbone '{name}' ({plugin.origin})", plugin.object, options)
     else:
         check_options(_of_timm, "backbone_options", options, taken=1, more=_OWN_OPTIONS)
         source = _of_timm(name)
@@ -172,7 +172,8 @@ def as_maps(output: Any) -> list[Tensor]:
     return list(found.values()) if isinstance(found, Mapping) else list(found)
 
 
-def _of_plugin(owner: str, factory: Callable[..., Any], options: dict[str, Any]) -> Source:
+def source_of(owner: str, factory: Callable[..., Any], options: dict[str, Any]) -> Source:
+    """What a plug-in's factory makes, `owner` in messages. Raises UserError where it breaks `Body`."""
     check_options(factory, "backbone_options", options, more=_OWN_OPTIONS)
     body: Any = construct(factory, "backbone_options", **options)
     if not isinstance(body, nn.Module):

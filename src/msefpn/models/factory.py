@@ -79,9 +79,8 @@ def _make_neck(config: Config, backbone: Backbone, **levels: Any) -> Neck:
             channels = [below.out_channels] * len(below.out_strides)
             made = construct(find("neck", name), "neck", channels, below.out_strides, below.out_channels)
             if foreign := _foreign("neck", name):
-                contract.check_neck_attributes(made, foreign)
+                contract.check_neck(made, channels, below.out_strides, foreign)
                 made = made if isinstance(made, Neck) else AdaptedNeck(made, channels, below.out_strides)
-                contract.check_neck(made, foreign)
             members.append(made)
         return Stack(members) if others else members[0]
 
@@ -103,13 +102,11 @@ def _first_neck(name: str, channels: list[int], strides: list[int], options: dic
                 f"neck_options: start_level {start} is not one of the {len(strides)} input levels"
             )
         made = construct(make, "neck_options", channels[start:], strides[start:], **options)
-    contract.check_neck_attributes(made, foreign)
-    if not isinstance(made, Neck) or not _takes_levels(make):
-        made = construct(
-            AdaptedNeck, "neck_options", made, channels, strides, start_level=start, extra_levels=extra
-        )
-    contract.check_neck(made, foreign)
-    return made
+    contract.check_neck(made, channels[start:], strides[start:], foreign)
+    if isinstance(made, Neck) and _takes_levels(make):
+        return made
+    levels = {"start_level": start, "extra_levels": extra}
+    return construct(AdaptedNeck, "neck_options", made, channels, strides, **levels)
 
 
 def _takes_levels(make: Callable[..., Any]) -> bool:
