@@ -28,7 +28,6 @@ from msefpn.necks import FPN
 from msefpn.structures import Detections, Proposals, Targets
 
 _CLASSES = 3
-_CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 def check_neck(
@@ -133,9 +132,9 @@ def _check_bf16(neck: Any, inputs: _Inputs) -> None:
 
 
 def _check_compile(neck: Any, inputs: _Inputs) -> None:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     features = inputs.maps(33, 97)
-    compiled = torch.compile(neck, fullgraph=True, backend="eager")
+    compiled: Any = torch.compile(neck, fullgraph=True, backend="eager")
     for x, y in zip(compiled(features), neck(features), strict=True):
         torch.testing.assert_close(x, y, msg=_in("torch.compile must not change the maps"))
 
@@ -146,11 +145,13 @@ def _check_export(neck: Any, inputs: _Inputs) -> None:
     coarsest = max(inputs.strides)
     shapes = [{0: batch, 2: height * (coarsest // s), 3: width * (coarsest // s)} for s in inputs.strides]
     given = (inputs.maps(6 * coarsest, 8 * coarsest),)
-    program = torch.export.export(neck, given, dynamic_shapes=(shapes,)).module()
+    program: Any = torch.export.export(neck, given, dynamic_shapes=(shapes,)).module()
     for rows, columns, count in ((5, 9, 1), (7, 5, 3)):
         features = inputs.maps(rows * coarsest, columns * coarsest, count)
         for x, y in zip(program(features), neck(features), strict=True):
-            torch.testing.assert_close(x, y, **_CLOSE, msg=_in("torch.export must not change the maps"))
+            torch.testing.assert_close(
+                x, y, atol=1e-5, rtol=1e-5, msg=_in("torch.export must not change the maps")
+            )
 
 
 def _check_state_dict(neck: Any, second: Any, inputs: _Inputs) -> None:

@@ -143,8 +143,8 @@ def test_defaults_of_mmdetection(head: type) -> None:
 
 
 def test_initial_weights_of_mmdetection() -> None:
-    two: Any = make()
-    one: Any = make("retinanet")
+    two: Any = make(neck_options={})
+    one: Any = make("retinanet", neck_options={})
     towers: list[Any] = [one.head.class_tower[0], one.head.box_tower[0], one.head.classes, one.head.deltas]
     for layer in (two.rpn.conv, two.rpn.objectness, two.rpn.deltas, two.roi.box.classes, *towers):
         assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)

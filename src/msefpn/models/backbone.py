@@ -178,12 +178,14 @@ def source_of(owner: str, factory: Callable[..., Any], options: dict[str, Any]) 
     body: Any = construct(factory, "backbone_options", **options)
     if not isinstance(body, nn.Module):
         raise UserError(f"{owner} gives a {type(body).__name__}: return a torch.nn.Module")
+    sizes: dict[str, list[int]] = {}
     for name in ("channels", "strides"):
         values = getattr(body, name, None)
         if not isinstance(values, Sequence) or not all(isinstance(value, int) for value in values):
             raise UserError(
                 f"{owner} lacks the attribute {name}: set it to a list, of one int for each of its maps"
             )
+        sizes[name] = list(values)
     stages = getattr(body, "stages", None)
     if not isinstance(stages, (list, tuple)) or not all(isinstance(stage, str) for stage in stages):
         stages = []  # none, or an attribute of another meaning
@@ -193,8 +195,7 @@ def source_of(owner: str, factory: Callable[..., Any], options: dict[str, Any]) 
     names = [name for name, _ in body.named_parameters()]
     return Source(
         body,
-        channels=list(body.channels),
-        strides=list(body.strides),
+        **sizes,
         mean=torch.as_tensor(getattr(body, "mean", _MEAN)).flatten().tolist(),
         std=torch.as_tensor(getattr(body, "std", _STD)).flatten().tolist(),
         stages=[[name for name in names if name.startswith(f"{stage}.")] for stage in stages],

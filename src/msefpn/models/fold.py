@@ -93,7 +93,8 @@ class FoldedNormAct(BatchNormAct2d):
     """timm's norm with its activation, likewise."""
 
     def __init__(self, norm: BatchNormAct2d) -> None:
-        super().__init__(norm.num_features, norm.eps, norm.momentum, device="meta")  # type: ignore[no-untyped-call]
+        super().__init__(norm.num_features, norm.eps, device="meta")
+        self.momentum = norm.momentum
         self.drop, self.act = norm.drop, norm.act
         _share_state(norm, self)
 
