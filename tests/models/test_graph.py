@@ -24,7 +24,7 @@ BACKBONES = ("resnet50", "mobilenetv2_100")
 DETECTORS = tuple(known("detector"))
 GRID = tuple(itertools.product(DETECTORS, ROWS, BACKBONES))
 SMALL = "test_resnet"
-REAL = {"retinanet": "resnet50", "fcos": "mobilenetv2_100"}
+REAL = {"retinanet": "resnet18", "fcos": "mobilenetv2_100"}
 """The backbones of a plain run that are not small: one of each kind of norm."""
 SAMPLE = tuple(
     (detector, ROWS[place % len(ROWS)], REAL.get(detector, SMALL)) for place, detector in enumerate(DETECTORS)
@@ -120,7 +120,7 @@ def assert_same(found: Detections, expected: Detections) -> None:
     assert torch.equal(found.num_dropped, expected.num_dropped)
 
 
-def test_step_and_graph(member: tuple[str, str, str]) -> None:
+def test_step_and_graph(member: tuple[str, str, str], pytestconfig: pytest.Config) -> None:
     detector = make(*member)
     images, sizes, *regions = batch(member[0], 2, 96, 128, 90, 128)
     boxes = torch.tensor([[[10.0, 12, 50, 60], [70, 20, 120, 88]], [[30, 5, 90, 85], [0, 0, 0, 0]]])
@@ -133,7 +133,8 @@ def test_step_and_graph(member: tuple[str, str, str]) -> None:
     for name, parameter in detector.named_parameters():
         assert not parameter.requires_grad or parameter.grad is not None, name
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
-    assert_graph_is_eager(detector.eval(), member[0])
+    if member[0] != "faster_rcnn" or pytestconfig.getoption("--whole-grid"):  # Mask R-CNN's has it inside
+        assert_graph_is_eager(detector.eval(), member[0])
 
 
 @torch.no_grad()

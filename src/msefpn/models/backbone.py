@@ -195,7 +195,8 @@ def source_of(owner: str, factory: Callable[..., Any], options: dict[str, Any]) 
     names = [name for name, _ in body.named_parameters()]
     return Source(
         body,
-        **sizes,
+        channels=sizes["channels"],
+        strides=sizes["strides"],
         mean=torch.as_tensor(getattr(body, "mean", _MEAN)).flatten().tolist(),
         std=torch.as_tensor(getattr(body, "std", _STD)).flatten().tolist(),
         stages=[[name for name in names if name.startswith(f"{stage}.")] for stage in stages],
