@@ -20,8 +20,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 from msefpn.models import Detector, OneStage
-from msefpn.models.backbone import Backbone, make_backbone, source_of
-from msefpn.models.contract import check_backbone as check_contract
+from msefpn.models.backbone import Backbone, make_backbone, spec_of
+from msefpn.models.contract import verify_backbone
 from msefpn.models.detectors import MakeNeck
 from msefpn.models.detectors.retinanet import retinanet
 from msefpn.necks import FPN
@@ -209,10 +209,10 @@ def check_backbone(backbone: Callable[..., nn.Module], **options: Any) -> None:
 
     def make() -> Backbone:
         torch.manual_seed(0)
-        return Backbone(source_of("the backbone", backbone, options), "checked", frozen_stages=-1)
+        return Backbone(spec_of("the backbone", backbone, options), "checked", frozen_stages=-1)
 
     made, second = make().eval(), make().eval()
-    check_contract(made, "the backbone")
+    verify_backbone(made, "the backbone")
     side = max(made.strides)
     for rows, columns, batch in ((3, 5, 2), (4, 2, 1)):
         images = torch.randn(batch, 3, rows * side, columns * side)

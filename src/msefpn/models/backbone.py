@@ -56,7 +56,7 @@ class Body(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class BodySpec:
     """A module that gives maps, and what is known of it."""
 
     body: nn.Module
@@ -78,7 +78,7 @@ class Backbone(nn.Module):
     """A module that gives maps, frozen as mmdetection freezes its backbones, its fixed norms folded.
 
     Args:
-        source: the module.
+        spec: the module, and what is known of it.
         name: what configurations call it.
         frozen_stages: 0: the stem; 1: also the first stage, and so on; -1: none; None: 1, or -1 where the
             stages cannot be told.
@@ -100,7 +100,7 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
-        source: Source,
+        spec: BodySpec,
         name: str,
         *,
         frozen_stages: int | None = None,
@@ -108,15 +108,15 @@ class Backbone(nn.Module):
         norm_eps: float | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.train_norm, self.timm_name = name, train_norm, source.timm_name
-        self.body: Any = source.body
-        self.channels, self.strides = list(source.channels), list(source.strides)
-        self.mean, self.std, self.nhwc = source.mean, source.std, source.nhwc
+        self.name, self.train_norm, self.timm_name = name, train_norm, spec.timm_name
+        self.body: Any = spec.body
+        self.channels, self.strides = list(spec.channels), list(spec.strides)
+        self.mean, self.std, self.nhwc = spec.mean, spec.std, spec.nhwc
         for module in self.norms():
             module.eps = module.eps if norm_eps is None else max(norm_eps, _SMALLEST_EPS)
         if frozen_stages is None:
-            frozen_stages = 1 if source.stages else -1
-        self.frozen = _freeze(source, frozen_stages)
+            frozen_stages = 1 if spec.stages else -1
+        self.frozen = _freeze(spec, frozen_stages)
         join(self.body)
         self.train()
 
@@ -159,11 +159,11 @@ def make_backbone(
     if (plugin := known("backbone").get(name)) is not None:
         if timm.is_model(name):
             raise UserError(f"backbone '{name}' of {plugin.origin} has the name of one of timm's: rename it")
-        source = source_of(f"backbone '{name}' ({plugin.origin})", plugin.object, options)
+        spec = spec_of(f"backbone '{name}' ({plugin.origin})", plugin.object, options)
     else:
         check_options(_of_timm, "backbone_options", options, taken=1, more=_OWN_OPTIONS)
-        source = _of_timm(name)
-    return Backbone(source, name, frozen_stages=frozen_stages, train_norm=train_norm, norm_eps=norm_eps)
+        spec = _of_timm(name)
+    return Backbone(spec, name, frozen_stages=frozen_stages, train_norm=train_norm, norm_eps=norm_eps)
 
 
 def as_maps(output: Any) -> list[Tensor]:
@@ -172,7 +172,7 @@ def as_maps(output: Any) -> list[Tensor]:
     return list(found.values()) if isinstance(found, Mapping) else list(found)
 
 
-def source_of(owner: str, factory: Callable[..., Any], options: dict[str, Any]) -> Source:
+def spec_of(owner: str, factory: Callable[..., Any], options: dict[str, Any]) -> BodySpec:
     """What a plug-in's factory makes, `owner` in messages. Raises UserError where it breaks `Body`."""
     check_options(factory, "backbone_options", options, more=_OWN_OPTIONS)
     body: Any = construct(factory, "backbone_options", **options)
@@ -193,7 +193,7 @@ def source_of(owner: str, factory: Callable[..., Any], options: dict[str, Any]) 
         if stage not in dict(body.named_modules()):
             raise UserError(f"{owner} has no submodule '{stage}', which its attribute stages names")
     names = [name for name, _ in body.named_parameters()]
-    return Source(
+    return BodySpec(
         body,
         channels=sizes["channels"],
         strides=sizes["strides"],
@@ -204,7 +204,7 @@ def source_of(owner: str, factory: Callable[..., Any], options: dict[str, Any]) 
     )
 
 
-def _of_timm(name: str) -> Source:
+def _of_timm(name: str) -> BodySpec:
     if not timm.is_model(name):
         own = list(known("backbone"))
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models() + own, n=3)
@@ -213,7 +213,7 @@ def _of_timm(name: str) -> Source:
     body = _create(name, _levels(name))
     cfg = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     modules = body.feature_info.module_name()
-    return Source(
+    return BodySpec(
         body,
         channels=body.feature_info.channels(),
         strides=list(_STRIDES),
@@ -246,9 +246,9 @@ def _stages(body: nn.Module, modules: list[str]) -> list[list[str]]:
     return stages
 
 
-def _freeze(source: Source, stages: int) -> list[str]:
+def _freeze(spec: BodySpec, stages: int) -> list[str]:
     """Freeze the parameters of the stem and so many stages; give their names."""
-    most = len(source.stage_names) - 1
+    most = len(spec.stage_names) - 1
     if most < 0 <= stages:
         raise UserError(
             f"frozen_stages is {stages}, but the backbone does not name its stages: give it the attribute "
@@ -258,14 +258,14 @@ def _freeze(source: Source, stages: int) -> list[str]:
         raise UserError(f"frozen_stages is {stages}: it must be -1 (none) to {most}")
     if stages == -1:
         return []
-    if source.timm_name and not source.stages[max(stages, 1)]:
+    if spec.timm_name and not spec.stages[max(stages, 1)]:
         raise UserError(
-            f"frozen_stages is {stages}, but which parameters belong to {source.stage_names[stages]} cannot "
+            f"frozen_stages is {stages}, but which parameters belong to {spec.stage_names[stages]} cannot "
             "be told: set frozen_stages: -1 in backbone_options"
         )
-    frozen = [name for names in source.stages[: stages + 1] for name in names]
+    frozen = [name for names in spec.stages[: stages + 1] for name in names]
     for name in frozen:
-        source.body.get_parameter(name).requires_grad_(False)
+        spec.body.get_parameter(name).requires_grad_(False)
     return frozen
 
 

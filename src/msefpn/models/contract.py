@@ -10,7 +10,7 @@ from msefpn.errors import UserError
 from msefpn.models.backbone import Backbone
 
 
-def check_backbone(backbone: Backbone, what: str) -> None:
+def verify_backbone(backbone: Backbone, what: str) -> None:
     """Raise UserError where a backbone's maps are not those that its channels and strides name."""
     if len(backbone.channels) != len(backbone.strides):
         raise UserError(
@@ -23,7 +23,7 @@ def check_backbone(backbone: Backbone, what: str) -> None:
     _check_maps(maps, backbone.channels, backbone.strides, image, what, "strides", "channels")
 
 
-def check_neck(neck: Any, in_channels: Sequence[int], in_strides: Sequence[int], what: str) -> None:
+def verify_neck(neck: Any, in_channels: Sequence[int], in_strides: Sequence[int], what: str) -> None:
     """Raise UserError where a neck's maps are not those that its out_channels and out_strides name.
 
     Args:

@@ -47,7 +47,7 @@ def build(
     factory = find("detector", config.detector)
     backbone = make_backbone(config.backbone, **config.backbone_options)
     if foreign := _foreign("backbone", config.backbone):
-        contract.check_backbone(backbone, foreign)
+        contract.verify_backbone(backbone, foreign)
     make_neck = functools.partial(_make_neck, config, backbone)
     detector = construct(
         factory, "detector_options", backbone, make_neck, len(classes), **config.detector_options
@@ -79,7 +79,7 @@ def _make_neck(config: Config, backbone: Backbone, **levels: Any) -> Neck:
             channels = [below.out_channels] * len(below.out_strides)
             made = construct(find("neck", name), "neck", channels, below.out_strides, below.out_channels)
             if foreign := _foreign("neck", name):
-                contract.check_neck(made, channels, below.out_strides, foreign)
+                contract.verify_neck(made, channels, below.out_strides, foreign)
                 made = made if isinstance(made, Neck) else AdaptedNeck(made, channels, below.out_strides)
             members.append(made)
         return Stack(members) if others else members[0]
@@ -102,7 +102,7 @@ def _first_neck(name: str, channels: list[int], strides: list[int], options: dic
                 f"neck_options: start_level {start} is not one of the {len(strides)} input levels"
             )
         made = construct(make, "neck_options", channels[start:], strides[start:], **options)
-    contract.check_neck(made, channels[start:], strides[start:], foreign)
+    contract.verify_neck(made, channels[start:], strides[start:], foreign)
     if isinstance(made, Neck) and _takes_levels(make):
         return made
     levels = {"start_level": start, "extra_levels": extra}
