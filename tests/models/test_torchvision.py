@@ -399,7 +399,9 @@ def test_towers_with_norms_find_their_layers() -> None:
     assert not left_out
     ours.load_state_dict(converted, strict=False)
     layers: list[Any] = [
-        layer for layer in ours.get_submodule("head.class_tower") if not isinstance(layer, torch.nn.ReLU)
+        layer
+        for layer in ours.get_submodule("head.class_tower").children()
+        if not isinstance(layer, torch.nn.ReLU)
     ]
     found = [(type(layer).__name__, layer.weight.unique().tolist()) for layer in layers]
     assert found == [(name, [i]) for i in range(4) for name in ("Conv2d", "GroupNorm")]
