@@ -14,7 +14,7 @@ SIZES = torch.tensor([[128, 160]])
 def make(name: str, **options: object) -> Detector:
     torch.manual_seed(0)
     config = Config(
-        backbone="test_resnet",
+        backbone="mobilenetv2_100",
         detector=name,
         neck="fpn",
         neck_options={"out_channels": 16},

@@ -24,7 +24,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
     "mse_fpn-wide": ("mse_fpn", {"sim": "wide"}),
     "mse_fpn-sem-only": ("mse_fpn", {"sim": "add", "gate": "none"}),
     **{
-        f"gate-{gate}": ("mse_fpn", {"sem": "none", "sim": "add", "gate": gate})
+        f"gate-{gate}": ("mse_fpn", {"sem": "none", "gate": gate})
         for gate in GATES
         if gate != "gcg"
     },
