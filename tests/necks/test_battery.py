@@ -23,11 +23,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
     "fpn-torchvision": ("fpn", {"start_level": 1, "extra_levels": "conv_p5_relu"}),
     "mse_fpn-wide": ("mse_fpn", {"sim": "wide"}),
     "mse_fpn-sem-only": ("mse_fpn", {"sim": "add", "gate": "none"}),
-    **{
-        f"gate-{gate}": ("mse_fpn", {"sem": "none", "gate": gate})
-        for gate in GATES
-        if gate != "gcg"
-    },
+    **{f"gate-{gate}": ("mse_fpn", {"sem": "none", "gate": gate}) for gate in GATES if gate != "gcg"},
 }
 
 
