@@ -24,9 +24,10 @@ BACKBONES = ("resnet50", "mobilenetv2_100")
 DETECTORS = tuple(known("detector"))
 GRID = tuple(itertools.product(DETECTORS, ROWS, BACKBONES))
 SMALL = "test_resnet"
+REAL = {"retinanet": "resnet18", "fcos": "mobilenetv2_100"}
+"""The backbones of a plain run that are not small: one of each kind of norm."""
 SAMPLE = tuple(
-    (detector, ROWS[place % len(ROWS)], BACKBONES[place % len(BACKBONES)])
-    for place, detector in enumerate(DETECTORS)
+    (detector, ROWS[place % len(ROWS)], REAL.get(detector, SMALL)) for place, detector in enumerate(DETECTORS)
 )
 UNSEEN = ((3, 192, 224, 190, 221), (1, 224, 160, 224, 131), (1, 160, 224, 160, 224))
 """Batch, padded height and width, image height and width; none of them is traced, two are odd."""
@@ -119,7 +120,7 @@ def assert_same(found: Detections, expected: Detections) -> None:
     assert torch.equal(found.num_dropped, expected.num_dropped)
 
 
-def test_step_and_graph(member: tuple[str, str, str]) -> None:
+def test_step_and_graph(member: tuple[str, str, str], pytestconfig: pytest.Config) -> None:
     detector = make(*member)
     images, sizes, *regions = batch(member[0], 2, 96, 128, 90, 128)
     boxes = torch.tensor([[[10.0, 12, 50, 60], [70, 20, 120, 88]], [[30, 5, 90, 85], [0, 0, 0, 0]]])
@@ -132,7 +133,8 @@ def test_step_and_graph(member: tuple[str, str, str]) -> None:
     for name, parameter in detector.named_parameters():
         assert not parameter.requires_grad or parameter.grad is not None, name
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
-    assert_graph_is_eager(detector.eval(), member[0])
+    if member[0] != "faster_rcnn" or pytestconfig.getoption("--whole-grid"):  # Mask R-CNN's has it inside
+        assert_graph_is_eager(detector.eval(), member[0])
 
 
 @torch.no_grad()
@@ -148,7 +150,7 @@ def assert_graph_is_eager(detector: Detector, name: str) -> None:
 @torch.no_grad()
 def test_compile_fullgraph(name: str) -> None:
     torch._dynamo.reset()
-    detector, graphs = make(name).double(), CompileCounter()
+    detector, graphs = make(name, neck="fpn").double(), CompileCounter()  # the battery compiles the necks
     compiled = torch.compile(detector, fullgraph=True, dynamic=True, backend=graphs)
     compiled(*batch(name, 4, 160, 192, 158, 192))  # 2 would be taken for one with the columns of sizes
     for size in UNSEEN[:1]:

@@ -5,7 +5,8 @@ configuration's `backbone_options`, that returns a module. See `Body` for what i
 
     @register("backbone", "torchvision_resnet18")
     def resnet18():
-        body = create_feature_extractor(torchvision.models.resnet18(), {f"layer{i}": f"c{i}" for i in (1, 2, 3, 4)})
+        layers = {f"layer{i}": f"c{i}" for i in (1, 2, 3, 4)}
+        body = create_feature_extractor(torchvision.models.resnet18(), layers)
         body.channels, body.strides = [64, 128, 256, 512], [4, 8, 16, 32]
         return body
 """
@@ -55,7 +56,7 @@ class Body(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class BodySpec:
     """A module that gives maps, and what is known of it."""
 
     body: nn.Module
@@ -77,7 +78,7 @@ class Backbone(nn.Module):
     """A module that gives maps, frozen as mmdetection freezes its backbones, its fixed norms folded.
 
     Args:
-        source: the module.
+        spec: the module, and what is known of it.
         name: what configurations call it.
         frozen_stages: 0: the stem; 1: also the first stage, and so on; -1: none; None: 1, or -1 where the
             stages cannot be told.
@@ -99,7 +100,7 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
-        source: Source,
+        spec: BodySpec,
         name: str,
         *,
         frozen_stages: int | None = None,
@@ -107,15 +108,15 @@ class Backbone(nn.Module):
         norm_eps: float | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.train_norm, self.timm_name = name, train_norm, source.timm_name
-        self.body: Any = source.body
-        self.channels, self.strides = list(source.channels), list(source.strides)
-        self.mean, self.std, self.nhwc = source.mean, source.std, source.nhwc
+        self.name, self.train_norm, self.timm_name = name, train_norm, spec.timm_name
+        self.body: Any = spec.body
+        self.channels, self.strides = list(spec.channels), list(spec.strides)
+        self.mean, self.std, self.nhwc = spec.mean, spec.std, spec.nhwc
         for module in self.norms():
             module.eps = module.eps if norm_eps is None else max(norm_eps, _SMALLEST_EPS)
         if frozen_stages is None:
-            frozen_stages = 1 if source.stages else -1
-        self.frozen = _freeze(source, frozen_stages)
+            frozen_stages = 1 if spec.stages else -1
+        self.frozen = _freeze(spec, frozen_stages)
         join(self.body)
         self.train()
 
@@ -158,11 +159,11 @@ def make_backbone(
     if (plugin := known("backbone").get(name)) is not None:
         if timm.is_model(name):
             raise UserError(f"backbone '{name}' of {plugin.origin} has the name of one of timm's: rename it")
-        source = _of_plugin(f"backbone '{name}' ({plugin.origin})", plugin.object, options)
+        spec = spec_of(f"backbone '{name}' ({plugin.origin})", plugin.object, options)
     else:
         check_options(_of_timm, "backbone_options", options, taken=1, more=_OWN_OPTIONS)
-        source = _of_timm(name)
-    return Backbone(source, name, frozen_stages=frozen_stages, train_norm=train_norm, norm_eps=norm_eps)
+        spec = _of_timm(name)
+    return Backbone(spec, name, frozen_stages=frozen_stages, train_norm=train_norm, norm_eps=norm_eps)
 
 
 def as_maps(output: Any) -> list[Tensor]:
@@ -171,17 +172,20 @@ def as_maps(output: Any) -> list[Tensor]:
     return list(found.values()) if isinstance(found, Mapping) else list(found)
 
 
-def _of_plugin(owner: str, factory: Callable[..., Any], options: dict[str, Any]) -> Source:
+def spec_of(owner: str, factory: Callable[..., Any], options: dict[str, Any]) -> BodySpec:
+    """What a plug-in's factory makes, `owner` in messages. Raises UserError where it breaks `Body`."""
     check_options(factory, "backbone_options", options, more=_OWN_OPTIONS)
     body: Any = construct(factory, "backbone_options", **options)
     if not isinstance(body, nn.Module):
         raise UserError(f"{owner} gives a {type(body).__name__}: return a torch.nn.Module")
+    sizes: dict[str, list[int]] = {}
     for name in ("channels", "strides"):
         values = getattr(body, name, None)
         if not isinstance(values, Sequence) or not all(isinstance(value, int) for value in values):
             raise UserError(
                 f"{owner} lacks the attribute {name}: set it to a list, of one int for each of its maps"
             )
+        sizes[name] = list(values)
     stages = getattr(body, "stages", None)
     if not isinstance(stages, (list, tuple)) or not all(isinstance(stage, str) for stage in stages):
         stages = []  # none, or an attribute of another meaning
@@ -189,10 +193,10 @@ def _of_plugin(owner: str, factory: Callable[..., Any], options: dict[str, Any])
         if stage not in dict(body.named_modules()):
             raise UserError(f"{owner} has no submodule '{stage}', which its attribute stages names")
     names = [name for name, _ in body.named_parameters()]
-    return Source(
+    return BodySpec(
         body,
-        channels=list(body.channels),
-        strides=list(body.strides),
+        channels=sizes["channels"],
+        strides=sizes["strides"],
         mean=torch.as_tensor(getattr(body, "mean", _MEAN)).flatten().tolist(),
         std=torch.as_tensor(getattr(body, "std", _STD)).flatten().tolist(),
         stages=[[name for name in names if name.startswith(f"{stage}.")] for stage in stages],
@@ -200,7 +204,7 @@ def _of_plugin(owner: str, factory: Callable[..., Any], options: dict[str, Any])
     )
 
 
-def _of_timm(name: str) -> Source:
+def _of_timm(name: str) -> BodySpec:
     if not timm.is_model(name):
         own = list(known("backbone"))
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models() + own, n=3)
@@ -209,7 +213,7 @@ def _of_timm(name: str) -> Source:
     body = _create(name, _levels(name))
     cfg = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     modules = body.feature_info.module_name()
-    return Source(
+    return BodySpec(
         body,
         channels=body.feature_info.channels(),
         strides=list(_STRIDES),
@@ -242,9 +246,9 @@ def _stages(body: nn.Module, modules: list[str]) -> list[list[str]]:
     return stages
 
 
-def _freeze(source: Source, stages: int) -> list[str]:
+def _freeze(spec: BodySpec, stages: int) -> list[str]:
     """Freeze the parameters of the stem and so many stages; give their names."""
-    most = len(source.stage_names) - 1
+    most = len(spec.stage_names) - 1
     if most < 0 <= stages:
         raise UserError(
             f"frozen_stages is {stages}, but the backbone does not name its stages: give it the attribute "
@@ -254,14 +258,14 @@ def _freeze(source: Source, stages: int) -> list[str]:
         raise UserError(f"frozen_stages is {stages}: it must be -1 (none) to {most}")
     if stages == -1:
         return []
-    if source.timm_name and not source.stages[max(stages, 1)]:
+    if spec.timm_name and not spec.stages[max(stages, 1)]:
         raise UserError(
-            f"frozen_stages is {stages}, but which parameters belong to {source.stage_names[stages]} cannot "
+            f"frozen_stages is {stages}, but which parameters belong to {spec.stage_names[stages]} cannot "
             "be told: set frozen_stages: -1 in backbone_options"
         )
-    frozen = [name for names in source.stages[: stages + 1] for name in names]
+    frozen = [name for names in spec.stages[: stages + 1] for name in names]
     for name in frozen:
-        source.body.get_parameter(name).requires_grad_(False)
+        spec.body.get_parameter(name).requires_grad_(False)
     return frozen
 
 

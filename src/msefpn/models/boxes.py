@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from msefpn.necks.layers import is_exporting
+
 MAX_LOG_RATIO = math.log(1000 / 16)
 """Bound of a decoded width's or height's log ratio to its anchor (mmdetection's wh_ratio_clip)."""
 
@@ -107,7 +109,7 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float
     Returns:
         (B, N) bool, the boxes that stay.
     """
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return _nms_at_once(boxes, scores, groups, valid, iou)
     kept: Tensor = _nms_apart(boxes, scores, groups, valid, iou)
     return kept

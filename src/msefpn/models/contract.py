@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from msefpn.errors import UserError
 from msefpn.models.backbone import Backbone
-from msefpn.necks import Neck
 
 
-def check_backbone(backbone: Backbone, what: str) -> None:
+def verify_backbone(backbone: Backbone, what: str) -> None:
     """Raise UserError where a backbone's maps are not those that its channels and strides name."""
     if len(backbone.channels) != len(backbone.strides):
         raise UserError(
@@ -24,34 +23,28 @@ def check_backbone(backbone: Backbone, what: str) -> None:
     _check_maps(maps, backbone.channels, backbone.strides, image, what, "strides", "channels")
 
 
-def check_neck_attributes(neck: Any, what: str) -> None:
-    """Raise UserError for a neck that is not a module or lacks what the contract asks for."""
+def verify_neck(neck: Any, in_channels: Sequence[int], in_strides: Sequence[int], what: str) -> None:
+    """Raise UserError where a neck's maps are not those that its out_channels and out_strides name.
+
+    Args:
+        neck: what a plug-in's class or factory returned.
+        in_channels: channels of the maps that it was built for.
+        in_strides: their strides.
+        what: what messages call it.
+    """
     if not isinstance(neck, nn.Module):
         raise UserError(f"{what} gives a {type(neck).__name__}: return a torch.nn.Module")
-    channels, strides = getattr(neck, "out_channels", None), getattr(neck, "out_strides", None)
-    if not isinstance(channels, int):
-        raise UserError(
-            f"{what} lacks the attribute out_channels: set it to the channels of every output map"
-        )
+    width, strides = getattr(neck, "out_channels", None), getattr(neck, "out_strides", None)
+    if not isinstance(width, int):
+        raise UserError(f"{what} lacks the attribute out_channels: set it to the channels of its maps")
     if not isinstance(strides, Sequence) or not strides or not all(isinstance(s, int) for s in strides):
-        raise UserError(
-            f"{what} lacks the attribute out_strides: set it to a list, of one int for each output map"
-        )
-
-
-def check_neck(neck: Neck, what: str) -> None:
-    """Raise UserError where a neck's maps are not those that its out_channels and out_strides name."""
-    check_neck_attributes(neck, what)
-    side = 2 * max(neck.in_strides)
+        raise UserError(f"{what} lacks the attribute out_strides: set it to a list, one int for each map")
+    side = 2 * max(in_strides)
     image = (side, side + side // 2)
-    features = [
-        torch.zeros(1, channels, *_cells(image, stride))
-        for channels, stride in zip(neck.in_channels, neck.in_strides, strict=True)
-    ]
-    channels = [neck.out_channels] * len(neck.out_strides)
-    _check_maps(
-        _run(neck, features, what), channels, neck.out_strides, image, what, "out_strides", "out_channels"
-    )
+    sizes = [_cells(image, stride) for stride in in_strides]
+    features = [torch.zeros(1, n, *size) for n, size in zip(in_channels, sizes, strict=True)]
+    maps = _run(neck, features, what)
+    _check_maps(maps, [width] * len(strides), strides, image, what, "out_strides", "out_channels")
 
 
 def _run(module: nn.Module, given: Any, what: str) -> list[Tensor]:

@@ -24,8 +24,9 @@ def tower(channels: int, depth: int, *, norm: bool, bias: bool) -> nn.Sequential
 
 def by_cell(x: Tensor, values: int) -> Tensor:
     """A prediction (B, A * values, H, W) of A anchors in each cell as (B, H * W * A, values)."""
-    cells: Tensor = x.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, values))
-    return cells
+    batch, channels, height, width = x.shape
+    # All sizes named: with -1 for one, tracing spends a third of its time on proving that it divides.
+    return x.permute(0, 2, 3, 1).reshape(batch, height * width * (channels // values), values)
 
 
 def strides_of(anchors: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:

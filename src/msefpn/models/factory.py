@@ -47,7 +47,7 @@ def build(
     factory = find("detector", config.detector)
     backbone = make_backbone(config.backbone, **config.backbone_options)
     if foreign := _foreign("backbone", config.backbone):
-        contract.check_backbone(backbone, foreign)
+        contract.verify_backbone(backbone, foreign)
     make_neck = functools.partial(_make_neck, config, backbone)
     detector = construct(
         factory, "detector_options", backbone, make_neck, len(classes), **config.detector_options
@@ -55,7 +55,8 @@ def build(
     if not isinstance(detector, Detector):
         what = _foreign("detector", config.detector) or config.detector
         raise UserError(
-            f"{what} gives a {type(detector).__name__}: return a Detector, such as OneStage(backbone, neck, head)"
+            f"{what} gives a {type(detector).__name__}: return a Detector, such as "
+            "OneStage(backbone, neck, head)"
         )
     needs = plugins.origins(config.uses(*parts))
     detector.config = dataclasses.replace(config, plugins=config.plugins | needs) if needs else config
@@ -92,9 +93,8 @@ def _make_neck(config: Config, backbone: Backbone, **levels: Any) -> Neck:
             channels = [below.out_channels] * len(below.out_strides)
             made = construct(find("neck", name), "neck", channels, below.out_strides, below.out_channels)
             if foreign := _foreign("neck", name):
-                contract.check_neck_attributes(made, foreign)
+                contract.verify_neck(made, channels, below.out_strides, foreign)
                 made = made if isinstance(made, Neck) else AdaptedNeck(made, channels, below.out_strides)
-                contract.check_neck(made, foreign)
             members.append(made)
         return Stack(members) if others else members[0]
 
@@ -116,13 +116,11 @@ def _first_neck(name: str, channels: list[int], strides: list[int], options: dic
                 f"neck_options: start_level {start} is not one of the {len(strides)} input levels"
             )
         made = construct(make, "neck_options", channels[start:], strides[start:], **options)
-    contract.check_neck_attributes(made, foreign)
-    if not isinstance(made, Neck) or not _takes_levels(make):
-        made = construct(
-            AdaptedNeck, "neck_options", made, channels, strides, start_level=start, extra_levels=extra
-        )
-    contract.check_neck(made, foreign)
-    return made
+    contract.verify_neck(made, channels[start:], strides[start:], foreign)
+    if isinstance(made, Neck) and _takes_levels(make):
+        return made
+    levels = {"start_level": start, "extra_levels": extra}
+    return construct(AdaptedNeck, "neck_options", made, channels, strides, **levels)
 
 
 def _takes_levels(make: Callable[..., Any]) -> bool:

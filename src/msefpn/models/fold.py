@@ -7,7 +7,7 @@ backward pass. The gradients of weight, scale and shift are the same, up to roun
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,12 +17,33 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class FoldedConv(nn.Conv2d):
-    """A convolution that does its norm's work while the norm's statistics are fixed."""
+    """A convolution that does its norm's work while the norm's statistics are fixed.
 
-    norm: tuple[Any]
-    """In a tuple, so that the norm is not a child here as well and keeps its one name."""
-    ready: tuple[Tensor, Tensor] | None
-    """Weight and bias that were folded before, see `folded`."""
+    Args:
+        conv: the convolution that it stands for, with the same parameters.
+        norm: the norm of its output.
+
+    Attributes:
+        norm: the norm, in a tuple: else it would be a child here as well, and have two names.
+        ready: weight and bias that were folded before, see `folded`.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: "FoldedNorm | FoldedNormAct") -> None:
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]  # of two numbers
+            conv.stride,  # type: ignore[arg-type]  # likewise
+            conv.padding,  # type: ignore[arg-type]  # likewise
+            conv.dilation,  # type: ignore[arg-type]  # likewise
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            device="meta",
+        )
+        _share_state(conv, self)
+        self.norm = (norm,)
+        self.ready: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalised map, or, where the norm is in training mode, one that is to be normalised."""
@@ -45,14 +66,22 @@ class FoldedConv(nn.Conv2d):
 
     def fold(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of convolution and norm together."""
-        state = self.norm[0]
+        state: Any = self.norm[0]
         scale: Tensor = state.weight * (state.running_var + state.eps).rsqrt()
         mean = state.running_mean if self.bias is None else state.running_mean - self.bias
         return self.weight * scale[:, None, None, None], state.bias - mean * scale
 
 
 class FoldedNorm(nn.BatchNorm2d):
-    """A norm that is its convolution's work while its statistics are fixed."""
+    """A norm whose work its convolution does while the statistics are fixed.
+
+    Args:
+        norm: the norm that it stands for, with the same parameters and statistics.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, device="meta")
+        _share_state(norm, self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise in training mode only."""
@@ -63,44 +92,72 @@ class FoldedNorm(nn.BatchNorm2d):
 class FoldedNormAct(BatchNormAct2d):
     """timm's norm with its activation, likewise."""
 
+    def __init__(self, norm: BatchNormAct2d) -> None:
+        super().__init__(norm.num_features, norm.eps, device="meta")
+        self.momentum = norm.momentum
+        self.drop, self.act = norm.drop, norm.act
+        _share_state(norm, self)
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise in training mode only; activate."""
         y: Tensor = super().forward(x) if self.training else self.act(self.drop(x))  # type: ignore[no-untyped-call]
         return y
 
 
-_FOLDED: dict[type[nn.Module], type[nn.Module]] = {nn.BatchNorm2d: FoldedNorm, BatchNormAct2d: FoldedNormAct}
+def _share_state(old: nn.Module, new: nn.Module) -> None:
+    """Give a module the parameters, buffers and mode of the one that it replaces."""
+    for name, tensor in (*old.named_parameters(recurse=False), *old.named_buffers(recurse=False)):
+        setattr(new, name, tensor)
+    new.training = old.training
+
+
+_FOLDED: dict[type[nn.Module], Callable[[Any], FoldedNorm | FoldedNormAct]] = {
+    nn.BatchNorm2d: FoldedNorm,
+    BatchNormAct2d: FoldedNormAct,
+}
 
 
 def join(body: nn.Module) -> None:
-    """Join each convolution to the norm that alone reads it; the names of parameters and buffers stay.
+    """Replace each convolution and the norm that alone reads it; the names of parameters and buffers stay.
 
     What cannot be traced, or is a convolution of another kind (with padding of its own), stays as it is.
     """
-    for conv, norm in _pairs(body):
-        conv.norm, conv.ready = (norm,), None
-        conv.__class__, norm.__class__ = FoldedConv, _FOLDED[type(norm)]
+    modules = dict(body.named_modules())
+    for conv_name, norm_name in _pairs(body):
+        norm = _FOLDED[type(modules[norm_name])](modules[norm_name])
+        conv: Any = modules[conv_name]
+        body.set_submodule(norm_name, norm)
+        body.set_submodule(conv_name, FoldedConv(conv, norm))
 
 
-def _pairs(body: nn.Module) -> list[tuple[Any, Any]]:
-    """Convolutions and the norms that alone read them, each called once."""
+def _pairs(body: nn.Module) -> list[tuple[str, str]]:
+    """Names of convolutions and of the norms that alone read them, each called once."""
     try:
         graph = _Tracer().trace(body)
     except Exception:  # each model that branches on a value refuses in its own way
         return []
     modules = dict(body.named_modules())
-    calls = {node: modules[str(node.target)] for node in graph.nodes if node.op == "call_module"}
+    calls = {node: str(node.target) for node in graph.nodes if node.op == "call_module"}
     times = Counter(calls.values())
     pairs = []
-    for node, norm in calls.items():
+    for node, norm_name in calls.items():
         source = node.args[0]
-        conv = calls.get(source) if isinstance(source, fx.Node) else None
-        if conv is None or type(conv) is not nn.Conv2d or type(norm) not in _FOLDED:
+        conv_name = calls.get(source) if isinstance(source, fx.Node) else None
+        if conv_name is None:
             continue
-        alone = len(source.users) == times[conv] == times[norm] == 1
+        conv: Any = modules[conv_name]
+        norm: Any = modules[norm_name]
+        if type(conv) is not nn.Conv2d or type(norm) not in _FOLDED or _hooked(conv) or _hooked(norm):
+            continue
+        alone = len(source.users) == times[conv_name] == times[norm_name] == 1
         if alone and norm.affine and norm.track_running_stats:
-            pairs.append((conv, norm))
+            pairs.append((conv_name, norm_name))
     return pairs
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether something watches the module: it must stay where it is."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class _Tracer(fx.Tracer):

@@ -55,7 +55,7 @@ class _Plain(nn.Module):
 
 
 def trace(detector: Detector) -> torch.export.ExportedProgram:
-    """Trace a detector in evaluation mode; the program takes `INPUT_NAMES` and gives `OUTPUT_NAMES` by name."""
+    """Trace a detector in evaluation mode to a program of `INPUT_NAMES` and `OUTPUT_NAMES`."""
     given, shapes = _example(detector)
     with torch.no_grad(), folded(detector), _quiet():
         program = torch.export.export(_Plain(detector), given, dynamic_shapes=shapes)

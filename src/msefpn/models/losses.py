@@ -12,6 +12,8 @@ It is chosen by the options of a head, such as `box_loss: log_cosh` under `roi`.
 import functools
 import inspect
 import math
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -117,7 +119,7 @@ def make_box_loss(name: str, beta: float) -> BoxLoss:
     """
     loss: BoxLoss = _make(name, beta=beta)
     deltas = torch.zeros(2, 3, 4)
-    _check_shape(name, loss(deltas, deltas), ((2, 3, 4), (2, 3)), "box", "deltas (2, 3, 4)")
+    _check(f"box_loss '{name}'", loss, (deltas, deltas), ((2, 3, 4), (2, 3)), "deltas (2, 3, 4)")
     return loss
 
 
@@ -129,8 +131,8 @@ def make_class_loss(name: str) -> ClassLoss:
         ValueError: its result has another shape than `ClassLoss` says.
     """
     loss: ClassLoss = _make(name)
-    found = loss(torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long))
-    _check_shape(name, found, ((2, 3),), "class", "logits (2, 3, 4)")
+    given = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)
+    _check(f"class_loss '{name}'", loss, given, ((2, 3),), "logits (2, 3, 4), labels (2, 3)")
     return loss
 
 
@@ -148,8 +150,19 @@ def _make(name: str, **given: Any) -> Any:
     return functools.partial(loss, **options) if options else loss
 
 
-def _check_shape(name: str, found: Any, known: tuple[tuple[int, ...], ...], kind: str, of: str) -> None:
+def _check(
+    what: str, loss: Callable[..., Any], given: tuple[Tensor, ...], known: Sequence[tuple[int, ...]], of: str
+) -> None:
+    """Raise ValueError where a loss fails on what it is given, or gives another shape than those known."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            found = loss(*given)
+    except ValueError:
+        raise
+    except Exception as error:  # a plug-in may raise anything
+        reason = " ".join(str(error).split())[:150]
+        raise ValueError(f"{what} fails on {of} ({type(error).__name__}: {reason})") from error
     shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     if shape not in known:
-        text = " or ".join(map(str, known))
-        raise ValueError(f"{kind}_loss '{name}' gives {shape} for {of}: give {text}, without a reduction")
+        expected = " or ".join(map(str, known))
+        raise ValueError(f"{what} gives {shape} for {of}, but must give {expected}: do not reduce it")

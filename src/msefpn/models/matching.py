@@ -144,7 +144,7 @@ class SampledBoxes(NamedTuple):
 
 
 class SampledRegions(NamedTuple):
-    """The regions that a region head was trained on, for a mask head and the next stage. S: regions an image."""
+    """The regions that a region head was trained on. S: regions an image."""
 
     rois: Tensor
     """(B, S, 4), pixels of the padded image."""
@@ -253,7 +253,7 @@ def _rank_within(group: Tensor, keys: Tensor) -> Tensor:
 
 
 def matched_boxes(row: Tensor, positive: Tensor, targets: Targets, fallback: Tensor) -> Tensor:
-    """Ground truth (B, S, 4) of positive boxes by its row; `fallback` (B, S, 4), the boxes themselves, elsewhere.
+    """Ground truth (B, S, 4) of positive boxes by `row` (B, S); `fallback` (B, S, 4), the boxes, elsewhere.
 
     With the fallback the deltas of boxes that take no part in the loss are zero and not infinite.
     """

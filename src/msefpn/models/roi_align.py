@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from msefpn.models.boxes import full_precision
+from msefpn.necks.layers import is_exporting
 
 _POINT = 1e-3
 """Least extent of a region in ONNX, pixels."""
@@ -38,7 +39,7 @@ class RoIAlign(nn.Module):
 
     def forward(self, pyramid: list[Tensor], boxes: Tensor) -> Tensor:
         """Pool boxes (B, R, 4), pixels, from maps (B, C, H_i, W_i): (B * R, C, size, size), in float32."""
-        if torch.compiler.is_compiling() and not (torch.compiler.is_exporting() or torch.is_grad_enabled()):
+        if torch.compiler.is_compiling() and not (is_exporting() or torch.is_grad_enabled()):
             pooled: Tensor = _apart(
                 pyramid, boxes, self.strides, self.size, self.sampling_ratio, self.aligned
             )
@@ -85,7 +86,7 @@ class RoIAlign(nn.Module):
 
     def _rois(self, boxes: Tensor) -> Tensor:
         """(B * R, 5): the index of its image before each of the boxes (B, R, 4)."""
-        boxes = boxes.nan_to_num(0, 0, 0)  # of a training that diverges; its losses tell
+        boxes = boxes.nan_to_num(0, 0, 0)  # of a training that diverges; its losses show it
         images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
         images = images[:, None, None].expand(-1, boxes.shape[1], 1)
         return torch.cat([images, boxes], dim=-1).flatten(0, 1)

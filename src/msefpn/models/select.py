@@ -20,7 +20,7 @@ class Selection:
     max_per_image: int
     """D, kept an image."""
     pre_nms_top_k: int
-    """Best ones of a set, a level's or an image's, that go into suppression; the rest is counted as dropped."""
+    """Best ones of a level or an image that go into suppression; the others are counted as dropped."""
     min_size: float
     """Boxes with a side not above this, pixels, are dropped."""
 

@@ -152,7 +152,8 @@ def _class_rows(own: str, tensor: Tensor, labels: Sequence[int] | None, detector
     """Rows of torchvision's class layer in our order, or None where the labels are not its classes."""
     row = torch.tensor(detector.category_ids if labels is None else labels)
     if own.startswith("head.classes."):
-        per_cell = detector.head.anchors.per_cell if isinstance(detector, OneStage) else 1
+        head = detector.head if isinstance(detector, OneStage) else None
+        per_cell = head.anchors.per_cell if isinstance(head, (RetinaHead, FCOSHead)) else 1
     else:
         per_cell = 4 if own.startswith("roi.box.deltas.") else 1
     count = len(tensor) // per_cell

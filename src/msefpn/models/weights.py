@@ -73,7 +73,7 @@ class InitReport:
     loaded: tuple[str, ...]
     """Tensors of the detector that were set."""
     missing: tuple[str, ...]
-    """Tensors of the detector that the source has not: they keep their random values."""
+    """Tensors of the detector that the source lacks: they keep their random values."""
     left_out: tuple[str, ...]
     """Tensors of the source that did not fit, with the reason."""
 
@@ -163,8 +163,8 @@ def _from_hub(name: str) -> dict[str, Tensor]:
     except Exception as error:  # timm, the hub's client and the network each have their own
         reason = str(error).split("\n")[0][:200]
         raise UserError(
-            f"ImageNet weights of {name} cannot be had ({reason}): give a file of them with --init FILE, "
-            "or train from random weights with --init none"
+            f"ImageNet weights of {name} cannot be downloaded ({reason}): give a file of them with "
+            "--init FILE, or train from random weights with --init none"
         ) from None
     state: dict[str, Tensor] = model.state_dict()
     return state

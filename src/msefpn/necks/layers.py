@@ -30,6 +30,11 @@ def float32(x: Tensor) -> contextlib.AbstractContextManager[None]:
     return torch.autocast(device, enabled=False)
 
 
+def is_exporting() -> bool:
+    """Whether a graph is being exported; torch 2.6 only says whether one is being traced at all."""
+    return bool(getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)())
+
+
 def upsample_nearest(x: Tensor, like: Tensor) -> Tensor:
     """Resize x (B, C, h, w) to the height and width of `like`, nearest neighbour: FPN's top-down step."""
     return F.interpolate(x, size=like.shape[-2:], mode="nearest")
@@ -84,7 +89,7 @@ def mean_down(x: Tensor, size: tuple[int, int]) -> Tensor:
     In an exported graph by a product with the rows' and the columns' weights: there the operator keeps the
     windows of the sizes that were traced, and is silently wrong at others.
     """
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         return F.adaptive_avg_pool2d(x, size)
     rows, columns = (_window_means(total, count, x) for total, count in zip(x.shape[2:], size, strict=True))
     # not by matmul: its broadcasting asks of the sizes what cannot be proved of all
@@ -105,7 +110,7 @@ def strip_means(x: Tensor) -> tuple[Tensor, Tensor]:
     On the CPU by pooling: there `mean` over one side of a channels_last map takes over ten times as long. An
     exported graph would keep the sides that were traced as the pooling's.
     """
-    if not x.is_cpu or torch.compiler.is_exporting():
+    if not x.is_cpu or is_exporting():
         return x.mean(dim=3, keepdim=True), x.mean(dim=2, keepdim=True)
     return F.adaptive_avg_pool2d(x, (x.shape[2], 1)), F.adaptive_avg_pool2d(x, (1, x.shape[3]))
 

@@ -9,7 +9,8 @@ where `options` are the configuration's `detector_options`. A head of your own g
     @register("detector", "mine")
     def mine(backbone, make_neck, num_classes, *, head=None):
         neck = make_neck(start_level=start_at(backbone, stride=8), extra_levels="conv_p5_relu")
-        return OneStage(backbone, neck, MyHead(neck.out_channels, neck.out_strides, num_classes, **(head or {})))
+        levels = neck.out_channels, neck.out_strides
+        return OneStage(backbone, neck, MyHead(*levels, num_classes, **(head or {})))
 """
 
 import abc
@@ -109,7 +110,7 @@ class RegionMaskHead(Protocol):
     """A head that draws masks in boxes: a module with `forward` and `losses`, such as `MaskHead`."""
 
     def __call__(self, pyramid: list[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
-        """Masks (B, D, M, M), 0..1, of boxes (B, D, 4), pixels, with labels (B, D); the module's `forward`."""
+        """Masks (B, D, M, M), 0..1, of boxes (B, D, 4), pixels, and labels (B, D); the module's `forward`."""
 
     def losses(self, pyramid: list[Tensor], regions: SampledRegions, targets: Targets) -> Losses:
         """The losses of the region head's positive regions."""
