@@ -1,5 +1,6 @@
 # make quickstart   set up, train on the built-in data, draw detections on images it did not train on
 # make test         set up, check style and types, run the tests
+# make style, types, tests   each of these alone
 # make docs         set up, build the site into build/docs, executing its notebooks
 # make lock         move every pinned version to today's
 
@@ -7,16 +8,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: quickstart test docs lock
+.PHONY: quickstart test style types tests docs lock
 
 quickstart: .venv/.installed
 	$(BIN)/msefpn train --recipe quickstart --out $(RUN)
 	$(BIN)/msefpn predict $(RUN) runs/builtin-data/val --out $(RUN)/pictures
 
-test: .venv/.installed
+test: style types tests
+
+style: .venv/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+types: .venv/.installed
 	$(BIN)/mypy
+
+tests: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: .venv/.installed

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from msefpn.errors import UserError
     from msefpn.necks import FPN, GCG, MSEFPN, SEM, SIM
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 _HOMES = {
     "errors": ("UserError",),
     "necks": ("FPN", "GCG", "MSEFPN", "SEM", "SIM"),
