@@ -35,12 +35,11 @@ default_role = "literal"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-autodoc_preserve_defaults = True
 nitpicky = True
 nitpick_ignore_regex = [
     (
         "py:class",
-        r"(torch|nn|np|sv|pathlib|collections\.abc)\.\S+",
+        r"(torch|nn|np|numpy|supervision|pathlib|collections\.abc)\.\S+",
     ),  # a build without a network asks no other site
     ("py:class", r"[A-Z]\w+"),  # imported for the type checker only, which has checked it
 ]
