@@ -49,14 +49,17 @@ def test_backbone(examples: ModuleType) -> None:
     check_backbone(importlib.import_module("backbone").resnet18)
 
 
-@pytest.mark.parametrize(("module", "name"), [("head", "points"), ("msefpn_example", "squares")])
-def test_detectors(module: str, name: str, examples: ModuleType) -> None:
-    check_detector(getattr(importlib.import_module(module), name))
-
-
-def test_package_trains(
-    examples: ModuleType, tiny_set: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("module", "name", "export"), [("head", "points", False), ("msefpn_example", "squares", True)]
+)
+def test_detectors(
+    module: str, name: str, export: bool, examples: ModuleType, pytestconfig: pytest.Config
 ) -> None:
+    export = export or pytestconfig.getoption("--whole-grid")  # it is most of the time
+    check_detector(getattr(importlib.import_module(module), name), export=export)
+
+
+def test_package_trains(examples: ModuleType, tiny_set: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     msefpn.train(
         tiny_set,

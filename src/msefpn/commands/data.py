@@ -79,7 +79,7 @@ def check(
     say(str(result))
     if folder is not None:
         with new_folder(folder):
-            page.write(result, folder)
+            page.write_check_page(result, folder)
         say(f"page: {folder / page.PAGE}")
     return result
 
