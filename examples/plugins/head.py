@@ -1,4 +1,4 @@
-"""A head and its detector: class scores and distances to the sides of a box, in the central cells of objects."""
+"""A head and its detector: class scores and the distances to a box's sides, in objects' central cells."""
 
 import math
 from collections.abc import Sequence
@@ -80,7 +80,7 @@ class PointHead(nn.Module):
         }
 
     def _predict(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """For each level logits (B, N_i, K) and distances (B, N_i, 4), left, top, right, bottom, in strides."""
+        """For each level logits (B, N_i, K) and distances (B, N_i, 4) to the four sides, in strides."""
         logits = [full_precision(by_cell(self.classes(x), self.num_classes)) for x in pyramid]
         distances = [F.softplus(full_precision(by_cell(self.distances(x), 4))) for x in pyramid]
         return logits, distances

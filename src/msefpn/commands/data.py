@@ -80,7 +80,7 @@ def check(
     if folder is not None:
         with new_folder(folder):
             page.write_check_page(result, folder)
-        say(f"page: {folder / page.PAGE}")
+        say(f"page: {folder / page.CHECK_FILE}")
     return result
 
 

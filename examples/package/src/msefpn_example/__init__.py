@@ -95,8 +95,8 @@ class SquareAnchorHead(nn.Module):
         self.anchors = AnchorGenerator(strides, [anchor_scale], [1.0])
         self.predict = nn.Conv2d(channels, num_classes + 4, 3, padding=1)
         nn.init.normal_(self.predict.weight, std=0.01)
-        with torch.no_grad():  # scores start at 0.01, boxes at the anchors
-            self.predict.bias.copy_(torch.tensor([-math.log(99)] * num_classes + [0.0] * 4))
+        bias = torch.tensor([-math.log(99)] * num_classes + [0.0] * 4)  # scores of 0.01, boxes at the anchors
+        self.predict.bias = nn.Parameter(bias)
         self.matcher = MaxIoUMatcher(0.5, 0.4, 0.0)
         self.class_loss = make_class_loss("focal")
         self.selection = Selection(score, nms_iou=0.5, max_per_image=100, pre_nms_top_k=1000, min_size=0.0)
