@@ -1,15 +1,18 @@
 """Settings of the site: `make docs` builds it into build/docs."""
 
 import contextlib
+import dataclasses
 import inspect
 import io
+import math
 import re
 from typing import Any
 
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
 import msefpn
-from msefpn import cli
+from msefpn import cli, plugins
+from msefpn.config import Config as RunConfig
 
 project = "msefpn"
 author = "The msefpn authors"
@@ -32,15 +35,13 @@ default_role = "literal"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-autodoc_preserve_defaults = True
 nitpicky = True
 nitpick_ignore_regex = [
     (
         "py:class",
-        r"(torch|nn|np|sv|pathlib|collections\.abc)\.\S+",
+        r"(torch|nn|np|numpy|supervision|pathlib|collections\.abc)\.\S+",
     ),  # a build without a network asks no other site
-    ("py:class", r"\S+\.(RegionHead|DenseHead)"),  # type variables
-    ("py:class", r"[A-Z]\w+"),  # imported for the type checker only, which has looked at it
+    ("py:class", r"[A-Z]\w+"),  # imported for the type checker only, which has checked it
 ]
 
 html_theme = "furo"
@@ -51,9 +52,13 @@ html_copy_source = False
 html_show_sphinx = False
 
 COMMANDS = "<!-- the commands' help -->"
-"""A page with this line gets there what each command prints for --help."""
+"""In a page, replaced by what each command prints for --help."""
 FUNCTIONS = "<!-- the public functions -->"
-"""A page with this line gets there the docstrings of the functions of `msefpn`."""
+"""In a page, replaced by the docstrings of the functions of `msefpn`."""
+OPTIONS = "<!-- the configuration's keys -->"
+"""In a page, replaced by a table of the keys of `msefpn.config.Config`."""
+NAMES = "<!-- the names of each kind -->"
+"""In a page, replaced by a table of the names that the package registers."""
 
 
 def help_of(command: str) -> str:
@@ -68,8 +73,43 @@ def _literal(text: str) -> str:
     return f"```{{code-block}} text\n:class: help\n{text}```"
 
 
+def options_table() -> str:
+    """Return a Markdown table of the keys of a configuration: default, bounds, text."""
+    rows = ["| key | default | values | what |", "|---|---|---|---|"]
+    for item in dataclasses.fields(RunConfig):
+        if item.default_factory is not dataclasses.MISSING:
+            default: Any = item.default_factory()
+        else:
+            default = list(item.default) if isinstance(item.default, tuple) else item.default
+        flag = "" if item.metadata["flag"] else "; no flag"
+        shown = f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        rows.append(f"| `{item.name}` | {shown} | {_values(item)} | {item.metadata['text']}{flag} |")
+    return "\n".join(rows)
+
+
+def _values(item: dataclasses.Field[Any]) -> str:
+    about = item.metadata
+    if about["choices"]:
+        return ", ".join(f"`{choice}`" for choice in about["choices"])
+    bounds = {"at least": about["low"], "above": about["above"], "below": about["below"]}
+    words = [f"{word} {limit:.3g}" for word, limit in bounds.items() if math.isfinite(limit)]
+    return " and ".join(words) or str(item.type).partition("[")[0]
+
+
+def names_table() -> str:
+    """Return a Markdown table of the names of each kind that the package registers."""
+    rows = ["| kind | names |", "|---|---|"]
+    for kind in plugins.KINDS:
+        names = [name for name, plugin in plugins.known(kind).items() if plugin.origin == plugins.OURS]
+        if names:
+            rows.append(f"| {kind} | {', '.join(f'`{name}`' for name in names)} |")
+    return "\n".join(rows)
+
+
 def write_lists(app: Any, docname: str, source: list[str]) -> None:
-    """Put the commands' help and the public functions into the pages that ask for them."""
+    """Replace the marks in a page by what they stand for."""
+    source[0] = source[0].replace(OPTIONS, options_table()) if OPTIONS in source[0] else source[0]
+    source[0] = source[0].replace(NAMES, names_table()) if NAMES in source[0] else source[0]
     if COMMANDS in source[0]:
         sections = [_literal(help_of(""))]
         sections += [f"## {name}\n\n{_literal(help_of(name))}" for name in cli.COMMANDS]

@@ -1,7 +1,8 @@
-"""Every command and every piece of Python in the README and in the pages, run as they stand, but shorter.
+"""Every command and every piece of Python in the README and in the pages, as it is written, but shorter.
 
-All run in one folder that holds what the texts speak of, page by page from top to bottom; a command that a
-page before has run is not run again.
+All run in one folder that holds what the texts name, page by page from top to bottom. A command that differs
+from an earlier one only in the values of its options is not run again: its names are looked up, and where it
+trains, a copy of one run stands in for what it would write.
 """
 
 import functools
@@ -15,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import av
@@ -26,13 +26,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import msefpn
-from msefpn.ablation import cost, grid
-from msefpn.ablation import worker as cell
+from msefpn import plugins
+from msefpn.ablation.cost import row_configs
 from msefpn.cli import COMMANDS, command_parser, main
-from msefpn.config import Config, load_recipe
-from msefpn.data import synthetic
+from msefpn.config import Config, load_recipe, parse_settings
+from msefpn.data import datasets, synthetic
 from msefpn.models import check_neck_name
 from msefpn.plugins import known
+from msefpn.reporting import report
 from tests import ROOT
 
 PAGES = [
@@ -42,25 +43,21 @@ PAGES = [
 
 SHORT: dict[str, dict[str, Any]] = {
     "train": {"epochs": 1, "size": 64, "batch": 4, "workers": 0, "device": "cpu"},
-    "ablate": {"seeds": 1, "epochs": 1, "size": 64, "batch": 2, "workers": 0, "rounds": 1},
-    "cost": {"size": 64, "rounds": 1},
     "evaluate": {"workers": 0},
 }
-"""Options that are put in the place of a command's own, so that it takes a second or two."""
+"""Options that replace a command's own, so that it takes a second or two."""
 BACKBONE = {"init": "test_resnet.safetensors", "backbone": "test_resnet"}
-SMALL: dict[str, dict[str, Any]] = {
-    "train": BACKBONE,
-    "ablate": BACKBONE,
-    "cost": {"backbone": "test_resnet"},
-}
+SMALL: dict[str, dict[str, Any]] = {"train": BACKBONE}
 """Options that are given where the command does not name them."""
 PARSED_ONLY = {
-    r"--devices [2-9]": "wants several GPUs",
-    r"^msefpn export": "traces for half a minute",
-    r"^msefpn demo": "serves until it is stopped",
-    r"detector\.onnx": "looks at an exported file",
+    r"--devices [2-9]": "needs several GPUs",
+    r"^msefpn export": "traces for half a minute; tests/exporting",
+    r"^msefpn demo": "serves until it is stopped; tests/web",
+    r"^msefpn (ablate|cost)": "tests/ablation",
+    r"detector\.onnx": "reads an exported file",
+    r"bccd/|runs/cells": "needs photographs that are not in the repository",
 }
-"""Commands that cannot run here, and why; their options and names are looked at all the same."""
+"""Commands that are not run here, and why, or what runs them; their options and names are looked up."""
 NOT_RUN = {
     r"make (quickstart|test|docs)": "installs; .ci/run runs make test and make docs",
     r"(\. |python3 -m venv |pip install )": "installs",
@@ -68,7 +65,7 @@ NOT_RUN = {
 }
 """Commands other than msefpn, and why they are not run."""
 LONG = "docs/results/"
-"""Pages of measurements that took hours: their commands are looked at, not run."""
+"""Pages of measurements that took hours: their commands are looked up, not run."""
 ROWS = {
     "bifpn_norm_momentum.yaml": "neck: bifpn\nneck_options: {norm_momentum: 0.1}\n",
     "mse_fpn_lean.yaml": "neck: mse_fpn\nneck_options: {preset: lean}\n",
@@ -106,11 +103,27 @@ class Sandbox:
     """The folder where the commands run, and those that have run there."""
 
     folder: Path
-    done: set[str] = field(default_factory=set)
+    done: set[tuple[Any, ...]] = field(default_factory=set)
 
-    def clear(self, name: str, given: dict[str, Any]) -> None:
-        """Remove what another page's command has written there, if this one does not go on with it."""
-        if name == "ablate" or given.get("resume") or "out" not in given:
+    def is_new(self, name: str, given: dict[str, Any]) -> bool:
+        """Whether no command with these options has run; plug-ins are compared by value."""
+        own = [key for key, value in given.items() if callable(value) or hasattr(value, "classes")]
+        key = (name, frozenset(given), *given.get("plugin", ()), *own)
+        if key in self.done:
+            return False
+        self.done.add(key)
+        return True
+
+    def stand_in(self, given: dict[str, Any]) -> Path:
+        """Put a copy of a run where a training that is not run would write."""
+        out = self.folder / given["out"]
+        if out != self.folder / "runs/mine":
+            shutil.copytree(self.folder / "runs/fpn", out)
+        return Path(given["out"])
+
+    def clear(self, given: dict[str, Any]) -> None:
+        """Remove what another page's command has written there, unless this one continues it."""
+        if given.get("resume") or given.get("out", "runs/mine") == "runs/mine":
             return
         out = self.folder / given["out"]
         if out.is_dir():
@@ -139,6 +152,30 @@ def label(folder: Path, data: Path) -> None:
         photo.with_suffix(".json").write_text(json.dumps(about | {"shapes": shapes}), encoding="utf-8")
 
 
+def tabulate(folder: Path, data: Path) -> None:
+    """Make a folder in the format of examples/plugins/table.py."""
+    for split in ("train", "val"):
+        content = json.loads((data / f"{split}.json").read_text(encoding="utf-8"))
+        shutil.copytree(data / split, folder / split)
+        names = {item["id"]: item["file_name"] for item in content["images"]}
+        lines = ["file,class,left,top,right,bottom"]
+        for item in content["annotations"]:
+            x, y, width, height = item["bbox"]
+            lines.append(f"{split}/{names[item['image_id']]},shape,{x},{y},{x + width},{y + height}")
+        (folder / f"{split}.csv").write_text("\n".join(lines), encoding="utf-8")
+
+
+def describe(folder: Path, data: Path) -> None:
+    """Make a folder with metadata.jsonl, as Hugging Face's `imagefolder` reads it."""
+    shutil.copytree(data / "train", folder)
+    content = json.loads((data / "train.json").read_text(encoding="utf-8"))
+    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as file:
+        for image in content["images"]:
+            boxes = [item["bbox"] for item in content["annotations"] if item["image_id"] == image["id"]]
+            objects = {"bbox": boxes, "categories": [i % 2 for i in range(len(boxes))]}
+            file.write(json.dumps({"file_name": image["file_name"], "objects": objects}) + "\n")
+
+
 def film(path: Path, photo: Path) -> None:
     """Make a video of one photo, six times."""
     with av.open(str(path), "w") as container, Image.open(photo) as image:
@@ -150,8 +187,11 @@ def film(path: Path, photo: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
-    """Prepare what the texts speak of: the user's data and photos, and a run."""
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """Prepare what the texts name: the user's data, photos and plug-ins, and a run."""
+    for kind in plugins.KINDS:
+        plugins.known(kind)
+    before = {kind: dict(table) for kind, table in plugins._TABLES.items()}
     folder = tmp_path_factory.mktemp("docs")
     synthetic.draw_builtin_set(folder / "my_data", train=4, val=2, seed=0, size=96)
     shutil.copytree(folder / "my_data" / "val", folder / "photos")
@@ -159,6 +199,10 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     synthetic.draw_builtin_set(folder / "more", train=10, val=1, seed=1, size=96)
     film(folder / "street.mp4", folder / "photos" / "000001.jpg")
     label(folder / "labelled", folder / "more")
+    tabulate(folder / "my_tables", folder / "my_data")
+    describe(folder / "hugging_face", folder / "more")
+    for file in (ROOT / "examples" / "plugins").glob("*.py"):
+        shutil.copy(file, folder)
     for name, text in ROWS.items():
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
@@ -167,28 +211,22 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     given = SHORT["train"] | BACKBONE | {"init": folder / BACKBONE["init"]}
     msefpn.train(folder / "my_data", recipe="small_data", out=folder / "runs/mine", **given)
     shutil.copytree(folder / "runs/mine", folder / "runs/fpn")
-    return Sandbox(folder)
-
-
-class Here:
-    """One training of a grid, in this process: one of its own takes seconds to start."""
-
-    def __init__(self, words: list[str], **_: Any) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", words[2:])
-            self.returncode = cell.main()
-
-    def poll(self) -> int:
-        return self.returncode
+    trained = {("train", frozenset(options)) for options in (("data", "out"), ("data", "recipe", "out"))}
+    yield Sandbox(folder, trained)
+    for kind, table in plugins._TABLES.items():
+        table.clear()
+        table.update(before[kind])
+    for path in [path for path in plugins._LOADED if Path(path).parent == folder.resolve()]:
+        del plugins._LOADED[path]
+        sys.modules.pop(Path(path).stem, None)
 
 
 @pytest.fixture(autouse=True)
-def light(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in the sandbox, in one process; the peak of memory would take one for each row."""
+def quick(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in the sandbox; `msefpn report` writes the reports."""
     monkeypatch.chdir(sandbox.folder)
-    monkeypatch.setattr(cost, "_peak", lambda *_: 0)
-    monkeypatch.setattr(cell, "_end_with", lambda _: None)
-    monkeypatch.setattr(grid, "subprocess", SimpleNamespace(Popen=Here, DEVNULL=None))
+    monkeypatch.syspath_prepend(sandbox.folder)
+    monkeypatch.setattr(report, "report_training", lambda _: None)
 
 
 def shortened(name: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -201,9 +239,11 @@ def shortened(name: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def check_names(name: str, given: dict[str, Any]) -> None:
     """Resolve the recipes, necks and detectors that a command names."""
+    plugins.load(given.get("plugin", ()))
     options = {key: given[key] for key in vars(Config()) if key in given and name != "ablate"}
+    options |= parse_settings(given.get("set", ()))
     if name in ("cost", "ablate"):
-        configs = cost.rows_of(given["rows"], given.get("recipe"), "faster_rcnn_r50_mse_fpn_1x")
+        configs = row_configs(given["rows"], given.get("recipe"), "faster_rcnn_r50_mse_fpn_1x")
     elif name == "train":
         recipe = given.get("recipe") or "faster_rcnn_r50_mse_fpn_1x"
         configs = {"": load_recipe(str(recipe), **options)}
@@ -215,14 +255,17 @@ def check_names(name: str, given: dict[str, Any]) -> None:
 
 
 def run_command(command: str, sandbox: Sandbox, *, only_parse: bool) -> None:
-    """Run a command of msefpn, or look at its options and names where it cannot run."""
+    """Run a command of msefpn, or look up its options and names."""
     _, name, *words = shlex.split(command)
     given = vars(command_parser(name, {}).parse_args(words))
     check_names(name, given)
-    if only_parse or command in sandbox.done:
+    if only_parse:
         return
-    sandbox.done.add(command)
-    sandbox.clear(name, given)
+    sandbox.clear(given)
+    if not sandbox.is_new(name, given):
+        if name == "train" and "resume" not in given:
+            sandbox.stand_in(given)
+        return
     for key, value in shortened(name, given).items():
         words += [f"--{key.replace('_', '-')}", str(value)]
     assert main([name, *words]) == 0, command
@@ -234,7 +277,7 @@ def run_shell(block: Block, page: str, sandbox: Sandbox) -> None:
             rare = any(re.search(pattern, command) for pattern in PARSED_ONLY)
             run_command(command, sandbox, only_parse=rare or page.startswith(LONG))
         else:
-            assert any(re.match(pattern, command) for pattern in NOT_RUN), f"{page}: nobody runs '{command}'"
+            assert any(re.match(pattern, command) for pattern in NOT_RUN), f"{page}: what runs '{command}'?"
 
 
 def shorter(function: Callable[..., Any], sandbox: Sandbox) -> Callable[..., Any]:
@@ -243,7 +286,11 @@ def shorter(function: Callable[..., Any], sandbox: Sandbox) -> Callable[..., Any
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         given = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
-        sandbox.clear(function.__name__, given)
+        sandbox.clear(given)
+        if function.__name__ == "train" and not sandbox.is_new("train", given):
+            if hasattr(given["data"], "classes"):
+                datasets.materialise(given["data"], sandbox.folder / "written")
+            return sandbox.stand_in(given)
         return function(**given | shortened(function.__name__, given))
 
     return call
@@ -258,10 +305,12 @@ def test_page(page: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> N
         if block.language in ("sh", "console"):
             run_shell(block, page, sandbox)
         elif block.language == "python":
+            if "import datasets" in block.text:
+                pytest.importorskip("datasets")
             exec(compile(block.text, page, "exec"), names)
         elif block.language == "yaml":
             named = re.match(r"# (\S+\.yaml)\n", block.text)
-            assert named, f"{page}: a recipe begins with its name, as in '# mine.yaml'"
+            assert named, f"{page}: begin a recipe with its name, as in '# mine.yaml'"
             (sandbox.folder / named[1]).write_text(block.text, encoding="utf-8")
             load_recipe(named[1])
 
@@ -284,7 +333,8 @@ def test_reasons_still_hold() -> None:
         ("msefpn train --neck fpm", "unknown neck 'fpm'"),
         ("msefpn train --recipe small_date", "unknown recipe"),
         ("msefpn ablate fpn ablation_gcq", "unknown neck or recipe"),
-        ("msefpn predict runs/mine photos --scores 0.5", "unrecognized arguments"),
+        ("msefpn predict runs/mine photos --scores 0.5", "did you mean '--score'"),
+        ("msefpn train --set neck_option.gate=none", "did you mean 'neck_options'"),
         ("msefpn trian", "trian"),
     ],
 )

@@ -1,5 +1,7 @@
 """An augmentation: now and then, a photograph in grey and a little blurred."""
 
+from typing import Any
+
 import torch
 from torchvision.transforms import v2
 
@@ -14,8 +16,9 @@ class OldPhoto:
         self.grey = v2.Compose([v2.Grayscale(3), v2.GaussianBlur(5)])
         self.flip = v2.RandomHorizontalFlip(0.5)
 
-    def __call__(self, image: torch.Tensor, target: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict]:
+    def __call__(self, image: torch.Tensor, target: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
         """Change the image (3, H, W) uint8; the flip moves boxes and masks with it."""
         if torch.rand(()) < 1 / 3:
             image = self.grey(image)
-        return self.flip(image, target)
+        image, target = self.flip(image, target)
+        return image, target

@@ -79,8 +79,8 @@ def check(
     say(str(result))
     if folder is not None:
         with new_folder(folder):
-            page.write(result, folder)
-        say(f"page: {folder / page.PAGE}")
+            page.write_check_page(result, folder)
+        say(f"page: {folder / page.CHECK_FILE}")
     return result
 
 
