@@ -16,17 +16,8 @@ from PIL import Image
 
 from msefpn.errors import UserError
 from msefpn.inference import download
-from msefpn.inference.sources import (
-    Frame,
-    InputSource,
-    ReadFailure,
-    check_video,
-    count_frames,
-    find_images,
-    find_sources,
-    read_frames,
-    safe_name,
-)
+from msefpn.inference.frames import Frame, InputSource, ReadFailure, safe_name
+from msefpn.inference.sources import check_video, count_frames, find_images, find_sources, read_frames
 
 FRAMES = 80
 

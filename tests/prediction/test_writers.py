@@ -11,7 +11,7 @@ from PIL import Image
 
 from msefpn.data.images import read_image
 from msefpn.inference.detect import Predictions
-from msefpn.inference.sources import Frame, InputSource
+from msefpn.inference.frames import Frame, InputSource
 from msefpn.prediction.writers import RESULT_WRITERS, Output, class_folders, entries_of, unique_stems
 
 CLASSES = ['<b>"cat", or</b>\n', "猫 Katze", "../../x", "b" * 300, "A", "a", ""]

@@ -17,7 +17,7 @@ from msefpn.errors import UserError
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.metrics.curves import mean_precision
 from msefpn.reporting import report as engine
-from msefpn.reporting.images import IMAGE_BYTES, MAX_IMAGES, ImageGroup
+from msefpn.reporting.images import IMAGE_BYTES, PAGE_IMAGES, ImageGroup
 from msefpn.reporting.run import ReportedRun
 from msefpn.runs.folder import DataFiles, write_run
 from tests import TINY
@@ -104,8 +104,8 @@ def test_page_of_a_run_tells_its_numbers(made: Path, capsys: pytest.CaptureFixtu
     assert f"{100 * best['AP']:.1f}" in read.words
     assert all(f"{100 * value:.1f}" in read.words for value in best["per_class"].values())
     assert read.tags.count("section") == 11
-    assert 5 <= read.tags.count("img") - 1 <= MAX_IMAGES
-    assert len(text) < MAX_IMAGES * IMAGE_BYTES * 4 / 3 + 500_000
+    assert 5 <= read.tags.count("img") - 1 <= PAGE_IMAGES
+    assert len(text) < PAGE_IMAGES * IMAGE_BYTES * 4 / 3 + 500_000
     assert "--recipe" in read.text
     assert "no best.safetensors" in read.text  # no weights, so no cost
     assert msefpn.report([made / "a"]) == page, "it may be written again"

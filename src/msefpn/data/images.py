@@ -22,6 +22,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""Suffixes of the files that are taken from a folder as images."""
 
 
 class ImageFault(Exception):  # noqa: N818  (a fault in the sense of `faults`)

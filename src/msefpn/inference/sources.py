@@ -7,81 +7,22 @@ import glob
 import itertools
 import re
 import tempfile
-import urllib.parse
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from msefpn.data.images import ImageFault, read_image
+from msefpn.data.images import IMAGE_SUFFIXES, ImageFault, read_image
 from msefpn.errors import UserError, missing_extra
+from msefpn.inference.frames import VIDEO_SUFFIXES, Frame, InputSource, ReadFailure
 
 T = TypeVar("T")
 Paths = Sequence[str | Path] | str | Path
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-"""Suffixes of the files that are taken from a folder."""
-VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv"}
-VIDEO_SUFFIXES |= {".flv", ".3gp"}
-"""Suffixes of the files that are read as videos; any other file is read as an image."""
-MAX_NAME = 100
-"""Longest file or folder name that is derived from other names."""
-
-
-class InputSource(NamedTuple):
-    """A file, an address or a camera."""
-
-    kind: str
-    """image or video (files), url (an image or a video) or camera."""
-    name: str
-    """As the user knows it."""
-
-    @property
-    def stem(self) -> str:
-        """File name without suffix for its results."""
-        if self.kind == "camera":
-            return f"camera-{self.name.rpartition(':')[2]}"
-        if self.kind != "url":
-            return Path(self.name).stem
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.name).path)
-        return safe_name(Path(path).stem) or "download"
-
-    @property
-    def is_video(self) -> bool:
-        """Whether it is known to have frames; of an address this may show only when it is downloaded."""
-        suffix = Path(urllib.parse.urlsplit(self.name).path).suffix.lower()
-        return self.kind in ("video", "camera") or (self.kind == "url" and suffix in VIDEO_SUFFIXES)
-
-
-class Frame(NamedTuple):
-    """An image, or a frame of a video or camera."""
-
-    source: int
-    """Index of its source."""
-    pixels: NDArray[np.uint8]
-    """(H, W, 3) RGB."""
-    number: int | None = None
-    """Number of the frame from 0, counting those that `stride` skips; None: an image."""
-    rate: float | None = None
-    """Frames per second of a video, without those that `stride` skips."""
-
-
-class ReadFailure(NamedTuple):
-    """A source that cannot be read, or not to its end."""
-
-    source: int
-    """Index of the source."""
-    text: str
-    """What, and why."""
-    partly: bool = False
-    """Whether some frames were read."""
 
 
 def find_sources(given: Paths) -> list[InputSource]:
@@ -144,12 +85,6 @@ def _file(path: Path) -> InputSource:
     return InputSource("video" if path.suffix.lower() in VIDEO_SUFFIXES else "image", str(path))
 
 
-def safe_name(text: str) -> str:
-    """Return what of a text can name a file or folder on any system; may be empty."""
-    kept = re.sub(r"[^\w.+-]+", "_", text).strip("._ ")
-    return kept.encode()[:MAX_NAME].decode(errors="ignore")
-
-
 def check_video(sources: Sequence[InputSource]) -> None:
     """Raise UserError where a source is a video and the extra that reads videos is not installed."""
     video = next((source.name for source in sources if source.is_video), None)
@@ -187,9 +122,9 @@ def count_frames(sources: Sequence[InputSource], *, stride: int, limit: int | No
     total = 0
     for source in sources:
         if source.kind == "video":
-            from msefpn.inference.video import count  # noqa: PLC0415  (of an extra)
+            from msefpn.inference.video import count_video  # noqa: PLC0415  (of an extra)
 
-            frames = count(source.name)
+            frames = count_video(source.name)
             if frames is None:
                 continue
         else:
@@ -233,11 +168,11 @@ def _read_video(
 ) -> Iterator[Frame | ReadFailure]:
     """Frames of a video or camera; the next ones are decoded in a thread."""
     try:
-        from msefpn.inference.video import decode  # noqa: PLC0415  (of an extra)
+        from msefpn.inference.video import decode_video  # noqa: PLC0415  (of an extra)
     except ImportError:
         yield ReadFailure(index, str(missing_extra(f"{name}: reading a video", "video")))
         return
-    frames = decode(index, source, name, stride, limit)
+    frames = decode_video(index, source, name, stride, limit)
     made = _ahead(itertools.repeat(partial(next, frames, None)), workers=1)
     with contextlib.closing(frames), contextlib.closing(made):
         yield from itertools.takewhile(lambda item: item is not None, made)

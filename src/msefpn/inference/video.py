@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from msefpn.data.images import ImageFault
-from msefpn.inference.sources import Frame, InputSource, ReadFailure
+from msefpn.inference.frames import Frame, InputSource, ReadFailure
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 """Largest frame; Pillow does not decode larger images either."""
@@ -26,7 +26,7 @@ _MISSING = 0.02
 """Share of a video's frames that may be missing at its end without a message: the counts are estimates."""
 
 
-def count(path: str) -> int | None:
+def count_video(path: str) -> int | None:
     """Return the number of frames that a video file states, 0 where it states none; None: cannot be read."""
     try:
         with av.open(path) as container:
@@ -35,7 +35,7 @@ def count(path: str) -> int | None:
         return None
 
 
-def decode(
+def decode_video(
     index: int, source: InputSource, name: str, stride: int, limit: int | None
 ) -> Generator[Frame | ReadFailure]:
     """Decode a video file or camera; a failure ends its frames.

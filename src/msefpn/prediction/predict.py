@@ -17,17 +17,9 @@ from numpy.typing import NDArray
 from msefpn.config import parse_size
 from msefpn.errors import UserError, missing_extra, unknown_name
 from msefpn.inference.detect import Predictions, check_proposals_given
+from msefpn.inference.frames import Frame, InputSource, ReadFailure
 from msefpn.inference.predictor import Predictor
-from msefpn.inference.sources import (
-    Frame,
-    InputSource,
-    Paths,
-    ReadFailure,
-    check_video,
-    count_frames,
-    find_sources,
-    read_frames,
-)
+from msefpn.inference.sources import Paths, check_video, count_frames, find_sources, read_frames
 from msefpn.prediction.request import PredictionOptions
 from msefpn.prediction.writers import RESULT_WRITERS, Output, Writer, entries_of
 from msefpn.runs.console import Bar, say, show_dropped

@@ -14,7 +14,7 @@ from PIL import Image
 
 from msefpn.inference.detect import Predictions, as_results
 from msefpn.inference.draw import draw
-from msefpn.inference.sources import MAX_NAME, Frame, InputSource, safe_name
+from msefpn.inference.frames import MAX_NAME, Frame, InputSource, safe_name
 from msefpn.runs.folder import PREDICTIONS, write_text
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ class DetectorCost:
 
 
 @torch.no_grad()
-def measure_costs(
+def measure_runs(
     runs: Sequence[tuple[Path, CocoData | None, Path | None]],
 ) -> list[DetectorCost | str]:
     """Count and time predictions of the best weights, from the resized image to boxes, the runs in turn.

@@ -18,12 +18,12 @@ from msefpn.reporting.run import ReportedRun
 
 IMAGE_SIDE = 560
 """Longest side of an image, pixels."""
-MAX_IMAGES = 24
+PAGE_IMAGES = 24
 """Images on a page."""
 MAX_LABELS = 25
 """Wrong boxes of an image that are labelled."""
 IMAGE_BYTES = 60_000
-"""Size of an image, about; with `MAX_IMAGES` it bounds the page to 2 MB."""
+"""Size of an image, about; with `PAGE_IMAGES` it bounds the page to 2 MB."""
 CORRECT_COLOR, WRONG_COLOR, MISSED_COLOR = (0, 200, 168), (255, 112, 16), (240, 40, 190)
 """Colours of boxes on photographs."""
 
@@ -62,7 +62,7 @@ def image_groups(runs: Sequence[ReportedRun]) -> list[ImageGroup] | None:
     if not shown:
         return None
     outcomes = [_outcomes(run) for run in shown]
-    count = max(1, min(4 // len(shown), MAX_IMAGES // ((3 + (len(shown) > 1)) * len(shown))))
+    count = max(1, min(4 // len(shown), PAGE_IMAGES // ((3 + (len(shown) > 1)) * len(shown))))
     used: set[int] = set()
     groups = []
     for title, about, order in _choices(shown, outcomes):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msefpn.errors import UserError
 from msefpn.html.page import COLORS
-from msefpn.reporting.cost import measure_costs
+from msefpn.reporting.cost import measure_runs
 from msefpn.reporting.images import image_groups
 from msefpn.reporting.page import report_page
 from msefpn.reporting.run import ReportedRun
@@ -24,7 +24,7 @@ def write_report(folders: Sequence[Path], out: Path | None) -> Path:
     file = out or (folders[0] / REPORT_FILE if len(runs) == 1 else free_file(Path(REPORT_FILE)))
     for run in runs:
         run.analyse(runs[0])
-    costs = measure_costs([(run.folder, run.data, run.files.get("val_proposals")) for run in runs])
+    costs = measure_runs([(run.folder, run.data, run.files.get("val_proposals")) for run in runs])
     for run, cost in zip(runs, costs, strict=True):
         if isinstance(cost, str):
             run.missing["cost"] = cost

@@ -18,11 +18,9 @@ import numpy as np
 
 from msefpn.data.coco import CocoData, scan_coco
 from msefpn.data.faults import FaultReport
-from msefpn.data.images import ImageFault, read_header
+from msefpn.data.images import IMAGE_SUFFIXES, ImageFault, read_header
 from msefpn.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-"""Of image files."""
 SPLIT_NAMES = {
     "train": "train",
     "val": "val",
