@@ -21,6 +21,7 @@ import yaml
 from msefpn.errors import UserError, unknown_name
 
 RECIPES = resources.files("msefpn") / "recipes"
+DEVICES = ("auto", "cpu", "gpu")
 
 
 def option(
@@ -118,7 +119,7 @@ class Config:
     )
     callback: tuple[str, ...] = option((), "callbacks of plug-ins", plugin="callback")
     seed: int = option(0, "decides weights, order and augmentation", low=0, below=1 << 64)
-    device: str = option("auto", "auto, cpu or gpu", choices=("auto", "cpu", "gpu"))
+    device: str = option("auto", "auto, cpu or gpu", choices=DEVICES)
     devices: int = option(1, "number of GPUs, or of processes on the CPU", low=1)
     precision: str = option(
         "auto", "fp32, bf16, or auto: bf16 on a capable GPU", choices=("auto", "fp32", "bf16")
@@ -136,16 +137,6 @@ class Config:
                 f"batch {self.batch} cannot be shared by {self.devices} devices x {self.accumulate} passes: "
                 "choose a multiple"
             )
-
-    @property
-    def learns_masks(self) -> bool:
-        """Whether the detector needs the objects' masks."""
-        return self.detector == "mask_rcnn"
-
-    @property
-    def takes_proposals(self) -> bool:
-        """Whether the detector looks at given regions."""
-        return self.detector == "fast_rcnn"
 
     @property
     def scaled_lr(self) -> float:
@@ -368,9 +359,3 @@ def _coerce(key: str, value: Any, source: str) -> Any:
             if isinstance(value, kind) and kind is not tuple:
                 return value
     raise UserError(f"{source}: {key} is {value!r}, but must be of type {kind.__name__}")
-
-
-CHOICES = {
-    item.name: item.metadata["choices"] for item in dataclasses.fields(Config) if item.metadata["choices"]
-}
-"""The values of keys that have few."""

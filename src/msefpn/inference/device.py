@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import torch
 
-from msefpn.config import CHOICES, Config
+from msefpn.config import DEVICES, Config
 from msefpn.errors import UserError, unknown_name
 
 
 def pick_device(name: str) -> torch.device:
     """Return the device for 'auto', 'cpu' or 'gpu'. Raises UserError for others and where there is no GPU."""
-    if name not in CHOICES["device"]:
-        raise unknown_name("device", name, CHOICES["device"])
+    if name not in DEVICES:
+        raise unknown_name("device", name, DEVICES)
     if name == "gpu" and not torch.cuda.is_available():
         raise UserError("device gpu: this machine has no GPU that torch can use: give --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -38,11 +38,6 @@ class Exported:
         self.takes_proposals = "regions" in graph.inputs
         self._graph = graph
 
-    @property
-    def takes_proposals(self) -> bool:
-        """Whether it needs proposals with its images."""
-        return self.config.takes_proposals
-
     def __call__(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
         """Detect, see `msefpn.models.Detector.forward`; images below the graph's least sides are padded."""
         given = dict(zip(INPUT_NAMES, (padded(images), sizes, *(proposals or ())), strict=False))
