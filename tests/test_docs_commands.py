@@ -5,6 +5,7 @@ from an earlier one only in the values of its options is not run again: its name
 trains, a copy of one run stands in for what it would write.
 """
 
+import dataclasses
 import functools
 import inspect
 import json
@@ -73,6 +74,11 @@ ROWS = {
 """Files that the pages of measurements describe in a comment."""
 
 
+PLAIN = {item.name for item in dataclasses.fields(Config) if not item.metadata["plugin"]} - {"init"}
+PLAIN |= {"set"}
+"""Options of a training that name nothing."""
+
+
 class Block(NamedTuple):
     """A fenced piece of a page."""
 
@@ -106,9 +112,13 @@ class Sandbox:
     done: set[tuple[Any, ...]] = field(default_factory=set)
 
     def is_new(self, name: str, given: dict[str, Any]) -> bool:
-        """Whether no command with these options has run; plug-ins are compared by value."""
+        """Whether no command with these options has run; plug-ins are compared by value.
+
+        Of a training, values of the configuration that name nothing count for nothing: they are looked up.
+        """
         own = [key for key, value in given.items() if callable(value) or hasattr(value, "classes")]
-        key = (name, frozenset(given), *given.get("plugin", ()), *own)
+        options = given.keys() - (PLAIN if name == "train" else set())
+        key = (name, frozenset(options), *given.get("plugin", ()), *own)
         if key in self.done:
             return False
         self.done.add(key)
