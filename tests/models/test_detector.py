@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from msefpn.config import Config
 from msefpn.errors import UserError
-from msefpn.models import Detector, OneStage, build, init_weights, load, save
+from msefpn.models import Detector, OneStage, build, load, save
 from msefpn.models.backbone import make_backbone
 from msefpn.models.cascade import CascadeHead
 from msefpn.models.matching import BalancedSampler
@@ -358,62 +358,3 @@ def test_norms_of_the_retina_head(channels: int) -> None:
     plain, norm = (RetinaHead(channels, [8], 3, depth=2, norm=norm).class_tower for norm in (False, True))
     assert torch.allclose(norm(100 * x), norm(x), atol=0.01)
     assert not torch.allclose(plain(100 * x), plain(x), atol=0.01)
-
-
-@pytest.mark.parametrize("detector", known("detector"))
-def test_save_and_load(detector: str, tmp_path: Path) -> None:
-    model = make(detector).eval()
-    save(model, tmp_path / "best.safetensors")
-    again = load(tmp_path)
-    assert (again.classes, again.category_ids) == (("cat", "dog", "eel"), (2, 5, 9))
-    assert again.config == model.config
-    with torch.no_grad():
-        for a, b in zip(model(IMAGES, SIZES, REGIONS), again(IMAGES, SIZES, REGIONS), strict=True):
-            assert (a is None and b is None) or torch.equal(a, b)
-    assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]
-
-
-def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "best.safetensors"
-    save(make(), file)
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match="half-written"):
-        load(file)
-    save_file({"a": torch.zeros(1)}, file)
-    with pytest.raises(UserError, match="not written by msefpn"):
-        load(file)
-    with pytest.raises(UserError, match="no weights"):
-        load(tmp_path / "nothing")
-
-
-def test_init_from_a_backbone(shared: Path) -> None:
-    model = make(backbone="mobilenetv2_100")
-    file = shared / "weights" / "mobilenetv2_100.safetensors"
-    report = init_weights(model, str(file))
-    state = load_file(file)
-    assert torch.equal(model.backbone.body.conv_stem.weight, state["conv_stem.weight"])
-    assert all(name.startswith("backbone.") for name in report.loaded)
-    assert not any(name.startswith("backbone.") for name in report.missing)
-    assert any(name.startswith("classifier") for name in report.left_out)
-
-
-def test_init_from_a_detector_of_other_classes(tmp_path: Path) -> None:
-    other = build(Config(backbone="test_resnet", neck_options={"out_channels": 32}), ["a", "b"])
-    save(other, tmp_path / "other.safetensors")
-    report = init_weights(make(), str(tmp_path / "other.safetensors"))
-    assert "neck.outputs.0.weight" in report.loaded
-    assert [text.split()[0] for text in report.left_out] == [
-        "roi.box.classes.bias",
-        "roi.box.classes.weight",
-        "roi.box.deltas.bias",
-        "roi.box.deltas.weight",
-    ]
-    assert "roi.box.classes.weight" in str(report)
-
-
-def test_init_that_fits_nothing(tmp_path: Path) -> None:
-    save_file({"some.weight": torch.zeros(3)}, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="nothing in"):
-        init_weights(make(), str(tmp_path / "x.safetensors"))
-    with pytest.raises(UserError, match="do not exist"):
-        init_weights(make(), str(tmp_path / "y.pth"))
