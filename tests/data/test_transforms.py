@@ -10,12 +10,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from msefpn import plugins
+from msefpn.data.images import fitted_size
 from msefpn.data.transforms import (
     FitResize,
     ObjectCrop,
     decoded_fit,
     eval_transform,
-    fitted_size,
     train_transform,
 )
 from msefpn.errors import UserError

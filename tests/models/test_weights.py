@@ -11,6 +11,15 @@ from msefpn.config import Config
 from msefpn.errors import UserError
 from msefpn.models import Detector, build, init_weights, load, save
 from msefpn.plugins import known
+from msefpn.structures import Proposals
+
+CROWD = torch.rand(50, 2, generator=torch.Generator().manual_seed(0)) * 90
+INPUTS = (
+    torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
+    torch.tensor([[96, 120], [80, 128]]),
+    Proposals(torch.cat([CROWD, CROWD + 25], dim=1).expand(2, -1, -1), torch.ones(2, 50).bool()),
+)
+"""Images, their sizes, and regions for a detector that is given some."""
 
 
 def make(detector: str = "faster_rcnn", **options: Any) -> Detector:
@@ -27,7 +36,7 @@ def test_save_and_load(detector: str, tmp_path: Path) -> None:
     assert (again.classes, again.category_ids) == (("cat", "dog", "eel"), (2, 5, 9))
     assert again.config == model.config
     with torch.no_grad():
-        for a, b in zip(model(IMAGES, SIZES, REGIONS), again(IMAGES, SIZES, REGIONS), strict=True):
+        for a, b in zip(model(*INPUTS), again(*INPUTS), strict=True):
             assert (a is None and b is None) or torch.equal(a, b)
     assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]
 

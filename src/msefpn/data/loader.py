@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
+from msefpn.data.checked import Transform
 from msefpn.data.coco import CocoData
 from msefpn.data.images import ImageFault, fitted_size, read_reduced
 from msefpn.data.transforms import (
     PROPOSAL,
-    Transform,
     decoded_fit,
     eval_transform,
     reduced_fit,
