@@ -10,13 +10,6 @@ from msefpn.config import Config
 from msefpn.errors import UserError
 from msefpn.models import OneStage, build, from_torchvision
 from msefpn.models.torchvision_weights import convert_torchvision
-
-LABELS = (1, 2, 4, 7, 8, 11)
-"""torchvision's labels of our classes: gapped, as COCO's."""
-ROWS = 12
-CLASSES = tuple("abcdef")
-SHAPES = ((128, 224), (224, 128), (160, 160), (96, 224), (224, 192))
-"""Five aspect ratios, two images of each."""
 from tests.models.test_torchvision import CLASSES, LABELS, SMALL, make_two_stage
 
 
