@@ -180,7 +180,7 @@ class Published:
 
 _TYPES = typing.get_type_hints(Config)
 _ABOUT = ("parent", "published")
-"""Keys of a recipe that are no values."""
+"""Keys of a recipe that are not settings."""
 
 
 def parse_size(size: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Grids: paired, resumable, and not stopped by a cell that fails."""
+"""Grids: paired, resumable, and not stopped by a trial that fails."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def test_grid(tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     results = json.loads((out / "results.json").read_text())["rows"]
     fpn, failed = results
     assert [row["row"] for row in results] == ["fpn", "explodes"]
-    assert all("not finite" in cell["failed"] for cell in failed["cells"])
+    assert all("not finite" in trial["failed"] for trial in failed["trials"])
     assert "mean" not in failed
     assert "difference" not in failed
 
@@ -69,7 +69,7 @@ def test_grid(tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert {path: after[path] for path in before} == before
     assert after[begun / done.name] > begun_at
     fpn, gcg, same = json.loads((out / "results.json").read_text())["rows"]
-    aps = [[cell["AP"] for cell in row["cells"]] for row in (fpn, gcg)]
+    aps = [[trial["AP"] for trial in row["trials"]] for row in (fpn, gcg)]
     for row, own in zip((fpn, gcg), aps, strict=True):
         assert row["mean"] == pytest.approx(sum(own) / 2)
     steps = [b - a for a, b in zip(*aps, strict=True)]
@@ -109,7 +109,7 @@ def test_a_killed_grid_goes_on_where_it_was(tiny_set: Path, tmp_path: Path) -> N
     assert log.count("epoch 1/4") == 1
     (row,) = json.loads((out / "results.json").read_text())["rows"]
     alone = msefpn.train(tiny_set, recipe=TINY, neck="fpn", epochs=4, workers=0, out=tmp_path / "alone")
-    assert row["cells"][0]["AP"] == json.loads((alone / "metrics.json").read_text())["last"]["AP"]
+    assert row["trials"][0]["AP"] == json.loads((alone / "metrics.json").read_text())["last"]["AP"]
 
 
 def test_ctrl_c_stops_the_trainings(tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_a_folder_of_something_else_is_left_alone(tiny_set: Path, tmp_path: Path
         msefpn.ablate(["fpn"], data=tiny_set, out=tiny_set, **BUDGET)
 
 
-def test_cells_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))

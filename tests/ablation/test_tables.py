@@ -23,7 +23,7 @@ def row(name: str, aps: list[float | str], **more: Any) -> dict[str, Any]:
     numbers = {"mean": sum(done) / len(done), "spread": 0.012, "mean50": 0.6} if done else {}
     base: dict[str, Any] = {"row": name, "epochs": 6, "published": None, "parameters": 1.5e6, "ratio": 1.25}
     base |= {"macs": {"all": 2.5e9}, "command": f"msefpn train --recipe {name}", "baseline": False}
-    return base | numbers | {"cells": cells} | more
+    return base | numbers | {"trials": cells} | more
 
 
 def difference(low: float | None, high: float | None) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Ablation:
     @property
     def exit_code(self) -> int:
         """Of the command: 1 where a training failed."""
-        return int(any("failed" in trial for row in self.rows for trial in row["cells"]))
+        return int(any("failed" in trial for row in self.rows for trial in row["trials"]))
 
 
 def run_grid(
@@ -190,8 +190,8 @@ def _entry(
     known = None if row.published is None else dataclasses.asdict(row.published)
     entry: dict[str, Any] = {"row": row.name, "epochs": row.config.epochs, "published": known, **costs}
     entry["command"] = row.command()
-    entry["cells"] = [_trial(trial, failed) for trial in trials if trial.variant is row]
-    done = [trial for trial in entry["cells"] if "AP" in trial]
+    entry["trials"] = [_trial(trial, failed) for trial in trials if trial.variant is row]
+    done = [trial for trial in entry["trials"] if "AP" in trial]
     if done:
         mean, spread = mean_and_spread([trial["AP"] for trial in done])
         mean50, _ = mean_and_spread([trial["AP50"] for trial in done])
@@ -214,7 +214,7 @@ def _compare(entries: Sequence[dict[str, Any]]) -> None:
         entry["baseline"] = base is entry
         pairs = [
             (trial["AP"], other["AP"])
-            for trial, other in zip(entry["cells"], base["cells"], strict=True)
+            for trial, other in zip(entry["trials"], base["trials"], strict=True)
             if "AP" in trial and "AP" in other
         ]
         if base is not entry and pairs:

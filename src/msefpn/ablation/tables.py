@@ -52,9 +52,9 @@ def _accuracy(row: ResultRow) -> list[str]:
     """AP with its spread, AP50 and the difference with its interval."""
     if "mean" not in row:
         return ["failed", "", ""]
-    missing = sum("failed" in cell for cell in row["cells"])
+    missing = sum("failed" in trial for trial in row["trials"])
     spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
-    note = f" ({missing} of {len(row['cells'])} failed)" if missing else ""
+    note = f" ({missing} of {len(row['trials'])} failed)" if missing else ""
     found = [f"{100 * row['mean']:.1f}{spread}{note}", f"{100 * row['mean50']:.1f}"]
     if "difference" not in row:
         return [*found, ""]
@@ -110,7 +110,7 @@ def comma_separated(results: Results) -> str:
     lines = []
     for row in results["rows"]:
         numbers = {key: row.get(key) for key in ("row", "epochs", "mean", "spread", "mean50")}
-        numbers |= {"seeds": sum("AP" in cell for cell in row["cells"]), "verdict": verdict(row)}
+        numbers |= {"seeds": sum("AP" in trial for trial in row["trials"]), "verdict": verdict(row)}
         step = row.get("difference", {})
         numbers |= {"difference": step.get("mean"), "low": step.get("low"), "high": step.get("high")}
         numbers |= {"parameters": row["parameters"], "macs": row["macs"]["all"], "time_ratio": row["ratio"]}
@@ -143,10 +143,10 @@ def _escaped(text: str) -> str:
 def failures(results: Results) -> list[tuple[str, str]]:
     """Name and reason of each training that failed."""
     return [
-        (f"{row['row']}, {row['epochs']} epochs, seed {cell['seed']}", cell["failed"])
+        (f"{row['row']}, {row['epochs']} epochs, seed {trial['seed']}", trial["failed"])
         for row in results["rows"]
-        for cell in row["cells"]
-        if "failed" in cell
+        for trial in row["trials"]
+        if "failed" in trial
     ]
 
 

@@ -61,7 +61,7 @@ class BFP(Neck):
         out_channels: channels of every output map.
 
     Raises:
-        ValueError: the inputs are no pyramid of one width, or have no level at stride 16.
+        ValueError: the inputs are not a pyramid of one width, or have no level at stride 16.
     """
 
     on_top = True

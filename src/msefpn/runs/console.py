@@ -89,7 +89,7 @@ def show_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _print_wide(table: Table) -> None:
-    """Print a table; whole lines where the output is no terminal."""
+    """Print a table; whole lines where the output is not a terminal."""
     width = None if Console().is_terminal else 200
     Console(markup=False, highlight=False, width=width).print(table)
 
@@ -130,7 +130,7 @@ class _Speed(ProgressColumn):
 
 
 class Bar:
-    """A progress bar over images, or another unit; nothing where the output is no terminal.
+    """A progress bar over images, or another unit; nothing where the output is not a terminal.
 
     Args:
         text: what is done.

@@ -154,7 +154,7 @@ def _check_base(out: Path, base: Path, room: int) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[None]:
-    """Make an output folder, empty until now; if the user has to mend something, leave it as it was."""
+    """Make an output folder, empty until now; after an error leave it as it was."""
     missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     if not missing and any(out.iterdir()):
         raise UserError(f"out '{out}' is not empty: name another folder")
@@ -186,7 +186,7 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
     except OSError as error:
         raise UserError(
-            f"'{path}' cannot be written: {error.strerror or error}: make room, then go on with --resume"
+            f"'{path}' cannot be written: {error.strerror or error}: free some space, then resume with --resume"
         ) from None
     finally:
         part.unlink(missing_ok=True)
@@ -206,7 +206,7 @@ def write_run(out: Path, config: Config, files: DataFiles) -> None:
 
 
 def read_run(out: Path) -> tuple[Config, DataFiles]:
-    """Read what `write_run` wrote. Raises UserError where that is no run."""
+    """Read what `write_run` wrote. Raises UserError where it is not a run folder."""
     for name in (CONFIG, DATA):
         if not (out / name).is_file():
             raise UserError(

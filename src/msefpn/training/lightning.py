@@ -229,7 +229,7 @@ class Training(pl.LightningModule):
         show_dropped(predictions.num_dropped)
 
     def _is_to_stop(self) -> bool:
-        """Whether a callback of the first process wants to end the training."""
+        """Whether a callback of the first process ends the training."""
         stop = torch.tensor(float(bool(self.run.stopped)), device=self.device)
         if self.trainer.world_size > 1:
             distributed.broadcast(stop, src=0)

@@ -68,7 +68,7 @@ def plan_training(
         given: see `Plan`.
         recipe: name or file; None: `default_recipe`.
         out: the run folder; None: the first free one under `runs`.
-        resume: go on with the run in `out`.
+        resume: continue the run in `out`.
         steps: see `Plan`.
         options: fields of `Config`, None where not given.
 
@@ -100,9 +100,9 @@ def names_data(given: Mapping[str, Path]) -> bool:
 def _resumed(
     recipe: str | None, out: Path | None, options: Mapping[str, Any]
 ) -> tuple[Config, DataFiles, Path]:
-    """Configuration, files and folder of the run to go on with."""
+    """Configuration, files and folder of the run to continue."""
     if out is None:
-        raise UserError("resume needs the run to go on with: add --out RUN")
+        raise UserError("resume needs the run to continue: add --out RUN")
     config, files = read_run(out)
     if not (out / RESUME).exists() and (out / LAST).exists():
         raise UserError(f"'{out}' has no {RESUME}: start a new run with --init {out / LAST}")
