@@ -6,6 +6,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Without bytecode every process of a test compiles torch and the rest anew: 27 CPU seconds in place of 10.
+unexport PYTHONDONTWRITEBYTECODE
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: quickstart test style types tests docs lock

@@ -164,7 +164,7 @@ case("no annotations in the data folder", "train.json")(
 case("built-in set with an unknown detector", "'faster_rcn'")(
     lambda p: ["train", "--detector", "faster_rcn", "--out", p.out]
 )
-training("data folder beside all jsons", "not be read", "--train-json", "t.json", "--val-json", "v.json")
+training("data folder beside all jsons", "not be used", "--train-json", "t.json", "--val-json", "v.json")
 case("data folder beside the json to evaluate on", "would not be used")(
     lambda p: ["evaluate", p.run, "--data", p.data, "--json", p.data / "val.json", "--out", p.out]
 )

@@ -150,7 +150,7 @@ def command_parser(name: str, defaults: dict[str, str]) -> argparse.ArgumentPars
         kind, several = _kind(hints.get(argument.name, argument.annotation))
         default = defaults.get(argument.name, argument.default if field is None else _default(field))
         text = texts[argument.name].replace("%", "%%")
-        if default not in _EMPTY:
+        if not any(default is nothing for nothing in _EMPTY):
             text += f" (default: {default})"
         nargs = _POSITIONAL.get((name, argument.name), "+" if several else None)
         if argument.default is inspect.Parameter.empty or (name, argument.name) in _POSITIONAL:
@@ -222,7 +222,7 @@ def _recipe_values(name: str, arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _shown(value: Any) -> str:
-    if value in (None, False, ""):
+    if value is None or value is False:
         return ""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 

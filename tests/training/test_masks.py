@@ -152,10 +152,10 @@ def test_proposals_that_do_not_fit(
     swapped = ("--train-proposals", proposals[1], "--val-proposals", proposals[0])
     assert "which" in (line := fails(capsys, *start, *swapped))
     assert "of these images" in line or "of other images?" in line
-    assert "looks at given regions: add --train-proposals and --val-proposals" in fails(capsys, *start)
+    assert "fast_rcnn needs proposals: add --train-proposals and --val-proposals" in fails(capsys, *start)
     both = ("--train-proposals", proposals[0], "--val-proposals", proposals[1])
     other = ("train", "--data", tiny_set, "--detector", "retinanet", "--out", out)
-    assert "retinanet finds its own regions: leave out the proposals" in fails(capsys, *other, *both)
+    assert "retinanet finds its own proposals: leave them out" in fails(capsys, *other, *both)
     assert "name the regions to look at with --proposals" in fails(capsys, "predict", given, tiny_set / "val")
     image = tiny_set / "val" / "000001.jpg"
     assert "leave out --proposals" in fails(capsys, "predict", masked, image, "--proposals", proposals[1])

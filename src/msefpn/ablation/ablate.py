@@ -112,7 +112,8 @@ def _check_devices(configs: Mapping[str, Config], jobs: int) -> None:
     for name, config in configs.items():
         check_devices(config)
         if config.devices > 1 and jobs > 1:
-            raise UserError(f"row '{name}' takes {config.devices} devices itself: leave out --jobs {jobs}")
+            row = short_name(name)
+            raise UserError(f"row '{row}' takes {config.devices} devices itself: leave out --jobs {jobs}")
 
 
 def _published(name: str, config: Config) -> Published | None:

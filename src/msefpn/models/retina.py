@@ -96,7 +96,7 @@ class RetinaHead(nn.Module):
         self.ignore_padding, self.per_image = ignore_padding, per_image
         self.box_loss, self.class_loss = make_box_loss(box_loss, beta), make_class_loss(class_loss)
         self.clamp_both = clamp_both
-        self.threshold = torch.tensor(score, dtype=torch.float64).logit().item()
+        self.threshold = torch.tensor(score, dtype=torch.float64, device="cpu").logit().item()
         self.selection = Selection(score, nms_iou, max_per_image, pre_nms_top_k, min_size)
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:

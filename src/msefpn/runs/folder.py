@@ -186,7 +186,7 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
     except OSError as error:
         raise UserError(
-            f"'{path}' cannot be written: {error.strerror or error}: free some space, then resume with --resume"
+            f"'{path}' cannot be written: {error.strerror or error}: free some space, then use --resume"
         ) from None
     finally:
         part.unlink(missing_ok=True)

@@ -3,8 +3,10 @@
 # ruff: noqa: PLC0415  (the trackers are of extras)
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
+import io
 import os
 import uuid
 import warnings
@@ -38,7 +40,7 @@ class _Tracker(Callback):
 
     def epoch(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Log the means."""
-        self.log(step, {f"epoch/{name}": value for name, value in values.items()} | {"epoch": epoch})
+        self.log(step, {f"epoch/{name}": value for name, value in values.items()} | {"epoch/number": epoch})
 
     def evaluation(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Log the numbers."""
@@ -154,7 +156,10 @@ class MLflowLogger(_Tracker):
 
 @register("logger", "trackio")
 class TrackioLogger(_Tracker):
-    """trackio; needs the extra `trackio`. Without TRACKIO_DIR it writes `trackio/` in the run folder."""
+    """trackio; needs the extra `trackio`.
+
+    Without TRACKIO_DIR it writes `trackio/` in the run folder; trackio reads that variable once in a process.
+    """
 
     def __init__(self) -> None:
         _need("trackio", "trackio")
@@ -166,9 +171,10 @@ class TrackioLogger(_Tracker):
         import trackio
 
         config = {key: str(value) for key, value in dataclasses.asdict(run.config).items()}
-        self.tracked = trackio.init(
-            project="msefpn", name=run.out.name, config=config, resume="allow", embed=False
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints how to open its dashboard
+            self.tracked = trackio.init(
+                project="msefpn", name=run.out.name, config=config, resume="allow", embed=False
+            )
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Log scalars."""
