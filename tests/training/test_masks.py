@@ -163,7 +163,7 @@ def test_proposals_that_do_not_fit(
     resume = ("train", "--resume", "--out", given, "--epochs", "9", "--train-proposals", proposals[1])
     assert "not that of the run" in fails(capsys, *resume)
     grid = ("ablate", TINY, "--data", tiny_set, "--out", out, "--train-proposals", proposals[0])
-    assert "no row looks at given regions" in fails(capsys, *grid, "--val-proposals", proposals[1])
+    assert "no row takes proposals" in fails(capsys, *grid, "--val-proposals", proposals[1])
     assert not out.exists()
 
 
