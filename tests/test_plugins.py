@@ -233,11 +233,11 @@ def test_objects_are_passed_from_python(tiny_set: Path, tmp_path: Path) -> None:
 
 def test_workers_of_a_grid_load_plugins(tiny_set: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid"
-    words = ["ablate", "fpn", "laterals", "--plugin", str(EXAMPLES / "laterals.py"), "--data", str(tiny_set)]
+    words = ["ablate", "laterals", "--plugin", str(EXAMPLES / "laterals.py"), "--data", str(tiny_set)]
     words += ["--recipe", str(TINY), "--seeds", "1", "--epochs", "1", "--rounds", "1", "--workers", "0"]
     assert main([*words, "--out", str(out)]) == 0
     rows = json.loads((out / "results.json").read_text(encoding="utf-8"))["rows"]
-    assert [row["row"] for row in rows] == ["fpn", "laterals"]
+    assert [row["row"] for row in rows] == ["laterals"]
 
 
 def test_what_a_configuration_uses() -> None:
