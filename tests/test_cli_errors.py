@@ -127,7 +127,7 @@ training("no epochs", "epochs", "--epochs", "0")
 training("no steps", "steps", "--steps", "0")
 training("seed below 0", "seed is -1", "--seed", "-1")
 training("annotations that are a folder", "Is a directory", "--train-json", ".")
-training("path too long", "x" * 300, "--data", "x" * 300)
+training("path too long", "File name too long", "--data", "x" * 300)
 training("batch not divisible", "batch 3", "--batch", "3", "--devices", "2")
 training("initial weights missing", "nowhere.safetensors", "--init", "nowhere.safetensors")
 case("initial weights broken", "half.safetensors")(

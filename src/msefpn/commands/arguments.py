@@ -46,8 +46,8 @@ def takes(
             )
             for item in chosen
         ]
-        function.__signature__ = own.replace(parameters=[*first, *more])  # type: ignore[attr-defined]
-        function.__options__ = {item.name: item for item in chosen}  # type: ignore[attr-defined]
+        function.__signature__ = own.replace(parameters=[*first, *more])  # type: ignore[attr-defined]  # of functions alone
+        function.__options__ = {item.name: item for item in chosen}  # type: ignore[attr-defined]  # ours
         lines = "".join(f"    {item.name}: {item.metadata['text']}\n" for item in chosen)
         text = inspect.getdoc(function) or ""
         function.__doc__ = (

@@ -16,6 +16,6 @@ def __getattr__(name: str) -> Any:
     """Import the adapters when one is first used: the parts of this package are imported one by one."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from msefpn.data import adapters  # noqa: PLC0415
+    from msefpn.data import adapters  # noqa: PLC0415  at first use
 
     return getattr(adapters, name)

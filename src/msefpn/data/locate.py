@@ -1,5 +1,6 @@
 """Where the files of a data set are."""
 
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def find_split(data: Path, split: str) -> tuple[Path, Path]:
     `annotations/train.json`; `train/_annotations.coco.json`; images also under `images/`. For 'val' the first
     of val, valid, validation, dev and test. Raises UserError that says what was looked for.
     """
-    if not data.is_dir():
+    if not _is_folder(data):
         raise UserError(f"data folder '{data}' does not exist: give a folder with train.json and train/")
     for name in (name + year for name in _NAMES[split] for year in _YEARS):
         for file in (data / pattern.format(name) for pattern in _FILES):
@@ -67,4 +68,12 @@ def has_splits(data: Path, splits: Iterable[str]) -> bool:
     try:
         return all(find_split(data, split) for split in splits)
     except UserError:
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    """Like `Path.is_dir`, but from Python 3.14 on too an OSError tells why a path cannot be looked up."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
         return False
