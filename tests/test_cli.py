@@ -129,7 +129,7 @@ def test_a_path_that_the_system_refuses_is_one_line(
     def refused(*_: Any) -> None:
         raise PermissionError(13, "Permission denied", "locked/data")
 
-    monkeypatch.setattr(Path, "is_dir", refused)
+    monkeypatch.setattr(Path, "stat", refused)
     assert main(["check", "locked/data"]) == 2
     assert capsys.readouterr().err == "error: 'locked/data': Permission denied\n"
 
