@@ -29,13 +29,17 @@ def test_published_cost_of_faster_rcnn() -> None:
 
 
 def test_a_table_holds_counts_times_and_peaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, names = tmp_path / "cost.json", [str(TINY), "mse_fpn"]
+    out, wide = tmp_path / "cost.json", tmp_path / "wide.yaml"
+    wide.write_text(f"parent: {TINY}\nneck_options: {{out_channels: 256}}\n")
+    names = [str(TINY), str(wide)]
     tiny, large = msefpn.cost(names, size="160x96", rounds=1, out=out)
     for row, own in zip((tiny, large), counted(names, "160x96"), strict=True):
         assert own == {key: row[key] for key in own}
     assert [tiny["row"], large["row"]] == names
     assert tiny["ratio"] == 1 < large["ratio"]
-    assert 0 < tiny["peak_bytes"] < large["peak_bytes"] - 4 * 50e6  # its weights alone
+    weights = 4 * (large["parameters"] - tiny["parameters"])
+    assert weights > 50e6
+    assert 0 < tiny["peak_bytes"] < large["peak_bytes"] - weights / 2
     assert json.loads(out.read_text(encoding="utf-8")) == [tiny, large]
     assert "medians of 1" in capsys.readouterr().out
 

@@ -29,6 +29,8 @@ REAL = {"retinanet": "resnet18", "fcos": "mobilenetv2_100"}
 SAMPLE = tuple(
     (detector, ROWS[place % len(ROWS)], REAL.get(detector, SMALL)) for place, detector in enumerate(DETECTORS)
 )
+TRACED_ELSEWHERE = ("faster_rcnn", "yolov3")
+"""By tests/exporting."""
 UNSEEN = ((3, 192, 224, 190, 221), (1, 224, 160, 224, 131), (1, 160, 224, 160, 224))
 """Batch, padded height and width, image height and width; none of them is traced, two are odd."""
 CLASSES = re.compile(r"(\w+\.(?:classes|objectness))(?:\.\d)?$")
@@ -133,7 +135,7 @@ def test_step_and_graph(member: tuple[str, str, str], pytestconfig: pytest.Confi
     for name, parameter in detector.named_parameters():
         assert not parameter.requires_grad or parameter.grad is not None, name
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
-    if member[0] != "faster_rcnn" or pytestconfig.getoption("--whole-grid"):  # Mask R-CNN's has it inside
+    if member[0] not in TRACED_ELSEWHERE or pytestconfig.getoption("--whole-grid"):
         assert_graph_is_eager(detector.eval(), member[0])
 
 

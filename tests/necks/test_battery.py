@@ -18,11 +18,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
     "fpn+bfp": ("fpn+bfp", {"extra_levels": "pool"}),
     "mse_fpn-split": ("mse_fpn", {"preset": "split"}),
     "mse_fpn-lean": ("mse_fpn", {"preset": "lean"}),
-    "mse_fpn-retina": ("mse_fpn", {"start_level": 1, "extra_levels": "conv_c5"}),
+    "mse_fpn-retina": ("mse_fpn", {"start_level": 1, "extra_levels": "conv_c5", "sim": "wide"}),
     "mse_fpn-pool": ("mse_fpn", {"extra_levels": "pool", "sim": "add", "gate": "none"}),
     "fpn-torchvision": ("fpn", {"start_level": 1, "extra_levels": "conv_p5_relu"}),
-    "mse_fpn-wide": ("mse_fpn", {"sim": "wide"}),
-    "mse_fpn-sem-only": ("mse_fpn", {"sim": "add", "gate": "none"}),
     **{f"gate-{gate}": ("mse_fpn", {"sem": "none", "gate": gate}) for gate in GATES if gate != "gcg"},
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+import msefpn
 from tests import TINY
 
 EPOCHS, KILLED = 6, 2
@@ -28,12 +29,6 @@ def start(*arguments: str | Path) -> "subprocess.Popen[str]":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else a background job's children ignore it
     command = [sys.executable, "-m", "msefpn", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: "subprocess.Popen[str]") -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
 
 
 def epochs_done(out: Path) -> int:
@@ -75,7 +70,6 @@ def assert_equal_bits(one: Any, other: Any) -> None:
 def test_killed_and_stopped_and_resumed_equals_unbroken(tiny_set: Path, tmp_path: Path) -> None:
     whole, broken, recipe = tmp_path / "whole", tmp_path / "broken", tmp_path / "tiny.yaml"
     recipe.write_text(RECIPE)
-    unbroken = start("train", "--data", tiny_set, "--recipe", recipe, "--out", whole)
     killed = start("train", "--data", tiny_set, "--recipe", recipe, "--out", broken)
     wait_for_epoch(killed, broken, KILLED)
     time.sleep(random.uniform(0, 0.6))
@@ -91,8 +85,8 @@ def test_killed_and_stopped_and_resumed_equals_unbroken(tiny_set: Path, tmp_path
     assert stopped.returncode == 130, err
     assert err.split("\n") == ["", f"interrupted: resume with msefpn train --resume --out {broken}", ""]
 
-    finish(start("train", "--resume", "--out", broken))
-    finish(unbroken)
+    msefpn.train(out=broken, resume=True)
+    msefpn.train(tiny_set, recipe=recipe, out=whole)
 
     states = [torch.load(run / "resume.ckpt", weights_only=True) for run in (whole, broken)]
     assert_equal_bits(*states)
