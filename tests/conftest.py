@@ -1,5 +1,6 @@
 """Fixtures that several tests share."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 from msefpn import plugins
 from msefpn.data import synthetic
 from tests import ROOT
+
+
+gc.set_threshold(100_000, 50, 100)  # tracing makes millions of small objects: looking for garbage takes 6 %
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -30,7 +30,9 @@ def test_published_cost_of_faster_rcnn() -> None:
 
 def test_a_table_holds_counts_times_and_peaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, wide = tmp_path / "cost.json", tmp_path / "wide.yaml"
-    wide.write_text(f"parent: {TINY}\nneck_options: {{out_channels: 256}}\n")
+    wide.write_text(
+        f"parent: {TINY}\ndetector_options: {{roi: {{hidden: 1024}}}}\nneck_options: {{out_channels: 256}}\n"
+    )
     names = [str(TINY), str(wide)]
     tiny, large = msefpn.cost(names, size="160x96", rounds=1, out=out)
     for row, own in zip((tiny, large), counted(names, "160x96"), strict=True):

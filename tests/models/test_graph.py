@@ -40,6 +40,9 @@ SPREAD = {"box.classes": 0.02, "rpn.objectness": 0.3, "head.classes": 0.3}
 SSD's layers read the pyramid itself: 0.02.
 """
 
+LEVELS = {"start_level": 1, "extra_levels": "none"}
+"""Three levels of the pyramid: tracing takes as long as there are operators, and each has its own."""
+
 Given = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Proposals]
 
 
@@ -60,7 +63,7 @@ def make(name: str, neck: str = "mse_fpn", backbone: str = SMALL, **more: dict[s
         detector=name,
         backbone=backbone,
         neck=neck,
-        neck_options={"out_channels": 64},
+        neck_options={"out_channels": 64, **LEVELS},
         detector_options=options,
     )
     detector = build(config, ["a", "b", "c"])

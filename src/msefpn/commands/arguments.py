@@ -1,6 +1,6 @@
-"""Arguments of the public functions that are fields of a dataclass: one field, one place.
+"""Arguments of the public functions that are fields of dataclasses: one field, one place.
 
-A function that is decorated with `takes` has, as keyword arguments, the fields that the dataclass describes
+A function that is decorated with `takes` has, as keyword arguments, the fields that dataclasses describe
 with `msefpn.config.option`. Its signature, its help and the flags of its command follow from them.
 """
 
@@ -14,27 +14,44 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from msefpn import plugins
-from msefpn.config import Config, parse_settings
+from msefpn.config import Config, option, parse_settings
 from msefpn.errors import UserError, unknown_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def takes(
-    record: type[Any], *, without: Collection[str] = (), only: Collection[str] = ()
-) -> Callable[[F], F]:
-    """Give a function's `**options` the fields of a dataclass, None where not given.
+@dataclasses.dataclass(frozen=True)
+class SplitFiles:
+    """The files of a data set, named one by one; those of `msefpn.runs.folder.DataFiles`."""
+
+    train_json: Path | None = option(None, "COCO json of the training images, instead of a data folder")
+    train_images: Path | None = option(
+        None, "folder of the training images (default: the folder named like the json)"
+    )
+    val_json: Path | None = option(None, "COCO json of the validation images")
+    val_images: Path | None = option(
+        None, "folder of the validation images (default: the folder named like the json)"
+    )
+    train_proposals: Path | None = option(
+        None, "proposals for fast_rcnn: a json in COCO's result format, such as evaluate's predictions.json"
+    )
+    val_proposals: Path | None = option(None, "proposals for the validation images")
+
+
+def takes(*records: type[Any], without: Collection[str] = (), only: Collection[str] = ()) -> Callable[[F], F]:
+    """Give a function's `**options` the fields of dataclasses, None where not given.
 
     Args:
-        record: the dataclass.
+        records: the dataclasses.
         without: fields that the function does not take.
         only: the fields that it takes; empty: all that have a flag, and from Python the others too.
     """
 
     def describe(function: F) -> F:
-        hints = typing.get_type_hints(record)
+        hints = {name: hint for record in records for name, hint in typing.get_type_hints(record).items()}
         chosen = [
             item
+            for record in records
             for item in dataclasses.fields(record)
             if "text" in item.metadata and item.name not in without and (not only or item.name in only)
         ]
@@ -62,6 +79,12 @@ def options_of(function: Callable[..., Any]) -> dict[str, dataclasses.Field[Any]
     """The fields that `takes` gave a function, by name."""
     fields: dict[str, dataclasses.Field[Any]] = getattr(function, "__options__", {})
     return fields
+
+
+def files_of(options: dict[str, Any]) -> dict[str, Path]:
+    """Take the fields of `SplitFiles` that are given out of what a function was given."""
+    taken = {item.name: options.pop(item.name, None) for item in dataclasses.fields(SplitFiles)}
+    return {name: Path(path) for name, path in taken.items() if path is not None}
 
 
 def configured(options: Mapping[str, Any], settings: Sequence[str]) -> tuple[dict[str, Any], list[Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msefpn.commands.arguments import as_list, as_path, as_text, configured, takes
+from msefpn.commands.arguments import SplitFiles, as_list, as_path, as_text, configured, files_of, takes
 from msefpn.config import Config
 from msefpn.errors import UserError
 
@@ -56,7 +56,7 @@ def cost(
     )
 
 
-@takes(Config, without=("epochs", "seed", "neck", "plugins"))
+@takes(SplitFiles, Config, without=("epochs", "seed", "neck", "plugins"))
 def ablate(
     rows: Sequence[str],
     *,
@@ -68,12 +68,6 @@ def ablate(
     jobs: int = 1,
     rounds: int = 5,
     out: str | Path = "runs/ablate",
-    train_json: str | Path | None = None,
-    train_images: str | Path | None = None,
-    val_json: str | Path | None = None,
-    val_images: str | Path | None = None,
-    train_proposals: str | Path | None = None,
-    val_proposals: str | Path | None = None,
     **options: Any,
 ) -> Ablation:
     """Train rows of detectors with the same seeds and compare them: accuracy, cost, difference to the first.
@@ -94,12 +88,6 @@ def ablate(
         jobs: number of trainings at a time
         rounds: number of timed predictions of each row
         out: folder of the grid
-        train_json: COCO json of the training images, instead of a data folder
-        train_images: folder of the training images (default: the folder named like the json)
-        val_json: COCO json of the validation images
-        val_images: folder of the validation images (default: the folder named like the json)
-        train_proposals: proposals for rows of fast_rcnn, as in train
-        val_proposals: proposals for the validation images
 
     Returns:
         `rows`: an entry per row and budget, as in results.json: costs, mean and spread of AP, the paired
@@ -109,14 +97,7 @@ def ablate(
         UserError: the request cannot be met; the message says what to change.
         KeyboardInterrupt: Ctrl-C; the message says how to continue.
     """
-    files = {
-        "train_json": train_json,
-        "train_images": train_images,
-        "val_json": val_json,
-        "val_images": val_images,
-        "train_proposals": train_proposals,
-        "val_proposals": val_proposals,
-    }
+    files = files_of(options)
     values, objects = configured(options, set)
     if objects:
         raise UserError("ablate trains in other processes: give loggers and callbacks by name, with --plugin")
@@ -126,7 +107,7 @@ def ablate(
     return run_grid(
         as_list(rows),
         as_path(data),
-        {key: Path(path) for key, path in files.items() if path is not None},
+        files,
         recipe=as_text(recipe),
         seeds=seeds,
         epochs=as_list(epochs),

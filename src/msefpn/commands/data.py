@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from msefpn.commands.arguments import as_path
+from msefpn.commands.arguments import SplitFiles, as_path, takes
 from msefpn.config import parse_size
 from msefpn.errors import unknown_name
 
@@ -32,29 +32,26 @@ class Conversion(NamedTuple):
     """Files that could not be used, each with the reason."""
 
 
+@takes(SplitFiles, without=("train_proposals", "val_proposals"))
 def check(
     data: str | Path | None = None,
     *,
-    train_json: str | Path | None = None,
-    train_images: str | Path | None = None,
-    val_json: str | Path | None = None,
-    val_images: str | Path | None = None,
     masks: bool = False,
     size: str | int = "1333x800",
     out: str | Path | None = None,
+    **options: Any,
 ) -> Check:
     """Check every image and box of a data set, report what is wrong or unusual, and advise on training.
 
     Args:
         data: folder with train.json + train/ and val.json + val/, or in the layout of COCO, Pascal
             VOC, YOLO, LabelMe, Create ML or a plug-in's format
-        train_json: COCO json of the training images, instead of a data folder
-        train_images: folder with the training images (default: the folder named like the json)
-        val_json: COCO json of the validation images
-        val_images: folder with the validation images (default: the folder named like the json)
         masks: check the objects' masks too, which mask_rcnn learns from
         size: longest x shortest side, pixels, that images will be resized to fit into
         out: folder for check.html: images with their boxes, and charts of sizes, shapes and classes
+
+    Returns:
+        What was found; `str()` gives it as text.
 
     Raises:
         UserError: there is no training split, or data and the jsons contradict each other.
@@ -67,15 +64,7 @@ def check(
     folder = as_path(out)
     if folder is not None:
         check_out(folder)
-    result = inspect_splits(
-        data,
-        train_json=train_json,
-        train_images=train_images,
-        val_json=val_json,
-        val_images=val_images,
-        masks=masks,
-        size=parse_size(str(size)),
-    )
+    result = inspect_splits(data, **options, masks=masks, size=parse_size(str(size)))
     say(str(result))
     if folder is not None:
         with new_folder(folder):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from msefpn.commands.arguments import as_path, as_text, configured, takes
+from msefpn.commands.arguments import SplitFiles, as_path, as_text, configured, files_of, takes
 from msefpn.config import Config
 
 
-@takes(Config, without=("plugins",))
+@takes(SplitFiles, Config, without=("plugins",))
 def train(
     data: Any = None,
     *,
@@ -20,12 +20,6 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     steps: int | None = None,
-    train_json: str | Path | None = None,
-    train_images: str | Path | None = None,
-    val_json: str | Path | None = None,
-    val_images: str | Path | None = None,
-    train_proposals: str | Path | None = None,
-    val_proposals: str | Path | None = None,
     callbacks: Sequence[Any] = (),
     **options: Any,
 ) -> Path:
@@ -43,12 +37,6 @@ def train(
         out: run folder (default: the first free one of runs/train-1, runs/train-2, ...)
         resume: continue the run in the out folder
         steps: number of steps after which to stop; for trials
-        train_json: COCO json of the training images, instead of a data folder
-        train_images: folder of the training images (default: the folder named like the json)
-        val_json: COCO json of the validation images
-        val_images: folder of the validation images (default: the folder named like the json)
-        train_proposals: proposals for fast_rcnn: a json in COCO's result format
-        val_proposals: proposals for the validation images
         callbacks: objects like `msefpn.training.callbacks.Callback`; Python only
 
     Returns:
@@ -57,21 +45,14 @@ def train(
     Raises:
         UserError: the request cannot be met; the message says what to change.
     """
-    files = {
-        "train_json": train_json,
-        "train_images": train_images,
-        "val_json": val_json,
-        "val_images": val_images,
-        "train_proposals": train_proposals,
-        "val_proposals": val_proposals,
-    }
+    files = files_of(options)
     values, objects = configured(options, set)
 
     from msefpn.training.plan import plan_training
 
     plan = plan_training(
         data,
-        {key: Path(path) for key, path in files.items() if path is not None},
+        files,
         recipe=as_text(recipe),
         out=as_path(out),
         resume=resume,
