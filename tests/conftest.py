@@ -10,7 +10,6 @@ from msefpn import plugins
 from msefpn.data import synthetic
 from tests import ROOT
 
-
 gc.set_threshold(100_000, 50, 100)  # tracing makes millions of small objects: looking for garbage takes 6 %
 
 
