@@ -110,17 +110,19 @@ class RPN(nn.Module):
     def losses(
         self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int], targets: Targets
     ) -> tuple[Proposals, dict[str, Tensor]]:
-        """Propose regions for training, and the losses `rpn_object` and `rpn_box`."""
-        logits, deltas = self._heads(pyramid)
+        """Propose regions for training, and the losses `rpn_object` and `rpn_box`.
+
+        Only the sampled anchors have a gradient, so it is taken at their cells alone: of some hundred of an
+        image's ten thousands.
+        """
         anchors = self.anchors(pyramid, image)
         with torch.no_grad():
-            proposals = self._select(logits, deltas, anchors, sizes, phase=0)
-        return proposals, self._losses(pyramid, sizes, logits, deltas, torch.cat(anchors), targets)
+            proposals = self._select(*self._heads(pyramid), anchors, sizes, phase=0)
+        return proposals, self._losses(pyramid, sizes, torch.cat(anchors), targets)
 
     def _heads(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """For each level logits (B, N_i) and deltas (B, N_i, 4)."""
-        both = self.objectness, self.deltas  # one convolution of them reads the hidden map once
-        weight, bias = (torch.cat([getattr(layer, name) for layer in both]) for name in ("weight", "bias"))
+        weight, bias = self._output_layer()
         logits, deltas = [], []
         for x in pyramid:
             hidden = F.relu(self.conv(x), inplace=True)
@@ -128,6 +130,24 @@ class RPN(nn.Module):
             logits.append(by_cell(found[:, : self.anchors.per_cell], 1).squeeze(2))
             deltas.append(by_cell(found[:, self.anchors.per_cell :], 4))
         return logits, deltas
+
+    def _output_layer(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of objectness and deltas as one convolution, which reads the hidden map once."""
+        both = self.objectness, self.deltas
+        weight, bias = (torch.cat([getattr(layer, name) for layer in both]) for name in ("weight", "bias"))
+        return weight, bias
+
+    def _heads_at(self, pyramid: list[Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, S) and deltas (B, S, 4) of the anchors `chosen` (B, S) of all levels."""
+        count = self.anchors.per_cell
+        cell, anchor = chosen // count, chosen % count
+        patches = _patches(pyramid, cell).to(self.conv.weight.dtype)
+        hidden = F.relu(F.linear(patches, self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias))
+        weight, bias = self._output_layer()
+        found = F.linear(hidden, weight.flatten(1), bias)  # (B, S, 5 * count)
+        logits = found[..., :count].gather(2, anchor[..., None]).squeeze(2)
+        deltas = found[..., count:].unflatten(2, (count, 4))
+        return logits, deltas.gather(2, anchor[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
 
     def _select(
         self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor, phase: int
@@ -152,12 +172,9 @@ class RPN(nn.Module):
         self,
         pyramid: list[Tensor],
         sizes: Tensor,
-        logits: list[Tensor],
-        deltas: list[Tensor],
         anchors: Tensor,
         targets: Targets,
     ) -> dict[str, Tensor]:
-        logit, delta = torch.cat(logits, 1), torch.cat(deltas, 1)  # (B, N), (B, N, 4)
         usable = self.anchors.inside(pyramid, sizes)
         if not self.ignore_padding:
             usable = torch.ones_like(usable)
@@ -168,12 +185,30 @@ class RPN(nn.Module):
         anchor = anchors[sample.chosen]  # (B, S, 4)
         row = match.ground_truth.gather(1, sample.chosen)
         ground_truth = matched_boxes(row, sample.positive, targets, anchor)
-        chosen = full_precision(delta.gather(1, sample.chosen[..., None].expand(-1, -1, 4)))
-        chosen_logits = full_precision(logit.gather(1, sample.chosen))
+        logits, deltas = (full_precision(x) for x in self._heads_at(pyramid, sample.chosen))
         count = sample.valid.sum().clamp(min=1)
-        of_boxes = self.box_loss(chosen, encode(ground_truth, anchor, _STDS))
-        of_classes = self.class_loss(chosen_logits[..., None], (~sample.positive).long())
+        of_boxes = self.box_loss(deltas, encode(ground_truth, anchor, _STDS))
+        of_classes = self.class_loss(logits[..., None], (~sample.positive).long())
         return {
             "rpn_object": weighted_sum(of_classes, sample.valid) / count,
             "rpn_box": weighted_sum(of_boxes, sample.positive) / count,
         }
+
+
+def _patches(pyramid: list[Tensor], cell: Tensor) -> Tensor:
+    """What a 3x3 convolution reads at each cell (B, S) of all levels, (B, S, 9 C): row by row, zeros outside."""
+    table = torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in pyramid], dim=1)  # (B, cells, C)
+    images, cells, channels = table.shape
+    shapes = [(x.shape[2], x.shape[3]) for x in pyramid]
+    ends = torch.tensor([height * width for height, width in shapes], device=cell.device).cumsum(0)
+    level = torch.bucketize(cell, ends, right=True)
+    height, width = torch.tensor(shapes, device=cell.device)[level].unbind(-1)
+    start = ends[level] - height * width
+    row, column = (cell - start) // width, (cell - start) % width
+    step = torch.arange(-1, 2, device=cell.device)
+    rows, columns = row[..., None, None] + step[:, None], column[..., None, None] + step  # (B, S, 3, 1), ...
+    inside = (rows >= 0) & (rows < height[..., None, None]) & (columns >= 0) & (columns < width[..., None, None])
+    index = start[..., None, None] + rows * width[..., None, None] + columns
+    index = torch.where(inside, index, 0) + cells * torch.arange(images, device=cell.device)[:, None, None, None]
+    patches = table.flatten(0, 1).index_select(0, index.flatten()).view(*inside.shape, channels)
+    return (patches * inside[..., None]).flatten(2)

@@ -25,6 +25,7 @@ from msefpn.config import Config
 from msefpn.models.backbone import Backbone
 from msefpn.models.matching import SampledRegions
 from msefpn.necks import Neck
+from msefpn.models.weight_gradient import weight_gradients
 from msefpn.structures import Detections, Proposals, Targets
 
 Losses = dict[str, Tensor]
@@ -123,11 +124,14 @@ class Detector(nn.Module, abc.ABC):
         config: what it was built from.
         classes: names of its K classes.
         category_ids: their ids in the annotation file, same order.
+        weight_gradient: how its losses take the weight gradients of convolutions, see
+            `msefpn.models.weight_gradient`.
     """
 
     config: Config
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
+    weight_gradient: str = "auto"
     mean: Tensor
     scale: Tensor
 
@@ -254,6 +258,12 @@ class TwoStage(Detector):
         self, images: Tensor, sizes: Tensor, targets: Targets, proposals: Proposals | None = None
     ) -> Losses:
         """Losses of proposals, regions and masks, see `Detector.losses`."""
+        with weight_gradients(self.weight_gradient, images.device):
+            return self._losses(images, sizes, targets, proposals)
+
+    def _losses(
+        self, images: Tensor, sizes: Tensor, targets: Targets, proposals: Proposals | None
+    ) -> Losses:
         pyramid, aux = self.neck.forward_with_aux(self.backbone(self.normalise(images, sizes)))
         losses: Losses = {}
         if self.rpn is not None:
@@ -296,7 +306,8 @@ class OneStage(Detector):
         self, images: Tensor, sizes: Tensor, targets: Targets, proposals: Proposals | None = None
     ) -> Losses:
         """Losses of the head, see `Detector.losses`."""
-        return self.head.losses(self.pyramid(images, sizes), sizes, _side(images), targets)
+        with weight_gradients(self.weight_gradient, images.device):
+            return self.head.losses(self.pyramid(images, sizes), sizes, _side(images), targets)
 
 
 def start_at(backbone: Backbone, stride: int) -> int:
