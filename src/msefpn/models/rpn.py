@@ -196,7 +196,7 @@ class RPN(nn.Module):
 
 
 def _patches(pyramid: list[Tensor], cell: Tensor) -> Tensor:
-    """What a 3x3 convolution reads at each cell (B, S) of all levels, (B, S, 9 C): row by row, zeros outside."""
+    """What a 3x3 convolution reads at cells (B, S) of all levels, (B, S, 9 C): row by row, zero outside."""
     table = torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in pyramid], dim=1)  # (B, cells, C)
     images, cells, channels = table.shape
     shapes = [(x.shape[2], x.shape[3]) for x in pyramid]
@@ -207,8 +207,12 @@ def _patches(pyramid: list[Tensor], cell: Tensor) -> Tensor:
     row, column = (cell - start) // width, (cell - start) % width
     step = torch.arange(-1, 2, device=cell.device)
     rows, columns = row[..., None, None] + step[:, None], column[..., None, None] + step  # (B, S, 3, 1), ...
-    inside = (rows >= 0) & (rows < height[..., None, None]) & (columns >= 0) & (columns < width[..., None, None])
+    inside = (
+        (rows >= 0) & (rows < height[..., None, None]) & (columns >= 0) & (columns < width[..., None, None])
+    )
     index = start[..., None, None] + rows * width[..., None, None] + columns
-    index = torch.where(inside, index, 0) + cells * torch.arange(images, device=cell.device)[:, None, None, None]
+    index = (
+        torch.where(inside, index, 0) + cells * torch.arange(images, device=cell.device)[:, None, None, None]
+    )
     patches = table.flatten(0, 1).index_select(0, index.flatten()).view(*inside.shape, channels)
     return (patches * inside[..., None]).flatten(2)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from msefpn.config import Config
 from msefpn.models.backbone import Backbone
+from msefpn.models.conv_backward import conv_backward
 from msefpn.models.matching import SampledRegions
 from msefpn.necks import Neck
-from msefpn.models.weight_gradient import weight_gradients
 from msefpn.structures import Detections, Proposals, Targets
 
 Losses = dict[str, Tensor]
@@ -124,14 +124,14 @@ class Detector(nn.Module, abc.ABC):
         config: what it was built from.
         classes: names of its K classes.
         category_ids: their ids in the annotation file, same order.
-        weight_gradient: how its losses take the weight gradients of convolutions, see
-            `msefpn.models.weight_gradient`.
+        conv_backward: how the gradients of its convolutions are taken in training, see
+            `msefpn.models.conv_backward`.
     """
 
     config: Config
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    weight_gradient: str = "auto"
+    conv_backward: str = "auto"
     mean: Tensor
     scale: Tensor
 
@@ -258,12 +258,10 @@ class TwoStage(Detector):
         self, images: Tensor, sizes: Tensor, targets: Targets, proposals: Proposals | None = None
     ) -> Losses:
         """Losses of proposals, regions and masks, see `Detector.losses`."""
-        with weight_gradients(self.weight_gradient, images.device):
+        with conv_backward(self.conv_backward, images.device):
             return self._losses(images, sizes, targets, proposals)
 
-    def _losses(
-        self, images: Tensor, sizes: Tensor, targets: Targets, proposals: Proposals | None
-    ) -> Losses:
+    def _losses(self, images: Tensor, sizes: Tensor, targets: Targets, proposals: Proposals | None) -> Losses:
         pyramid, aux = self.neck.forward_with_aux(self.backbone(self.normalise(images, sizes)))
         losses: Losses = {}
         if self.rpn is not None:
@@ -306,7 +304,7 @@ class OneStage(Detector):
         self, images: Tensor, sizes: Tensor, targets: Targets, proposals: Proposals | None = None
     ) -> Losses:
         """Losses of the head, see `Detector.losses`."""
-        with weight_gradients(self.weight_gradient, images.device):
+        with conv_backward(self.conv_backward, images.device):
             return self.head.losses(self.pyramid(images, sizes), sizes, _side(images), targets)
 
 
