@@ -14,8 +14,9 @@ where `options` are the configuration's `detector_options`. A head of your own g
 """
 
 import abc
-from collections.abc import Mapping
-from typing import Protocol
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from msefpn.config import Config
 from msefpn.models.backbone import Backbone
-from msefpn.models.conv_backward import conv_backward
+from msefpn.models.convolution import convolutions
 from msefpn.models.matching import SampledRegions
 from msefpn.necks import Neck
 from msefpn.structures import Detections, Proposals, Targets
@@ -32,6 +33,7 @@ Losses = dict[str, Tensor]
 """Losses by name, scalars."""
 Size = tuple[int, int]
 """Height and width, pixels."""
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class MakeNeck(Protocol):
@@ -124,14 +126,13 @@ class Detector(nn.Module, abc.ABC):
         config: what it was built from.
         classes: names of its K classes.
         category_ids: their ids in the annotation file, same order.
-        conv_backward: how the gradients of its convolutions are taken in training, see
-            `msefpn.models.conv_backward`.
+        convolution: how its convolutions are done on the CPU, one of `msefpn.models.convolution.METHODS`.
     """
 
     config: Config
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    conv_backward: str = "auto"
+    convolution: str = "auto"
     mean: Tensor
     scale: Tensor
 
@@ -211,6 +212,19 @@ def _side(images: Tensor) -> Size:
     return images.shape[2], images.shape[3]
 
 
+def _choosing_convolutions(method: Method) -> Method:
+    """Let a method of a detector do its convolutions as the detector's attribute says."""
+
+    @functools.wraps(method)
+    def run(self: Detector, images: Tensor, *args: Any, **more: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return method(self, images, *args, **more)
+        with convolutions(self.convolution, images.device):
+            return method(self, images, *args, **more)
+
+    return cast("Method", run)
+
+
 class TwoStage(Detector):
     """Region proposals on the pyramid, or given ones, then one head, or a cascade of them, on each region.
 
@@ -245,6 +259,7 @@ class TwoStage(Detector):
         """Whether it has no part that proposes regions."""
         return self.rpn is None
 
+    @_choosing_convolutions
     def forward(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
         """Detect, see `Detector.forward`."""
         pyramid = self.pyramid(images, sizes)
@@ -254,14 +269,11 @@ class TwoStage(Detector):
         detections = self.roi(pooled, _required(proposals), sizes)
         return detections if self.mask is None else _with_masks(self.mask, pooled, detections)
 
+    @_choosing_convolutions
     def losses(
         self, images: Tensor, sizes: Tensor, targets: Targets, proposals: Proposals | None = None
     ) -> Losses:
         """Losses of proposals, regions and masks, see `Detector.losses`."""
-        with conv_backward(self.conv_backward, images.device):
-            return self._losses(images, sizes, targets, proposals)
-
-    def _losses(self, images: Tensor, sizes: Tensor, targets: Targets, proposals: Proposals | None) -> Losses:
         pyramid, aux = self.neck.forward_with_aux(self.backbone(self.normalise(images, sizes)))
         losses: Losses = {}
         if self.rpn is not None:
@@ -296,16 +308,17 @@ class OneStage(Detector):
         super().__init__(backbone, neck)
         self.head = head
 
+    @_choosing_convolutions
     def forward(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
         """Detect, see `Detector.forward`."""
         return self.head(self.pyramid(images, sizes), sizes, _side(images))
 
+    @_choosing_convolutions
     def losses(
         self, images: Tensor, sizes: Tensor, targets: Targets, proposals: Proposals | None = None
     ) -> Losses:
         """Losses of the head, see `Detector.losses`."""
-        with conv_backward(self.conv_backward, images.device):
-            return self.head.losses(self.pyramid(images, sizes), sizes, _side(images), targets)
+        return self.head.losses(self.pyramid(images, sizes), sizes, _side(images), targets)
 
 
 def start_at(backbone: Backbone, stride: int) -> int:

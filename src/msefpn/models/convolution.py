@@ -1,14 +1,15 @@
-"""The backward pass of convolutions in training on the CPU.
+"""Convolutions on the CPU with less arithmetic than oneDNN's, or with faster arithmetic, where that pays.
 
 oneDNN's weight gradient of a convolution on channels_last maps takes two to five times as long on AVX2 as on
-contiguous maps; matrix products are faster than either. On AVX-512 oneDNN's is as fast as they are.
+contiguous maps; matrix products are faster than either. So are 3x3 convolutions of many channels as products
+of sums, see `winograd`. On AVX-512 oneDNN is as fast as both.
 
 The weight gradient at tap (i, j) of a kernel is the product of the output's gradient and the input moved by
 (i, j), summed over all pixels. With the rows of both padded to the same length, every such move of the
 flattened input is a view of it, and the sum is one matrix product.
 
 Where few pixels have a gradient, as in a branch for boxes, which only positive anchors train, both gradients
-are taken of these alone.
+are taken of these alone, on any CPU.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-METHODS = ("auto", "library", "matmul")
+from msefpn.models.winograd import conv3x3
+
+METHODS = ("auto", "library", "products")
 _LEAST_CHANNELS = 16
 """Of input and output; with fewer the products are too thin to be fast."""
 _MOST_PADDING = 1.25
@@ -31,45 +34,47 @@ _FEW = 0.2
 """Share of the pixels below which they are taken one by one."""
 _PROBED = 61
 """One pixel of so many is looked at first."""
+_WINOGRAD_CHANNELS, _WINOGRAD_PIXELS = 256, 1000
+"""Least channels of input and output, and pixels of a batch, for which `winograd.conv3x3` is faster."""
 
 Pair = tuple[int, int]
 
 
 def pick_method(method: str, device: torch.device) -> str:
-    """Return `library` or `matmul` for one of `METHODS`."""
+    """Return `library` or `products` for one of `METHODS`."""
     if method != "auto":
         return method
     slow = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return "matmul" if slow else "library"
+    return "products" if slow else "library"
 
 
 @contextlib.contextmanager
-def conv_backward(method: str, device: torch.device) -> Iterator[None]:
-    """Let the convolutions of the body take their gradients so.
+def convolutions(method: str, device: torch.device) -> Iterator[None]:
+    """Let the convolutions of the body, in float32 and without autocast, be done so.
 
     Args:
-        method: `library`: torch's own; `matmul`: weight gradients as matrix products, and both gradients of
-            few pixels alone where only few have one; `auto`: on the CPU the latter, and products over all
-            pixels where the processor has no AVX-512.
+        method: `library`: by torch; `products`: as matrix products where that is faster on AVX2; `auto`: the
+            latter where the processor has AVX2 and no AVX-512. With either, on the CPU, gradients are taken
+            of few pixels alone where only few have one.
         device: where the maps are.
     """
-    if torch.compiler.is_compiling() or device.type != "cpu" or method == "library":
+    if device.type != "cpu" or method == "library":
         yield
         return
-    with _Backward(dense=pick_method(method, device) == "matmul"):
+    with _Convolutions(products=pick_method(method, device) == "products"):
         yield
 
 
-class _Backward(TorchFunctionMode):
-    """Puts `_Convolution` in the place of `conv2d`.
+class _Convolutions(TorchFunctionMode):
+    """Takes the place of `conv2d`.
 
     Args:
-        dense: take the gradients of all pixels by matrix products too.
+        products: as matrix products where that is faster.
     """
 
-    def __init__(self, *, dense: bool) -> None:
+    def __init__(self, *, products: bool) -> None:
         super().__init__()
-        self.dense = dense
+        self.products = products
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -77,29 +82,42 @@ class _Backward(TorchFunctionMode):
         if func is torch.conv2d and not kwargs and len(args) == 7:
             x, weight, bias, stride, padding, dilation, groups = args
             if (dilation, groups) == ((1, 1), 1) and _is_supported(x, weight, padding):
-                return _Convolution.apply(x, weight, bias, tuple(stride), tuple(padding), self.dense)
+                if torch.is_grad_enabled() and weight.requires_grad:
+                    return _Convolution.apply(x, weight, bias, tuple(stride), tuple(padding), self.products)
+                if not (torch.is_grad_enabled() and x.requires_grad):
+                    return _convolve(x, weight, bias, tuple(stride), tuple(padding), self.products)
         return func(*args, **(kwargs or {}))
 
 
 def _is_supported(x: Tensor, weight: Tensor, padding: Pair | str) -> bool:
-    if isinstance(padding, str) or x.dim() != 4 or not (torch.is_grad_enabled() and weight.requires_grad):
+    if isinstance(padding, str) or x.dim() != 4 or x.dtype != torch.float32:
         return False
-    if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu"):
         return False
     return max(weight.shape[2:]) > 1 and min(weight.shape[:2]) >= _LEAST_CHANNELS
 
 
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, products: bool
+) -> Tensor:
+    fits = (weight.shape[2:], stride, padding) == ((3, 3), (1, 1), (1, 1))
+    many = min(weight.shape[:2]) >= _WINOGRAD_CHANNELS and x[:, 0].numel() >= _WINOGRAD_PIXELS
+    if products and fits and many:
+        return conv3x3(x, weight, bias)
+    return F.conv2d(x, weight, bias, stride, padding)
+
+
 class _Convolution(torch.autograd.Function):
-    """A convolution whose gradients are taken as this module describes."""
+    """A convolution that is done, and whose gradients are taken, as this module describes."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dense: bool
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, products: bool
     ) -> Tensor:
         """Convolve maps (B, C, H, W)."""
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding, ctx.dense = stride, padding, dense
-        return F.conv2d(x, weight, bias, stride, padding)
+        ctx.stride, ctx.padding, ctx.products = stride, padding, products
+        return _convolve(x, weight, bias, stride, padding, products)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -112,15 +130,22 @@ class _Convolution(torch.autograd.Function):
         few = _few(outputs)
         if few is not None:
             return *_gradients_of_few(grid, x, weight, outputs, few, wanted), None, None, None
-        by_product = ctx.dense and grid.padding_factor <= _MOST_PADDING
-        # oneDNN takes the weight gradient even where only the bias's is wanted.
-        of_bias = outputs.sum(dim=0) if wanted[2] else None
-        needed = [wanted[0], wanted[1] and not by_product, False]
-        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1, needed
-        )
-        if wanted[1] and by_product:
+        of_x = of_weight = None
+        mirrored = (ctx.stride, ctx.padding, grid.size) == ((1, 1), (1, 1), (3, 3))
+        if wanted[0] and ctx.products and mirrored:
+            kernel = weight.flip(2, 3).transpose(0, 1)
+            of_x = _convolve(gradient, kernel, None, ctx.stride, ctx.padding, ctx.products)
+        if wanted[1] and ctx.products and grid.padding_factor <= _MOST_PADDING:
             of_weight = weight_gradient(grid, x, gradient)
+        needed = [wanted[0] and of_x is None, wanted[1] and of_weight is None, False]
+        if any(needed):
+            own_x, own_weight, _ = torch.ops.aten.convolution_backward(
+                gradient, x, weight, None, ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1, needed
+            )
+            of_x = own_x if needed[0] else of_x
+            of_weight = own_weight if needed[1] else of_weight
+        # By itself: oneDNN takes the weight gradient, too, where the bias's is wanted.
+        of_bias = outputs.sum(dim=0) if wanted[2] else None
         return of_x, of_weight, of_bias, None, None, None
 
 

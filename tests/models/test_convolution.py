@@ -1,15 +1,20 @@
-"""Gradients of convolutions: equal to torch's own, of all pixels and of few."""
+"""Convolutions and their gradients: equal to torch's own, of all pixels and of few."""
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msefpn.models import conv_backward as module
-from msefpn.models.conv_backward import conv_backward, pick_method
+from msefpn.models import convolution as module
+from msefpn.models.convolution import convolutions, pick_method
+from msefpn.models.winograd import conv3x3
+from tests.models.test_graph import batch, make
 
 CPU = torch.device("cpu")
-CASES = {  # height, width, kernel, stride, padding
+CASES: dict[str, tuple[int, int, Any, int, Any]] = {  # height, width, kernel, stride, padding
     "as in a neck": (33, 47, (3, 3), 1, 1),
     "stride 2, odd": (33, 47, (3, 3), 2, 1),
     "stride 2, even": (32, 40, (3, 3), 2, 1),
@@ -23,13 +28,23 @@ CASES = {  # height, width, kernel, stride, padding
 }
 
 
+def noting(name: str, function: Callable[..., Any], called: list[str]) -> Callable[..., Any]:
+    """The function, which notes each call."""
+
+    def run(*arguments: Any) -> Any:
+        called.append(name)
+        return function(*arguments)
+
+    return run
+
+
 def gradients(
     conv: nn.Conv2d, x: Tensor, gradient: Tensor, method: str
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Of input, weight and bias."""
     x = x.detach().requires_grad_()
     conv.zero_grad()
-    with conv_backward(method, CPU):
+    with convolutions(method, CPU):
         y = conv(x)
     y.backward(gradient)
     assert conv.bias is not None
@@ -40,10 +55,11 @@ def gradients(
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_torchs(name: str, few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_PADDING", 3)
-    called = []
+    monkeypatch.setattr(module, "_WINOGRAD_CHANNELS", 16)
+    monkeypatch.setattr(module, "_WINOGRAD_PIXELS", 1)
+    called: list[str] = []
     for part in ("weight_gradient", "_gradients_of_few"):
-        own = getattr(module, part)
-        monkeypatch.setattr(module, part, lambda *a, own=own, part=part: (called.append(part), own(*a))[1])
+        monkeypatch.setattr(module, part, noting(part, getattr(module, part), called))
     torch.manual_seed(0)
     height, width, size, stride, padding = CASES[name]
     conv = nn.Conv2d(16, 24, size, stride, padding).to(memory_format=torch.channels_last)
@@ -54,7 +70,7 @@ def test_gradients_are_torchs(name: str, few: bool, monkeypatch: pytest.MonkeyPa
         gradient[:, :, -1, -1] = 1
     expected = gradients(conv, x, gradient, "library")
     assert not called
-    for found, own in zip(gradients(conv, x, gradient, "matmul"), expected, strict=True):
+    for found, own in zip(gradients(conv, x, gradient, "products"), expected, strict=True):
         assert found is not None
         torch.testing.assert_close(found, own, atol=1e-3, rtol=1e-4)
     assert called == ["_gradients_of_few" if few else "weight_gradient"]
@@ -68,7 +84,7 @@ def test_without_any_gradient_all_are_zero() -> None:
 
 def test_parts_that_need_no_gradient_get_none() -> None:
     conv = nn.Conv2d(16, 16, 3, padding=1, bias=False)
-    with conv_backward("matmul", CPU):
+    with convolutions("products", CPU):
         conv(torch.randn(1, 16, 40, 40)).sum().backward()  # the images need none
         assert conv.weight.grad is not None
         conv.weight.requires_grad_(False)
@@ -90,19 +106,46 @@ def test_parts_that_need_no_gradient_get_none() -> None:
     ids=str,
 )
 def test_others_stay_torchs(conv: nn.Conv2d) -> None:
-    with conv_backward("matmul", CPU):
+    with convolutions("products", CPU):
         y = conv(torch.randn(1, conv.in_channels, 20, 20, dtype=conv.weight.dtype))
     assert "Convolution" in type(y.grad_fn).__name__
     assert type(y.grad_fn).__name__ != "_ConvolutionBackward"
-    with conv_backward("matmul", CPU), torch.autocast("cpu", dtype=torch.bfloat16):
+    with convolutions("products", CPU), torch.autocast("cpu", dtype=torch.bfloat16):
         assert F.conv2d(torch.randn(1, 16, 9, 9), torch.randn(16, 16, 3, 3)).dtype == torch.bfloat16
 
 
 def test_the_method_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    for capability, method in (("AVX2", "matmul"), ("AVX512", "library"), ("DEFAULT", "library")):
+    for capability, method in (("AVX2", "products"), ("AVX512", "library"), ("DEFAULT", "library")):
         monkeypatch.setattr(
             torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability
         )
         assert pick_method("auto", CPU) == method
         assert pick_method("auto", torch.device("cuda")) == "library"
-        assert pick_method("matmul", CPU) == "matmul"
+        assert pick_method("products", CPU) == "products"
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 44), (3, 7, 9), (2, 1, 1), (1, 2, 401), (9, 4, 4)], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+def test_winograd_is_a_convolution(shape: tuple[int, int, int], bias: bool) -> None:
+    torch.manual_seed(0)
+    batch, height, width = shape
+    conv = nn.Conv2d(20, 36, 3, padding=1, bias=bias).double()
+    x = torch.randn(batch, 20, height, width, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(conv3x3(x, conv.weight, conv.bias), conv(x), atol=1e-12, rtol=0)
+
+
+@torch.no_grad()
+def test_a_detector_detects_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WINOGRAD_CHANNELS", 16)
+    called: list[str] = []
+    monkeypatch.setattr(module, "conv3x3", noting("conv3x3", conv3x3, called))
+    detector, given = make("faster_rcnn"), batch("faster_rcnn", 1, 160, 192, 158, 190)
+    found = []
+    for method in ("library", "products"):
+        assert not called
+        detector.convolution = method
+        found.append(detector(*given))
+    assert called
+    count = int(found[0].valid.sum())
+    torch.testing.assert_close(found[1].scores[:, :count], found[0].scores[:, :count], atol=1e-4, rtol=0)
