@@ -29,7 +29,7 @@ FLOORS: list[set[str]] = [
     {"errors", "structures", "necks"},
     {"plugins"},
     {"config"},
-    {"checkpoint"},
+    {"checkpoint", "names"},
     {"data", "models", "metrics", "html"},
     {"runs"},
     {"inference"},

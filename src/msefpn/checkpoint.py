@@ -45,6 +45,17 @@ def find_weights(path: str | Path) -> Path:
     return path
 
 
+def missing_weights(path: str | Path) -> UserError:
+    """Say that there are no initial weights at a path."""
+    return UserError(f"initial weights {path} do not exist: give a file, 'imagenet' or 'none'")
+
+
+def check_run(path: str | Path) -> None:
+    """Raise UserError where there are no weights of a detector; an exported file need only be there."""
+    if find_weights(path).suffix == ".safetensors":
+        read_info(path)
+
+
 def read_info(path: str | Path) -> DetectorInfo:
     """Read the description of a detector from a run folder or a file of weights; no plug-in is imported.
 

@@ -22,6 +22,8 @@ from msefpn.errors import UserError, unknown_name
 
 RECIPES = resources.files("msefpn") / "recipes"
 DEVICES = ("auto", "cpu", "gpu")
+CONVOLUTIONS = ("auto", "library", "products")
+"""How convolutions are done on the CPU, see `msefpn.models.convolution`."""
 
 
 def option(
@@ -123,6 +125,11 @@ class Config:
     devices: int = option(1, "number of GPUs, or of processes on the CPU", low=1)
     precision: str = option(
         "auto", "fp32, bf16, or auto: bf16 on a capable GPU", choices=("auto", "fp32", "bf16")
+    )
+    convolution: str = option(
+        "auto",
+        "convolutions on the CPU: by the library, as products of sums (faster on AVX2), or auto",
+        choices=CONVOLUTIONS,
     )
     workers: int = option(2, "processes that load images, per device", low=0)
     plugins: dict[str, str] = option(

@@ -44,6 +44,16 @@ KINDS = {
     "callback": "msefpn.training.callbacks",
 }
 """Each kind, and the module of the package that registers its own of that kind."""
+OUR_NAMES = {
+    "neck": ("ac_fpn", "aug_fpn", "bfp", "bifpn", "ce_fpn", "fpn", "mse_fpn", "pafpn"),
+    "detector": (
+        *("cascade_rcnn", "fast_rcnn", "faster_rcnn", "fcos", "mask_rcnn", "retinanet", "ssd", "yolov3"),
+    ),
+    "augmentation": ("multiscale", "none", "paper", "strong"),
+    "logger": ("csv", "jsonl", "mlflow", "tensorboard", "trackio", "wandb"),
+    "callback": (),
+}
+"""What the package registers of the kinds that commands name, so that a wrong name is refused at once."""
 
 
 class Plugin(NamedTuple):
@@ -115,6 +125,12 @@ def known(kind: str) -> Mapping[str, Plugin]:
     return _TABLES[kind]
 
 
+def are_there_others() -> bool:
+    """Whether there may be plug-ins: loaded, installed, or passed as objects."""
+    foreign = any(plugin.origin != OURS for table in _TABLES.values() for plugin in table.values())
+    return foreign or bool(_LOADED) or bool(importlib.metadata.entry_points(group=GROUP))
+
+
 def load(names: Iterable[str | Path] | str | Path) -> None:
     """Import plug-ins: files, or modules that Python finds.
 
@@ -180,6 +196,8 @@ def origins(uses: Iterable[tuple[str, str]]) -> dict[str, str]:
     Returns:
         `KIND NAME` -> origin.
     """
+    if not are_there_others():
+        return {}
     entries = {(kind, name): known(kind).get(name) for kind, name in uses}
     return {
         f"{kind} {name}": entry.origin

@@ -169,13 +169,14 @@ def test_demo_tells_mistakes(
     with pytest.raises(UserError, match="3 runs are given"):
         msefpn.demo(["a", "b", "c"], port=0)
     with pytest.raises(UserError, match="limits of images must be above 0"):
-        msefpn.demo("a", port=0, max_megapixels=0)
+        msefpn.demo(port=0, max_megapixels=0)
     with pytest.raises(UserError, match="'runs' holds none"):
         msefpn.demo(port=0)
     with pytest.raises(UserError, match="no weights at nowhere"):
         msefpn.demo("nowhere", port=0)
+    Path("run.onnx").touch()
     with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match="is in use"):
-        msefpn.demo("nowhere", port=taken.getsockname()[1])
+        msefpn.demo("run.onnx", port=taken.getsockname()[1])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "msefpn\[demo\]"'):
         msefpn.demo("nowhere", port=0)

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from msefpn import plugins
-from msefpn.config import Config, from_dict, is_recipe, load_recipe, load_row, parse_size, recipe_names
-from msefpn.errors import UserError, unknown_name
+from msefpn.config import Config, from_dict, is_recipe, load_recipe, load_row, parse_size
+from msefpn.errors import UserError
 from msefpn.inference.device import pick_device, telling_memory
 from msefpn.metrics.cost import count_parameters, count_work
 from msefpn.models import Detector, build, check_neck_name
 from msefpn.models.fold import folded
 from msefpn.models.roi import RoIHead
+from msefpn.names import check_rows
 from msefpn.runs.console import Bar, say, show_costs
 from msefpn.runs.folder import write_text
 from msefpn.runs.memory import peak_memory
@@ -82,15 +83,14 @@ def row_configs(names: Sequence[str], recipe: str | None, default: str, **option
     """
     if not names:
         raise UserError("rows is empty: name necks or recipes")
-    rows, necks = {}, plugins.known("neck")
+    check_rows(names)
+    rows = {}
     for name in names:
         if is_recipe(name):
             rows[name] = load_row(name, recipe, **options)
-        elif set(name.split("+")) <= set(necks):
+        else:
             check_neck_name(name)
             rows[name] = load_recipe(recipe or default, **options, neck=name)
-        else:
-            raise unknown_name("neck or recipe", name, [*necks, *recipe_names()], "; your own: --plugin FILE")
     return {
         name: dataclasses.replace(config, plugins=plugins.origins(config.uses()))
         for name, config in rows.items()

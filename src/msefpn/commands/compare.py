@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from msefpn.commands.arguments import SplitFiles, as_list, as_path, as_text, configured, files_of, takes
 from msefpn.config import Config
 from msefpn.errors import UserError
+from msefpn.names import check_rows
 
 if TYPE_CHECKING:
     from msefpn.ablation.ablate import Ablation
@@ -46,6 +47,7 @@ def cost(
         UserError: the request cannot be met; the message says what to change.
     """
     values, _ = configured(options, set)
+    check_rows(as_list(rows))
 
     from msefpn.ablation.cost import measure_costs, row_configs
 
@@ -99,6 +101,7 @@ def ablate(
     """
     files = files_of(options)
     values, objects = configured(options, set)
+    check_rows(as_list(rows))
     if objects:
         raise UserError("ablate trains in other processes: give loggers and callbacks by name, with --plugin")
 

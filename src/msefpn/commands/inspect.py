@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from msefpn.commands.arguments import as_path, as_text
-from msefpn.errors import missing_extra
+from msefpn.checkpoint import check_run
+from msefpn.commands.arguments import as_list, as_path, as_text
+from msefpn.errors import UserError, missing_extra
+from msefpn.runs.folder import read_run
 
 
 def explain(
@@ -45,12 +47,16 @@ def explain(
     Raises:
         UserError: the request cannot be met; the message says what to change.
     """
+    runs = [Path(run), *([] if against is None else [Path(against)])]
+    for one in runs:
+        check_run(one)
+
     from msefpn.explaining.explain import write_explanation
     from msefpn.inference.sources import find_images
 
     given = [images] if isinstance(images, (str, Path)) else list(images or [])
     return write_explanation(
-        [Path(run), *([] if against is None else [Path(against)])],
+        runs,
         Path(image),
         find_images(given) if given else [],
         out=None if out is None else Path(out),
@@ -78,10 +84,13 @@ def report(runs: Sequence[str | Path] | str | Path, *, out: str | Path | None = 
         UserError: a folder is not a run folder, or the file cannot be written. The page says what is missing
             in a run.
     """
+    folders = [Path(run) for run in as_list(runs)]
+    for folder in folders:
+        read_run(folder)
+
     from msefpn.reporting.report import write_report
 
-    folders = [runs] if isinstance(runs, (str, Path)) else runs
-    return write_report([Path(run) for run in folders], as_path(out))
+    return write_report(folders, as_path(out))
 
 
 def demo(
@@ -114,13 +123,17 @@ def demo(
     """
     if importlib.util.find_spec("gradio") is None:
         raise missing_extra("the demo page", "demo")
+    given = [Path(run) for run in as_list(runs)]
+    if len(given) > 2:
+        raise UserError(f"{len(given)} runs are given: the page shows one, or compares two")
+    for run in given:
+        check_run(run)
 
     from msefpn.web.demo import serve_demo
     from msefpn.web.upload import UploadLimits
 
-    given = [] if runs is None else [runs] if isinstance(runs, (str, Path)) else runs
     serve_demo(
-        [Path(run) for run in given],
+        given,
         host=host,
         port=port,
         limits=UploadLimits(max_megabytes, max_megapixels),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msefpn import plugins
+from msefpn.checkpoint import check_run
 from msefpn.commands.arguments import configured, takes
 from msefpn.config import Config, from_dict
 from msefpn.exporting.options import ExportOptions
@@ -36,6 +37,7 @@ def export(run: str | Path, **options: Any) -> ExportReport:
         UserError: the request cannot be met; the message says what to change.
     """
     chosen = ExportOptions.given(**options)
+    check_run(run)
 
     from msefpn.exporting.export import export as export_run
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msefpn.checkpoint import check_run
 from msefpn.commands.arguments import as_path, as_text, takes
 from msefpn.prediction.request import PredictionOptions
 
@@ -43,6 +44,7 @@ def predict(
         UserError: the request cannot be met; the message says what to change.
     """
     chosen = PredictionOptions.given(**options)
+    _check_given(run, sources)
 
     from msefpn.prediction.predict import predict as write_predictions
 
@@ -70,6 +72,7 @@ def stream(
         UserError: the request cannot be met; the message says what to change.
     """
     chosen = PredictionOptions.given(**options)
+    _check_given(run, sources)
 
     from msefpn.prediction.predict import stream as stream_results
 
@@ -111,6 +114,8 @@ def evaluate(
     Raises:
         UserError: the request cannot be met; the message says what to change.
     """
+    check_run(run)
+
     from msefpn.inference.evaluate import evaluate as evaluate_run
 
     return evaluate_run(
@@ -126,3 +131,10 @@ def evaluate(
         device=device,
         workers=workers,
     )
+
+
+def _check_given(run: str | Path, sources: Sequence[str | Path] | str | Path) -> None:
+    from msefpn.inference.sources import find_sources
+
+    check_run(run)
+    find_sources(sources)

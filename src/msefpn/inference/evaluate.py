@@ -51,8 +51,6 @@ def evaluate(
         raise UserError(f"workers is {workers}: it must be at least 0")
     if split not in ("train", "val"):
         raise unknown_name("split", split, ("train", "val"))
-    if not run.exists():
-        raise UserError(f"run '{run}' does not exist: give the folder that 'msefpn train' wrote")
     sides = None if size is None else parse_size(size)
     refuse_unread(data, file)
     folder = run if run.is_dir() else run.parent

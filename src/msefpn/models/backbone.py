@@ -12,7 +12,6 @@ configuration's `backbone_options`, that returns a module. See `Body` for what i
 """
 
 import contextlib
-import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from msefpn.errors import UserError
 from msefpn.models.construct import check_options, construct
 from msefpn.models.fold import join
+from msefpn.names import unknown_backbone
 from msefpn.plugins import known
 
 _STRIDES = [4, 8, 16, 32]
@@ -206,10 +206,7 @@ def spec_of(owner: str, factory: Callable[..., Any], options: dict[str, Any]) ->
 
 def _of_timm(name: str) -> BodySpec:
     if not timm.is_model(name):
-        own = list(known("backbone"))
-        close = difflib.get_close_matches(name.split(".")[0], timm.list_models() + own, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has all names"
-        raise UserError(f"unknown backbone '{name}': {hint}")
+        raise unknown_backbone(name, [*timm.list_models(), *known("backbone")])
     body = _create(name, _levels(name))
     cfg = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     modules = body.feature_info.module_name()

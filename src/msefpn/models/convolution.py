@@ -25,7 +25,6 @@ from torch.overrides import TorchFunctionMode
 
 from msefpn.models.winograd import conv3x3
 
-METHODS = ("auto", "library", "products")
 _LEAST_CHANNELS = 16
 """Of input and output; with fewer the products are too thin to be fast."""
 _MOST_PADDING = 1.25
@@ -41,7 +40,7 @@ Pair = tuple[int, int]
 
 
 def pick_method(method: str, device: torch.device) -> str:
-    """Return `library` or `products` for one of `METHODS`."""
+    """Return `library` or `products` for one of `msefpn.config.CONVOLUTIONS`."""
     if method != "auto":
         return method
     slow = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"

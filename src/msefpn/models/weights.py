@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from msefpn.checkpoint import KEY, find_weights, read_info, write_info
+from msefpn.checkpoint import KEY, find_weights, missing_weights, read_info, write_info
 from msefpn.errors import UserError
 from msefpn.models.detectors import Detector
 from msefpn.models.factory import build
@@ -172,7 +172,7 @@ def _from_hub(name: str) -> dict[str, Tensor]:
 
 def _read_any(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(f"initial weights {path} do not exist: give a file, 'imagenet' or 'none'")
+        raise missing_weights(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from msefpn import plugins
+from msefpn.checkpoint import missing_weights
 from msefpn.config import Config, from_dict, load_recipe
+from msefpn.data.locate import find_split, refuse_unread
 from msefpn.errors import UserError
+from msefpn.names import check_names
 from msefpn.runs.folder import (
     LAST,
     RESUME,
@@ -87,9 +90,22 @@ def plan_training(
         if inherited_out(out) is None:
             check_out(folder)
         plan = Plan(config, data, dict(given), folder, None, steps)
-    for kind, name in config.uses("augmentation", "logger", "callback"):
-        plugins.find(kind, name)
+    check_names(plan.config)
+    _check_files(plan)
     return replace(plan, config=replace(config, plugins=plugins.origins(config.uses())))
+
+
+def _check_files(plan: Plan) -> None:
+    """Raise UserError for a file or folder of the request that does not exist."""
+    refuse_unread(plan.data, plan.given.get("train_json"), plan.given.get("val_json"))
+    if isinstance(plan.data, (str, Path)) and not Path(plan.data).exists():
+        find_split(Path(plan.data), "train")  # which says so
+    for name, path in plan.given.items():
+        if not path.exists():
+            raise UserError(f"{name} '{path}' does not exist: give the path of the file or folder")
+    init = plan.config.init
+    if not plan.resume and init not in ("imagenet", "none") and not Path(init).is_file():
+        raise missing_weights(init)
 
 
 def names_data(given: Mapping[str, Path]) -> bool:

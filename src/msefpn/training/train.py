@@ -24,6 +24,7 @@ from msefpn.data.synthetic import draw_builtin_set
 from msefpn.errors import UserError
 from msefpn.inference.device import check_devices, pick_precision
 from msefpn.models import Detector, build, check_initial_weights, init_weights, probe
+from msefpn.models.convolution import pick_method
 from msefpn.runs.console import say
 from msefpn.runs.folder import (
     BEST,
@@ -64,6 +65,7 @@ def train(plan: Plan, callbacks: Iterable[Any] = ()) -> Path:
     files, (train_data, train_report), (val_data, val_report) = read_data(plan)
     torch.manual_seed(config.seed)
     detector = build(config, train_data.classes, train_data.category_ids)
+    detector.convolution = config.convolution
     state = _read_state(plan, files, train_data)
     told = []
     if state is not None:
@@ -258,6 +260,9 @@ def _plan_lines(
         f"{config.warmup} steps of warm-up; {schedule}",
         f"run: {out}",
     ]
+    if device.type == "cpu":
+        processor = torch.backends.cpu.get_cpu_capability()
+        lines.insert(1, f"convolutions: {pick_method(config.convolution, device)}, on {processor}")
     return lines if state is None else [*lines, f"resumed after epoch {state['epoch']}"]
 
 

@@ -22,8 +22,6 @@ def serve_demo(
     runs: Sequence[Path], *, host: str, port: int, limits: UploadLimits, size: str | None, device: str
 ) -> None:
     """Serve the page until Ctrl-C; see `msefpn.commands.inspect.demo`."""
-    if len(runs) > 2:
-        raise UserError(f"{len(runs)} runs are given: the page shows one, or compares two")
     if limits.megabytes <= 0 or limits.megapixels <= 0:
         raise UserError("the limits of images must be above 0: change --max-megabytes and --max-megapixels")
     with listen(host, port) as taken:  # before reading weights, so that a port in use is reported at once
