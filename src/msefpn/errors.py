@@ -16,6 +16,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
     return UserError(f"unknown {kind} '{name}': {guess}known: {', '.join(names)}{hint}")
 
 
+def unknown_backbone(name: str, known: Iterable[str]) -> UserError:
+    """Say that a backbone is not known, with the closest known names."""
+    close = difflib.get_close_matches(name.split(".")[0], known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has all names"
+    return UserError(f"unknown backbone '{name}': {hint}")
+
+
 def missing_extra(what: str, extra: str) -> UserError:
     """Say that `what` needs packages that an extra of this package installs."""
     return UserError(f'{what} needs the extra: pip install "msefpn[{extra}]"')

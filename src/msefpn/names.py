@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.util
 import re
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from msefpn import plugins
 from msefpn.config import Config, is_recipe, recipe_names
-from msefpn.errors import UserError, unknown_name
+from msefpn.errors import unknown_backbone, unknown_name
 
 _OWN_FILE = "; your own: --plugin FILE"
 
@@ -33,13 +32,6 @@ def check_rows(rows: Iterable[str]) -> None:
         unknown = not is_recipe(row) and not set(row.split("+")) <= set(plugins.OUR_NAMES["neck"])
         if unknown and not set(row.split("+")) <= (necks := _all_names("neck")):
             raise unknown_name("neck or recipe", row, [*necks, *recipe_names()], _OWN_FILE)
-
-
-def unknown_backbone(name: str, known: Iterable[str]) -> UserError:
-    """Say that a backbone is not known, with the closest known names."""
-    close = difflib.get_close_matches(name.split(".")[0], known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has all names"
-    return UserError(f"unknown backbone '{name}': {hint}")
 
 
 def _known(kind: str, name: str) -> None:

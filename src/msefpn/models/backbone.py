@@ -21,10 +21,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from msefpn.errors import UserError
+from msefpn.errors import UserError, unknown_backbone
 from msefpn.models.construct import check_options, construct
 from msefpn.models.fold import join
-from msefpn.names import unknown_backbone
 from msefpn.plugins import known
 
 _STRIDES = [4, 8, 16, 32]
