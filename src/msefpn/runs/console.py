@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -36,6 +37,9 @@ _MEANING = {
     "ARm": "area 32 x 32 to 96 x 96 px",
     "ARl": "area over 96 x 96 px",
 }
+
+
+_MINUTE = 60.0
 
 
 def say(*lines: str) -> None:
@@ -175,10 +179,14 @@ class _TwoLines(Progress):
 
 
 class TrainingProgress:
-    """A bar with losses, learning rate, speed and time left on a terminal; a line per epoch everywhere."""
+    """A bar with losses, learning rate, speed and time left on a terminal; a line per epoch everywhere.
+
+    Outside a terminal, a line once a minute.
+    """
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
+        self.told = time.monotonic()
         self.progress = _TwoLines(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -198,21 +206,31 @@ class TrainingProgress:
 
     def step(self, values: Mapping[str, float], clock: Speed) -> None:
         """Show one batch: its losses and the learning rate."""
-        if self.task is not None and not self.progress.disable:
-            self.progress.text = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
-            speed = f"{clock.images_per_second:.1f} images/s  left {duration(clock.left)}"
-            self.progress.update(self.task, advance=1, speed=speed)
+        text = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
+        speed = f"{clock.images_per_second:.1f} images/s  left {duration(clock.left)}"
+        self.progress.text = text
+        self._advance(f"loss {values['loss']:.4g}  {speed}", speed=speed)
 
     def evaluated(self, images: int) -> None:
         """Show that one more batch, of `images`, is evaluated."""
-        if self.task is not None:
-            self.progress.update(self.task, advance=1)
+        self._advance("")
+
+    def _advance(self, text: str, **shown: Any) -> None:
+        """Move on by a batch; outside a terminal tell how far it is, where a minute has passed."""
+        if self.task is None:
+            return
+        self.progress.update(self.task, advance=1, **shown)
+        if self.progress.disable and time.monotonic() - self.told >= _MINUTE:
+            self.told = time.monotonic()
+            (task,) = self.progress.tasks
+            say(f"{task.description}  batch {task.completed:.0f}/{task.total:.0f}  {text}".rstrip())
 
     def end_epoch(
         self, epoch: int, values: Mapping[str, float], numbers: Mapping[str, Any], clock: Speed
     ) -> None:
         """Print the line of an epoch."""
         self.progress.stop()
+        self.told = time.monotonic()
         masks = f"mask AP {_number(numbers['mask']['AP'])}  " if "mask" in numbers else ""
         say(
             f"epoch {epoch}/{self.epochs}  loss {values['loss']:.4g}  AP {_number(numbers['AP'])}  "

@@ -9,10 +9,10 @@ class Clock:
     """Counts images of an epoch's training, and the time of the run, evaluations included.
 
     Args:
-        epochs: epochs that this process trains.
+        epochs: epochs that this process trains; a fraction where it stops within one.
     """
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: float) -> None:
         self.epochs = epochs
         self.began = self.epoch_began = time.monotonic()
         self.images = self.done = 0

@@ -152,6 +152,9 @@ class Training(pl.LightningModule):
         """Begin to count anew."""
         self.detector.train()
         self.sums.clear()
+        if self.limit is not None:
+            steps = (self.limit - self.run.step) * self.config.accumulate
+            self.clock.epochs = min(self.clock.epochs, steps / self.batches)
         self.clock.start_epoch()
         if self.progress is not None:
             self.progress.start(f"epoch {self.epoch + 1}/{self.config.epochs}", self.batches)

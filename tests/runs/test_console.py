@@ -1,0 +1,56 @@
+"""What is told of a training outside a terminal."""
+
+import time
+
+import pytest
+
+from msefpn.runs.console import TrainingProgress
+from msefpn.training.clock import Clock
+
+
+class Time:
+    """A clock that a test moves."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def moving(monkeypatch: pytest.MonkeyPatch) -> Time:
+    own = Time()
+    monkeypatch.setattr(time, "monotonic", own.monotonic)
+    return own
+
+
+def test_outside_a_terminal_a_line_is_told_each_minute(
+    moving: Time, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress, clock = TrainingProgress(2), Clock(2)
+    progress.start("epoch 1/2", 100)
+    for batch in range(100):
+        moving.now += 2
+        clock.seen(4, (batch + 1) / 100)
+        progress.step({"loss": 0.5, "lr": 0.01}, clock)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "epoch 1/2  batch 30/100  loss 0.5  2.0 images/s  left 5:40",
+        "epoch 1/2  batch 60/100  loss 0.5  2.0 images/s  left 4:40",
+        "epoch 1/2  batch 90/100  loss 0.5  2.0 images/s  left 3:40",
+    ]
+    progress.start("epoch 1/2, evaluation", 50)
+    for _ in range(50):
+        moving.now += 2
+        progress.evaluated(1)
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1/2, evaluation  batch 20/50",
+        "epoch 1/2, evaluation  batch 50/50",
+    ]
+
+
+def test_time_left_to_a_step_within_an_epoch(moving: Time) -> None:
+    clock = Clock(0.5)
+    moving.now = 10
+    clock.seen(8, 0.25)
+    assert clock.left == pytest.approx(10)
