@@ -167,7 +167,8 @@ def main() -> None:
     )
     print(
         f"{datetime.date.today()}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} "
-        f"threads, {args.device}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
+        f"threads, {args.device}, {torch.backends.cpu.get_cpu_capability()}, "
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}, "
         f"commit {commit.stdout.strip() or 'unknown'}, medians of {args.rounds}",
         flush=True,
     )

@@ -17,7 +17,7 @@ import torch
 from msefpn import plugins
 from msefpn.config import Config, from_dict, is_recipe, load_recipe, load_row, parse_size
 from msefpn.errors import UserError
-from msefpn.inference.device import pick_device, telling_memory
+from msefpn.inference.device import machine_load, pick_device, telling_memory
 from msefpn.metrics.cost import count_parameters, count_work
 from msefpn.models import Detector, build, check_neck_name
 from msefpn.models.fold import folded
@@ -130,8 +130,8 @@ def measure_costs(
     width, height = workload.size
     say(
         f"predict {batch} x {height} x {width} on {workload.device}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, random weights, {classes} classes; parts and GMAC: 10^9 "
-        f"multiply-accumulates; "
+        f"{machine_load()}, torch {torch.__version__}, random weights, {classes} classes; "
+        f"parts and GMAC: 10^9 multiply-accumulates; "
         f"time: ratio to {table[0]['row']}, medians of {rounds}; peak: of a process with the one detector"
     )
     if out is not None:

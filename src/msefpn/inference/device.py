@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
@@ -55,3 +56,12 @@ def telling_memory(batch: int, size: tuple[int, int]) -> Iterator[None]:
             f"the GPU does not have the memory for batch {batch} at size {size[0]}x{size[1]}: "
             "lower --batch or --size"
         ) from None
+
+
+def machine_load() -> str:
+    """How busy the machine is, to stand beside times: `load 1.2 on 8 cores`.
+
+    Of the last minute, this process included; without the load where the system does not tell it.
+    """
+    cores = f"{os.cpu_count()} cores"
+    return f"load {os.getloadavg()[0]:.1f} on {cores}" if hasattr(os, "getloadavg") else cores

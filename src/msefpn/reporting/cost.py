@@ -18,7 +18,7 @@ from msefpn.data.loader import eval_loader
 from msefpn.data.proposals import with_proposals
 from msefpn.errors import UserError
 from msefpn.inference.detect import predict_batch
-from msefpn.inference.device import pick_device
+from msefpn.inference.device import machine_load, pick_device
 from msefpn.metrics.cost import count_parameters, count_work
 from msefpn.models import Detector, load
 from msefpn.models.fold import folded
@@ -99,5 +99,5 @@ def _cost(detector: Detector, batches: Sequence[Batch], seconds: float, device: 
         size=(images.shape[2], images.shape[3]),
         seconds=seconds,
         setting=f"median of {TIMED_IMAGES} predictions of one image each, from the resized image to boxes, "
-        f"on {processor}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        f"on {processor}, {torch.get_num_threads()} threads, {machine_load()}, torch {torch.__version__}",
     )
