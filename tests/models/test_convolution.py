@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from msefpn.models import convolution as module
 from msefpn.models.convolution import convolutions, pick_method
 from msefpn.models.winograd import conv3x3
+from msefpn.structures import Targets
 from tests.models.test_graph import batch, make
 
 CPU = torch.device("cpu")
@@ -149,3 +150,31 @@ def test_a_detector_detects_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     assert called
     count = int(found[0].valid.sum())
     torch.testing.assert_close(found[1].scores[:, :count], found[0].scores[:, :count], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
+def test_a_detector_learns_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part, least in (("_WINOGRAD_CHANNELS", 16), ("_WINOGRAD_PIXELS", 1), ("_MOST_PADDING", 3)):
+        monkeypatch.setattr(module, part, least)
+    called: list[str] = []
+    for part in ("weight_gradient", "_gradients_of_few", "conv3x3"):
+        monkeypatch.setattr(module, part, noting(part, getattr(module, part), called))
+    detector = make(name).train()
+    images, sizes = batch(name, 2, 96, 128, 90, 128)[:2]
+    boxes = torch.tensor([[[10.0, 12, 50, 60], [70, 20, 120, 88]], [[30, 5, 90, 85], [0, 0, 0, 0]]])
+    targets = Targets(boxes, torch.tensor([[0, 2], [1, 0]]), torch.tensor([[True, True], [True, False]]))
+    found = []
+    for method in ("library", "products"):
+        assert not called
+        detector.convolution = method
+        detector.zero_grad()
+        torch.manual_seed(0)
+        losses = detector.losses(images, sizes, targets)
+        torch.stack([*losses.values()]).sum().backward()
+        found.append({key: x.grad for key, x in detector.named_parameters() if x.grad is not None})
+    assert set(called) == {"weight_gradient", "_gradients_of_few", "conv3x3"}
+    expected, own = found
+    assert own.keys() == expected.keys()
+    for key, gradient in expected.items():
+        error = (own[key] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        assert error < 1e-2, f"{key}: {error:.1e}"

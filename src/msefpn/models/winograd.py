@@ -34,7 +34,9 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     down, across = (height + 1) // 2, (width + 1) // 2  # tiles
     around = (0, 0, 1, 2 * across - width + 1, 1, 2 * down - height + 1)
     padded = F.pad(x.permute(0, 2, 3, 1), around)
-    out = x.new_empty(batch, down, 2, across, 2, len(weight))
+    size = batch, len(weight), 2 * down, 2 * across
+    y = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    out = y.permute(0, 2, 3, 1).view(batch, down, 2, across, 2, len(weight))
     lines = max(1, min(down, _TILES // across))
     images = max(1, _TILES // (down * across))
     for image in range(0, batch, images):
@@ -44,7 +46,9 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             _convolve(piece, kernels, found)
             if bias is not None:
                 found += bias
-    return out.view(batch, 2 * down, 2 * across, -1)[:, :height, :width].permute(0, 3, 1, 2)
+    if y.shape[2:] == x.shape[2:]:
+        return y
+    return y[:, :, :height, :width].clone(memory_format=torch.channels_last)  # autograd forbids a view
 
 
 def _kernel_sums(weight: Tensor) -> Tensor:
