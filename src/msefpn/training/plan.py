@@ -1,4 +1,4 @@
-"""What a training is to do: configuration, files and run folder; nothing is read or written here."""
+"""What a training is to do: configuration, files and run folder; nothing is written here."""
 
 from __future__ import annotations
 
