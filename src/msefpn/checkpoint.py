@@ -46,12 +46,16 @@ def find_weights(path: str | Path) -> Path:
 
 
 def missing_weights(path: str | Path) -> UserError:
-    """Say that there are no initial weights at a path."""
+    """Build the error for initial weights that do not exist."""
     return UserError(f"initial weights {path} do not exist: give a file, 'imagenet' or 'none'")
 
 
 def check_run(path: str | Path) -> None:
-    """Raise UserError where there are no weights of a detector; an exported file need only be there."""
+    """Check that weights exist and describe a detector; of an exported file, that it exists.
+
+    Raises:
+        UserError: they do not.
+    """
     if find_weights(path).suffix == ".safetensors":
         read_info(path)
 

@@ -12,36 +12,33 @@ from msefpn import plugins
 from msefpn.config import Config, is_recipe, recipe_names
 from msefpn.errors import unknown_backbone, unknown_name
 
-_OWN_FILE = "; your own: --plugin FILE"
-
 
 def check_names(config: Config) -> None:
     """Raise UserError for a neck, backbone, detector, augmentation, logger or callback that is unknown."""
     for kind, name in config.uses("neck", "detector", "augmentation", "logger", "callback"):
-        if name not in plugins.OUR_NAMES[kind]:
-            _known(kind, name)
+        if not _is_known(kind, name):
+            raise unknown_name(kind, name, _all_names(kind), hint=plugins.YOUR_OWN)
+    known = _timm_names()
     for _, name in config.uses("backbone"):
-        base = name.split(".")[0]
-        if base not in _timm_names() and not plugins.are_there_others() and _timm_names():
-            raise unknown_backbone(name, _timm_names())
+        if known and name.split(".")[0] not in known and not plugins.are_there_others():
+            raise unknown_backbone(name, known)
 
 
 def check_rows(rows: Iterable[str]) -> None:
     """Raise UserError for a row of a comparison that is neither a neck, or a stack of necks, nor a recipe."""
     for row in rows:
-        unknown = not is_recipe(row) and not set(row.split("+")) <= set(plugins.OUR_NAMES["neck"])
-        if unknown and not set(row.split("+")) <= (necks := _all_names("neck")):
-            raise unknown_name("neck or recipe", row, [*necks, *recipe_names()], _OWN_FILE)
+        if not is_recipe(row) and not all(_is_known("neck", name) for name in row.split("+")):
+            known = [*_all_names("neck"), *recipe_names()]
+            raise unknown_name("neck or recipe", row, known, hint=plugins.YOUR_OWN)
 
 
-def _known(kind: str, name: str) -> None:
-    if name not in (names := _all_names(kind)):
-        raise unknown_name(kind, name, names, hint=_OWN_FILE)
+def _is_known(kind: str, name: str) -> bool:
+    return name in plugins.OUR_NAMES[kind] or name in _all_names(kind)
 
 
-def _all_names(kind: str) -> set[str]:
+def _all_names(kind: str) -> Iterable[str]:
     """The package's own names and those of plug-ins, which are imported only where there are any."""
-    return set(plugins.known(kind) if plugins.are_there_others() else plugins.OUR_NAMES[kind])
+    return plugins.known(kind) if plugins.are_there_others() else plugins.OUR_NAMES[kind]
 
 
 @functools.cache

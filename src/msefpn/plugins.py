@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 GROUP = "msefpn"
 """Entry points of this group are modules that register; each is imported when a name is first looked up."""
+YOUR_OWN = "; your own: --plugin FILE"
+"""Hint of the message for an unknown name."""
 OURS = "msefpn"
 """Origin of what the package itself registers."""
 KINDS = {
@@ -107,7 +109,7 @@ def find(kind: str, name: str) -> Any:
     """Return the class or factory of a name. Raises UserError with the known names for an unknown one."""
     table = known(kind)
     if name not in table:
-        raise unknown_name(kind, name, table, hint="; your own: --plugin FILE")
+        raise unknown_name(kind, name, table, hint=YOUR_OWN)
     return table[name].object
 
 

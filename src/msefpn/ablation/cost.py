@@ -22,7 +22,6 @@ from msefpn.metrics.cost import count_parameters, count_work
 from msefpn.models import Detector, build, check_neck_name
 from msefpn.models.fold import folded
 from msefpn.models.roi import RoIHead
-from msefpn.names import check_rows
 from msefpn.runs.console import Bar, say, show_costs
 from msefpn.runs.folder import write_text
 from msefpn.runs.memory import peak_memory
@@ -79,11 +78,10 @@ def row_configs(names: Sequence[str], recipe: str | None, default: str, **option
         options: values that are put over all, where not None.
 
     Raises:
-        UserError: a name is neither.
+        UserError: there is none, or a neck that does not exist.
     """
     if not names:
         raise UserError("rows is empty: name necks or recipes")
-    check_rows(names)
     rows = {}
     for name in names:
         if is_recipe(name):

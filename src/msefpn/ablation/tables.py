@@ -189,7 +189,7 @@ def draw_plot(results: Results, path: Path) -> None:
 def write_tables(folder: Path) -> Results:
     """Write table.md, table.csv, table.tex and plot.svg beside a grid's results.json; return the results.
 
-    Without matplotlib one line says that there is no plot.
+    Without matplotlib the plot is skipped, with a message.
     """
     results: Results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     for name, text in (("md", markdown), ("csv", comma_separated), ("tex", latex)):

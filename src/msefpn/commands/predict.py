@@ -12,6 +12,7 @@ from msefpn.commands.arguments import as_path, as_text, takes
 from msefpn.prediction.request import PredictionOptions
 
 if TYPE_CHECKING:
+    from msefpn.inference.frames import InputSource
     from msefpn.prediction.predict import ImageResult
 
 
@@ -44,12 +45,12 @@ def predict(
         UserError: the request cannot be met; the message says what to change.
     """
     chosen = PredictionOptions.given(**options)
-    _check_given(run, sources)
+    found = _check_given(run, sources)
 
     from msefpn.prediction.predict import predict as write_predictions
 
     kinds = ["pictures", "json"] if save is None else [save] if isinstance(save, str) else save
-    return write_predictions(Path(run), sources, chosen, out=None if out is None else Path(out), save=kinds)
+    return write_predictions(Path(run), found, chosen, out=None if out is None else Path(out), save=kinds)
 
 
 @takes(PredictionOptions)
@@ -72,11 +73,11 @@ def stream(
         UserError: the request cannot be met; the message says what to change.
     """
     chosen = PredictionOptions.given(**options)
-    _check_given(run, sources)
+    found = _check_given(run, sources)
 
     from msefpn.prediction.predict import stream as stream_results
 
-    return stream_results(Path(run), sources, chosen)
+    return stream_results(Path(run), found, chosen)
 
 
 def evaluate(
@@ -133,8 +134,9 @@ def evaluate(
     )
 
 
-def _check_given(run: str | Path, sources: Sequence[str | Path] | str | Path) -> None:
+def _check_given(run: str | Path, sources: Sequence[str | Path] | str | Path) -> list[InputSource]:
+    """Check the run and return the sources, before torch is imported. Raises UserError."""
     from msefpn.inference.sources import find_sources
 
     check_run(run)
-    find_sources(sources)
+    return find_sources(sources)

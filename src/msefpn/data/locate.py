@@ -20,7 +20,7 @@ def find_split(data: Path, split: str) -> tuple[Path, Path]:
     of val, valid, validation, dev and test. Raises UserError that says what was looked for.
     """
     if not _is_folder(data):
-        raise UserError(f"data folder '{data}' does not exist: give a folder with train.json and train/")
+        raise missing_folder(data)
     for name in (name + year for name in _NAMES[split] for year in _YEARS):
         for file in (data / pattern.format(name) for pattern in _FILES):
             if not file.is_file():
@@ -69,6 +69,11 @@ def has_splits(data: Path, splits: Iterable[str]) -> bool:
         return all(find_split(data, split) for split in splits)
     except UserError:
         return False
+
+
+def missing_folder(data: Path) -> UserError:
+    """Build the error for a data folder that does not exist."""
+    return UserError(f"data folder '{data}' does not exist: give a folder with train.json and train/")
 
 
 def _is_folder(path: Path) -> bool:

@@ -112,8 +112,7 @@ class RPN(nn.Module):
     ) -> tuple[Proposals, dict[str, Tensor]]:
         """Propose regions for training, and the losses `rpn_object` and `rpn_box`.
 
-        Only the sampled anchors have a gradient, so it is taken at their cells alone: of some hundred of an
-        image's ten thousands.
+        Only the sampled anchors have a gradient: it is computed at their cells alone, not on whole maps.
         """
         anchors = self.anchors(pyramid, image)
         with torch.no_grad():
@@ -196,23 +195,19 @@ class RPN(nn.Module):
 
 
 def _patches(pyramid: list[Tensor], cell: Tensor) -> Tensor:
-    """What a 3x3 convolution reads at cells (B, S) of all levels, (B, S, 9 C): row by row, zero outside."""
+    """The 3x3 neighbourhoods (B, S, 9 C) of cells (B, S) of all levels, row by row; zero outside of a map."""
     table = torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in pyramid], dim=1)  # (B, cells, C)
     images, cells, channels = table.shape
-    shapes = [(x.shape[2], x.shape[3]) for x in pyramid]
-    ends = torch.tensor([height * width for height, width in shapes], device=cell.device).cumsum(0)
+    sizes = torch.tensor([(x.shape[2], x.shape[3]) for x in pyramid], device=cell.device)
+    ends = sizes.prod(dim=1).cumsum(0)
+    cell = cell[..., None, None]  # (B, S, 1, 1)
     level = torch.bucketize(cell, ends, right=True)
-    height, width = torch.tensor(shapes, device=cell.device)[level].unbind(-1)
+    height, width = sizes[level].unbind(-1)
     start = ends[level] - height * width
-    row, column = (cell - start) // width, (cell - start) % width
     step = torch.arange(-1, 2, device=cell.device)
-    rows, columns = row[..., None, None] + step[:, None], column[..., None, None] + step  # (B, S, 3, 1), ...
-    inside = (
-        (rows >= 0) & (rows < height[..., None, None]) & (columns >= 0) & (columns < width[..., None, None])
-    )
-    index = start[..., None, None] + rows * width[..., None, None] + columns
-    index = (
-        torch.where(inside, index, 0) + cells * torch.arange(images, device=cell.device)[:, None, None, None]
-    )
+    row, column = (cell - start) // width + step[:, None], (cell - start) % width + step
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)  # (B, S, 3, 3)
+    image = torch.arange(images, device=cell.device)[:, None, None, None]
+    index = torch.where(inside, start + row * width + column, 0) + cells * image
     patches = table.flatten(0, 1).index_select(0, index.flatten()).view(*inside.shape, channels)
     return (patches * inside[..., None]).flatten(2)

@@ -19,7 +19,7 @@ from msefpn.errors import UserError, missing_extra, unknown_name
 from msefpn.inference.detect import Predictions, check_proposals_given
 from msefpn.inference.frames import Frame, InputSource, ReadFailure
 from msefpn.inference.predictor import Predictor
-from msefpn.inference.sources import Paths, check_video, count_frames, find_sources, read_frames
+from msefpn.inference.sources import check_video, count_frames, read_frames
 from msefpn.prediction.request import PredictionOptions
 from msefpn.prediction.writers import RESULT_WRITERS, Output, Writer, entries_of
 from msefpn.runs.console import Bar, say, show_dropped
@@ -78,9 +78,8 @@ class _Request:
     """Regions (r, 4) of each source, xyxy, pixels; None: the detector finds its own."""
 
     @classmethod
-    def open(cls, run: Path, given: Paths, options: PredictionOptions) -> _Request:
-        """Find the sources, open the detector and check that all fits. Raises UserError."""
-        sources = find_sources(given)
+    def open(cls, run: Path, sources: list[InputSource], options: PredictionOptions) -> _Request:
+        """Open the detector and check that all fits. Raises UserError."""
         check_video(sources)
         predictor = Predictor.open(run, size=options.size, device=options.device)
         check_proposals_given(predictor.detector, options.proposals is not None, run)
@@ -138,7 +137,12 @@ class _Request:
 
 
 def predict(
-    run: Path, given: Paths, options: PredictionOptions, *, out: Path | None, save: Sequence[str]
+    run: Path,
+    sources: list[InputSource],
+    options: PredictionOptions,
+    *,
+    out: Path | None,
+    save: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Detect and write the results; see `msefpn.commands.predict.predict`."""
     for kind in save:
@@ -148,7 +152,7 @@ def predict(
         raise UserError(f"nothing to save: give some of {', '.join(RESULT_WRITERS)}")
     out = out or free_folder(Path("predictions"))
     check_out(out)
-    request = _Request.open(run, given, options)
+    request = _Request.open(run, sources, options)
     output = Output(out, request.sources, request.predictor.classes, request.predictor.category_ids)
     results: list[dict[str, Any]] = []
     failures: list[ReadFailure] = []
@@ -182,9 +186,9 @@ def predict(
     return results
 
 
-def stream(run: Path, given: Paths, options: PredictionOptions) -> Iterator[ImageResult]:
+def stream(run: Path, sources: list[InputSource], options: PredictionOptions) -> Iterator[ImageResult]:
     """Check, then detect on one image after the other; see `msefpn.commands.predict.stream`."""
-    return _results(_Request.open(run, given, options))
+    return _results(_Request.open(run, sources, options))
 
 
 def _results(request: _Request) -> Iterator[ImageResult]:

@@ -38,7 +38,6 @@ _MEANING = {
     "ARl": "area over 96 x 96 px",
 }
 
-
 _MINUTE = 60.0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from msefpn import plugins
 from msefpn.checkpoint import missing_weights
 from msefpn.config import Config, from_dict, load_recipe
-from msefpn.data.locate import find_split, refuse_unread
+from msefpn.data.locate import missing_folder, refuse_unread
 from msefpn.errors import UserError
 from msefpn.names import check_names
 from msefpn.runs.folder import (
@@ -99,7 +99,7 @@ def _check_files(plan: Plan) -> None:
     """Raise UserError for a file or folder of the request that does not exist."""
     refuse_unread(plan.data, plan.given.get("train_json"), plan.given.get("val_json"))
     if isinstance(plan.data, (str, Path)) and not Path(plan.data).exists():
-        find_split(Path(plan.data), "train")  # which says so
+        raise missing_folder(Path(plan.data))
     for name, path in plan.given.items():
         if not path.exists():
             raise UserError(f"{name} '{path}' does not exist: give the path of the file or folder")

@@ -262,7 +262,8 @@ def _plan_lines(
     ]
     if device.type == "cpu":
         processor = torch.backends.cpu.get_cpu_capability()
-        lines.insert(1, f"convolutions: {pick_method(config.convolution, device)}, on {processor}")
+        few = "" if config.convolution == "library" else ", gradients of few pixels alone"
+        lines.insert(1, f"convolutions: {pick_method(config.convolution, device)}{few}; {processor}")
     return lines if state is None else [*lines, f"resumed after epoch {state['epoch']}"]
 
 

@@ -126,7 +126,7 @@ class Detector(nn.Module, abc.ABC):
         config: what it was built from.
         classes: names of its K classes.
         category_ids: their ids in the annotation file, same order.
-        convolution: how its convolutions are done on the CPU, one of `msefpn.config.CONVOLUTIONS`.
+        convolution: how `TwoStage` and `OneStage` convolve on the CPU, one of `msefpn.config.CONVOLUTIONS`.
     """
 
     config: Config
