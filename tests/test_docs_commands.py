@@ -33,6 +33,7 @@ from msefpn.cli import COMMANDS, command_parser, main
 from msefpn.config import Config, load_recipe, parse_settings
 from msefpn.data import datasets, synthetic
 from msefpn.models import check_neck_name
+from msefpn.names import check_rows
 from msefpn.plugins import known
 from msefpn.reporting import report
 from tests import ROOT
@@ -253,6 +254,7 @@ def check_names(name: str, given: dict[str, Any]) -> None:
     options = {key: given[key] for key in vars(Config()) if key in given and name != "ablate"}
     options |= parse_settings(given.get("set", ()))
     if name in ("cost", "ablate"):
+        check_rows(given["rows"])
         configs = row_configs(given["rows"], given.get("recipe"), "faster_rcnn_r50_mse_fpn_1x")
     elif name == "train":
         recipe = given.get("recipe") or "faster_rcnn_r50_mse_fpn_1x"
