@@ -17,13 +17,11 @@ import torchvision
 
 from benchmarks import coco, loader, roofline, startup
 from benchmarks.interleave import ROOT, Outcome, interleaved
-from benchmarks.sides import SIDES, Case, agreement
+from benchmarks.sides import SIDES, Case, agreement, sides_on
 from msefpn.config import parse_size
 from msefpn.necks import NECKS
 
 SECTIONS = ("predict", "train", "necks", "roofline", "startup", "coco", "loader")
-TRAINED = ("torchvision", "torchvision+kept", "ours", "ours+library")
-"""The sides of a training step, where none are named."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -34,7 +32,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def compare(detector: str, args: Any, *, train: bool) -> None:
     """Print times and memory of all sides as ratios to the first one, a column for each size and batch."""
-    sides = args.sides or [side for side in SIDES if not train or side in TRAINED]
+    sides = args.sides or sides_on(args.device, train=train)
     columns = []
     for batch in args.train_batches if train else args.batches:
         for height, width in args.train_sizes if train else args.sizes:
@@ -165,9 +163,10 @@ def main() -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
+    processor = f"{platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     print(
-        f"{datetime.date.today()}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} "
-        f"threads, {args.device}, {torch.backends.cpu.get_cpu_capability()}, "
+        f"{datetime.date.today()}, {processor}, {torch.get_num_threads()} threads, "
+        f"{torch.cuda.get_device_name() if args.device == 'cuda' else args.device}, "
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, "
         f"commit {commit.stdout.strip() or 'unknown'}, medians of {args.rounds}",
         flush=True,

@@ -64,9 +64,13 @@ SIDES = {
     "torchvision": "eager, as its users run it",
     "torchvision+kept": "with the memory setting of the command msefpn",
     "torchvision+compiled": "its backbone and FPN compiled",
+    "torchvision+exact": "in float32 throughout; a GPU takes TF32 for convolutions unless told not to",
+    "torchvision+tf32": "matrix products in TF32 too",
     "torchvision+bf16": "under autocast",
     "ours": "eager, as the command msefpn runs it",
     "ours+library": "eager, in a process that has not set what the command sets",
+    "ours+exact": "in float32 throughout",
+    "ours+tf32": "matrix products in TF32 too",
     "ours+bf16": "under autocast",
     "ours+compiled": "the whole detector, one graph",
     "ours+compiled+bf16": "likewise, under autocast",
@@ -77,12 +81,26 @@ SIDES = {
     "ours+openvino+int8": "exported in int8",
 }
 """The sides and what they are."""
+ONLY_ON = {
+    "cpu": {"kept", "library", "onnxruntime", "openvino", "int8"},
+    "cuda": {"exact", "tf32"},
+}
+"""Changes that mean something on one kind of device alone."""
+
+
+def sides_on(device: str, *, train: bool) -> list[str]:
+    """The sides that mean something on a device; exported files do not train, and to compile takes long."""
+    foreign = {"compiled", "onnxruntime", "openvino"} if train else set()
+    foreign |= set().union(*(changes for kind, changes in ONLY_ON.items() if kind != device))
+    return [side for side in SIDES if not foreign & set(side.split("+")[1:])]
 
 
 def prepare(case: Case) -> tuple[Callable[[], Any], Callable[[Any], Predictions]]:
     """The call that is timed, and what makes detections of its result."""
     if "kept" in case.changes or (case.side.startswith("ours") and "library" not in case.changes):
         keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = "exact" not in case.changes
+    torch.backends.cuda.matmul.allow_tf32 = "tf32" in case.changes
     images, targets = inputs(case)
     if case.side.startswith("torchvision"):
         return _their_call(case, images, targets), lambda found: found
