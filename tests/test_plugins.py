@@ -1,8 +1,5 @@
 """Plug-ins: registered, found, remembered by runs, never imported by themselves; mistakes are one line."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -224,20 +221,9 @@ def test_objects_are_passed_from_python(tiny_set: Path, tmp_path: Path) -> None:
     assert loaded.backbone.body is not backbone
     text = (run / "config.yaml").read_text(encoding="utf-8")
     assert f"neck Laterals: an object of {__name__}" in text
-    program = f"import msefpn; msefpn.load({str(run)!r})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "needs the neck 'Laterals' of a plug-in: give the object again from Python" in done.stderr or (
-        "needs the backbone" in done.stderr
-    )
-
-
-def test_workers_of_a_grid_load_plugins(tiny_set: Path, tmp_path: Path) -> None:
-    out = tmp_path / "grid"
-    words = ["ablate", "laterals", "--plugin", str(EXAMPLES / "laterals.py"), "--data", str(tiny_set)]
-    words += ["--recipe", str(TINY), "--seeds", "1", "--epochs", "1", "--rounds", "1", "--workers", "0"]
-    assert main([*words, "--out", str(out)]) == 0
-    rows = json.loads((out / "results.json").read_text(encoding="utf-8"))["rows"]
-    assert [row["row"] for row in rows] == ["laterals"]
+    del plugins._TABLES["neck"]["Laterals"], plugins._TABLES["backbone"]["Pooled"]  # as in another process
+    with pytest.raises(UserError, match="of a plug-in: give the object again from Python"):
+        load(run)
 
 
 def test_what_a_configuration_uses() -> None:

@@ -131,6 +131,7 @@ class Config:
         "convolutions on the CPU: by the library, as products of sums (faster on AVX2), or auto",
         choices=CONVOLUTIONS,
     )
+    compile: bool = option(False, "compile the detector first (inductor); it takes a minute or more")
     workers: int = option(2, "processes that load images, per device", low=0)
     plugins: dict[str, str] = option(
         {}, "where names come from that are not the package's own; written by runs", flag=False

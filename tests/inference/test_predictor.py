@@ -5,11 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch._inductor.exc import InvalidCxxCompiler
 
 from msefpn.config import load_recipe
 from msefpn.data.images import read_image
 from msefpn.errors import UserError
+from msefpn.inference import predictor
 from msefpn.inference.detect import Predictions
+from msefpn.inference.device import telling_compiler
 from msefpn.inference.predictor import Predictor
 from msefpn.models import build, save
 from tests import TINY
@@ -56,3 +60,21 @@ def test_what_cannot_be_opened(weights: Path, tmp_path: Path) -> None:
         Predictor.open(weights, device="tpu")
     with pytest.raises(UserError, match="big"):
         Predictor.open(weights, size="big")
+
+
+def test_a_detector_is_compiled_before_the_first_image(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    assert [Predictor.open(weights, device="cpu", compile=True).detector] == compiled
+
+
+def test_what_cannot_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor, "load_exported", lambda path: object())
+    with pytest.raises(UserError, match="is an exported file, which runs as it is: leave out --compile"):
+        Predictor.open(tmp_path / "a.onnx", compile=True)
+    with pytest.raises(UserError, match=r"No working C\+\+ compiler .*: install a C\+\+"), telling_compiler():
+        raise InvalidCxxCompiler
+    with pytest.raises(RuntimeError, match="other"), telling_compiler():
+        raise RuntimeError("other")

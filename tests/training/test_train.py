@@ -194,6 +194,30 @@ def test_accumulation_and_a_stop_after_some_steps(
     assert "on 1 x cpu, bf16" in capsys.readouterr().out
 
 
+def test_compiled_losses_are_the_same(
+    tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> None:
+    compiled: list[Any] = []
+    captures = pytestconfig.getoption("--whole-grid")
+
+    def compile(function: Any) -> Any:
+        compiled.append(function)
+        return torch._dynamo.optimize("eager")(function) if captures else function
+
+    monkeypatch.setattr(torch, "compile", compile)
+    runs = {
+        name: msefpn.train(
+            tiny_set, recipe=TINY, detector="retinanet", workers=0, steps=1, out=tmp_path / name, **options
+        )
+        for name, options in {"eager": {}, "compiled": {"compile": True}}.items()
+    }
+    assert [function.__name__ for function in compiled] == ["losses"]
+    first, second = (
+        json.loads((run / "log.jsonl").read_text().splitlines()[0])["values"] for run in runs.values()
+    )
+    assert first == pytest.approx(second, rel=1e-4)
+
+
 def test_images_without_boxes_are_left_out_where_the_recipe_says_so(
     tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

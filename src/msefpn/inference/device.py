@@ -58,6 +58,21 @@ def telling_memory(batch: int, size: tuple[int, int]) -> Iterator[None]:
         ) from None
 
 
+@contextlib.contextmanager
+def telling_compiler() -> Iterator[None]:
+    """Raise UserError where the body meets what torch's compiler cannot do on this machine."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"compile: torch cannot compile the detector here ({reason}): "
+            "install a C++ compiler such as g++, or leave out --compile"
+        ) from None
+
+
 def machine_load() -> str:
     """How busy the machine is, to stand beside times: `load 1.2 on 8 cores`.
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
 from msefpn.config import parse_size
 from msefpn.data.images import fitted_size
 from msefpn.errors import UserError
 from msefpn.inference.detect import Detects, Predictions, predict_batch
-from msefpn.inference.device import pick_device, telling_memory
+from msefpn.inference.device import pick_device, telling_compiler, telling_memory
 from msefpn.inference.exported import load_exported
 from msefpn.models import load
 from msefpn.models.fold import fold_for_good
@@ -46,18 +46,26 @@ class Predictor:
         self.device = device
 
     @classmethod
-    def open(cls, run: Path, *, size: str | None = None, device: str = "auto") -> Predictor:
+    def open(
+        cls, run: Path, *, size: str | None = None, device: str = "auto", compile: bool = False
+    ) -> Predictor:
         """Read a run's weights, or an exported file.
 
         Args:
             run: run folder (its best weights), a .safetensors file of one, or an exported file.
             size: as in training, 320 or 1333x800; None: the run's own.
             device: auto, cpu or gpu.
+            compile: whether the first call compiles the detector.
 
         Raises:
-            UserError: there are no weights, they are damaged, or there is no such device.
+            UserError: there are no weights, they are damaged, there is no such device, or an exported file is
+                to be compiled.
         """
         detector, where = open_detector(run, device)
+        if compile:
+            if not isinstance(detector, nn.Module):
+                raise UserError(f"{run} is an exported file, which runs as it is: leave out --compile")
+            detector.compile()
         return cls(detector, parse_size(size or detector.config.size), where)
 
     @torch.no_grad()
@@ -79,11 +87,11 @@ class Predictor:
             The predictions for each image, best first, boxes in its pixels; `image_ids` is its index.
 
         Raises:
-            UserError: the GPU does not have the memory.
+            UserError: the GPU does not have the memory, or torch cannot compile the detector.
         """
         if not images:
             return []
-        with telling_memory(len(images), self.size):
+        with telling_memory(len(images), self.size), telling_compiler():
             return predict_batch(self.detector, self.batch(images, proposals), self.device, score)
 
     def batch(

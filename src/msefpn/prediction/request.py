@@ -31,6 +31,7 @@ class PredictionOptions:
         None, "longest x shortest side, pixels, that images are resized to fit into (default: the run's)"
     )
     device: str = option("auto", "auto, cpu or gpu", choices=("auto", "cpu", "gpu"))
+    compile: bool = option(False, "compile the detector first (inductor); it takes a minute or more")
 
     def __post_init__(self) -> None:
         check_bounds(self)

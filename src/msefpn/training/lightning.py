@@ -27,7 +27,7 @@ from msefpn.data.ground_truth import category_ids_for, truth_of
 from msefpn.data.loader import eval_loader, mixed_seed, train_loader
 from msefpn.errors import UserError
 from msefpn.inference.detect import Predictions, as_results, detect, merge_predictions
-from msefpn.inference.device import telling_memory
+from msefpn.inference.device import telling_compiler, telling_memory
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.models import Detector
 from msefpn.runs.console import TrainingProgress, say, show_dropped
@@ -81,6 +81,7 @@ class Training(pl.LightningModule):
         super().__init__()
         self.detector = detector
         self.run, self.config = run, run.config
+        self.losses = torch.compile(detector.losses) if self.config.compile else detector.losses
         self.train_data, self.val_data = train_data, val_data
         self.category_ids = category_ids_for(
             detector.classes, val_data, f"the training data {train_data.file}"
@@ -169,7 +170,7 @@ class Training(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the losses. Raises UserError in every process where it is not finite in one."""
-        losses = self.detector.losses(batch.images, batch.sizes, batch.targets, batch.proposals)
+        losses = self.losses(batch.images, batch.sizes, batch.targets, batch.proposals)
         total = torch.stack(list(losses.values())).sum()
         values = {name: float(value.detach()) for name, value in losses.items()}
         self._stop_if_not_finite(values, batch)
@@ -338,7 +339,11 @@ def fit(training: Training, device: torch.device, precision: str) -> None:
     )
     reason = "failed"
     try:
-        with warnings.catch_warnings(), telling_memory(config.batch, parse_size(config.size)):
+        with (
+            warnings.catch_warnings(),
+            telling_memory(config.batch, parse_size(config.size)),
+            telling_compiler(),
+        ):
             warnings.filterwarnings("ignore", module=r"pytorch_lightning|torch\.(utils\.data|optim)")
             trainer.fit(training)
         reason = training.run.stopped
