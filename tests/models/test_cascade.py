@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from msefpn.models.anchors import AnchorGenerator
 from msefpn.models.boxes import within
 from msefpn.models.cascade import CascadeHead
 from msefpn.structures import Proposals, Targets
@@ -86,7 +87,22 @@ def test_stages_of_unequal_length_are_refused() -> None:
 
 
 def test_anchors_over_the_border_take_no_part() -> None:
-    boxes = torch.tensor([[0.0, 0, 10, 10], [-1, 0, 9, 10], [0, 0, 12, 10], [0, 0, 10, 21]])
+    """One that touches the right or the lower border is over it, one at the left or the upper is not."""
+    boxes = torch.tensor([[0.0, 0, 9.9, 10], [0, 0, 10, 10], [-1, 0, 9, 10], [0, 0, 11.9, 20], [0, 0, 9, 30]])
     sizes = torch.tensor([[20, 10], [30, 12]])
-    assert within(boxes, sizes, 0.0).tolist() == [[True, False, False, False], [True, False, True, True]]
-    assert within(boxes, sizes, 2.0).tolist() == [[True, True, True, True], [True] * 4]
+    assert within(boxes, sizes, 0.0).tolist() == [
+        [True, False, False, False, False],
+        [True, True, False, True, False],
+    ]
+    assert within(boxes, sizes, 2.0).tolist() == [[True, True, True, True, False], [True] * 5]
+
+
+def test_anchors_of_an_image_at_its_border() -> None:
+    """Of 242,957 anchors that cross no border of 800 x 1333, 595 touch the right or the lower one."""
+    generator = AnchorGenerator([4, 8, 16, 32, 64], [8.0])
+    maps = [torch.zeros(1, 1, -(-800 // s), -(-1344 // s), device="meta") for s in (4, 8, 16, 32, 64)]
+    anchors = torch.cat(generator(maps, (800, 1344)))
+    size = torch.tensor([[800, 1333]])
+    crossing_none = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2] <= 1333) & (anchors[:, 3] <= 800)
+    assert crossing_none.sum() == 242_957
+    assert within(anchors, size, 0.0).sum() == 242_957 - 595

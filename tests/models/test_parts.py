@@ -227,24 +227,52 @@ def test_balanced_l1_bounds_the_gradient() -> None:
         assert gradient[-1].item() == pytest.approx(1.5)
 
 
-def test_balanced_sampler_shares_by_iou_and_by_object() -> None:
-    torch.manual_seed(0)
-    iou = torch.cat(
-        [torch.full((1000,), 0.01), torch.full((40,), 0.2), torch.full((5,), 0.45), torch.ones(63)]
-    )
+def test_balanced_negatives_by_hand() -> None:
+    """The range is 0 to 1, the IoU of the added truth: a part of 10 from 0 to 1/3, one from there to 2/3."""
+    iou = torch.tensor([0.0] * 500 + [0.1] * 200 + [0.3] * 2 + [0.4] * 3 + [0.45] * 40 + [1.0])
     positive = iou == 1
-    truth = torch.zeros(len(iou), dtype=torch.long)
-    truth[-3:] = 1  # 60 boxes on one object, 3 on the other
-    match = Match(truth[None], positive[None], ~positive[None], iou[None])
-    drawn = BalancedSampler(128, 0.25)(match)
+    drawn = BalancedSampler(31, 0.1)(Match(iou.long(), positive[None], ~positive[None], iou[None]))
     chosen = drawn.chosen[0]
     assert drawn.valid.all()
-    assert truth[chosen[:32]].sum() == 3
-    assert positive[chosen[:32]].all()
-    found = iou[chosen[32:]]
-    assert (found == 0.45).sum() == 5  # all that there are
-    assert (found == 0.2).sum() >= 32  # a third; at random it would be 4
-    assert len(set(chosen.tolist())) == 128
+    assert iou[chosen[0]] == 1
+    found = iou[chosen[1:]]  # 30 negatives: 10 of each part but the third, and 10 more at random
+    assert len(set(chosen.tolist())) == 31
+    assert (found == 0).sum() == 0, "the others are enough"
+    assert (found < 1 / 3).sum() >= 10
+    assert (found > 1 / 3).sum() >= 10
+
+
+def test_balanced_negatives_without_overlap_fill_up() -> None:
+    iou = torch.tensor([0.0] * 500 + [0.2, 0.4, 0.45, 1.0])
+    positive = iou == 1
+    drawn = BalancedSampler(31, 0.1)(Match(iou.long(), positive[None], ~positive[None], iou[None]))
+    found = iou[drawn.chosen[0, 1:]].sort().values
+    torch.testing.assert_close(found, torch.tensor([0.0] * 27 + [0.2, 0.4, 0.45]))
+
+
+@pytest.mark.parametrize(("fraction", "below"), [(0.0, 0), (0.5, 15)])
+def test_share_below_the_floor(fraction: float, below: int) -> None:
+    iou = torch.tensor([0.05] * 100 + [0.2] * 100 + [0.4] * 100 + [1.0])
+    positive = iou == 1
+    sampler = BalancedSampler(31, 0.1, floor_iou=0.1, floor_fraction=fraction)
+    drawn = sampler(Match(iou.long(), positive[None], ~positive[None], iou[None]))
+    found = iou[drawn.chosen[0, 1:]]
+    assert (found < 0.1).sum() == below
+    part = (30 - below) // 3  # of 0.1 to 0.4, and 0.4 to 0.7
+    assert (found == 0.2).sum() >= part
+    assert (found == 0.4).sum() >= part
+
+
+def test_balanced_positives_by_hand() -> None:
+    """60 boxes on one object, 3 and 30 on others; of 32 that are drawn, each gives round(32 / 3) + 1 = 12."""
+    truth = torch.tensor([0] * 60 + [1] * 3 + [2] * 30 + [0] * 40)
+    positive = torch.arange(133) < 93
+    iou = torch.where(positive, 1.0, 0.1)
+    drawn = BalancedSampler(128, 0.25)(Match(truth[None], positive[None], ~positive[None], iou[None]))
+    counts = truth[drawn.chosen[0, :32]].bincount().tolist()
+    assert drawn.positive.sum() == 32
+    assert counts[1] == 3
+    assert min(counts[0], counts[2]) >= 12
 
 
 def test_negative_ratio_bounds_the_negatives() -> None:

@@ -61,9 +61,12 @@ def larger_than(boxes: Tensor, side: float) -> Tensor:
 
 
 def within(boxes: Tensor, sizes: Tensor, border: float) -> Tensor:
-    """Whether boxes (N, 4) stand out of images (B, 2: height, width) by `border` at the most: (B, N)."""
+    """Whether boxes (N, 4) stand out of images (B, 2: height, width) by `border` at the most: (B, N).
+
+    By less than it at the right and at the bottom (mmdetection's `anchor_inside_flags`).
+    """
     limit = sizes.flip(-1)[:, None] + border  # (B, 1, 2) as x, y
-    return (boxes[:, :2] >= -border).all(dim=1) & (boxes[:, 2:] <= limit).all(dim=2)
+    return (boxes[:, :2] >= -border).all(dim=1) & (boxes[:, 2:] < limit).all(dim=2)
 
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Assigning ground truth to anchors or proposals, and sampling from the assignment. Batched throughout."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -86,6 +87,14 @@ class MaxIoUMatcher:
         return iou.masked_fill(~(usable[:, :, None] & targets.valid[:, None]), -1)
 
 
+def with_own_truth(match: Match, targets: Targets) -> Match:
+    """The assignment of boxes (B, N) with that of the ground truth (B, G), which is itself, at the end."""
+    own = torch.arange(targets.valid.shape[1], device=targets.valid.device).expand_as(targets.valid)
+    none = torch.zeros_like(targets.valid)
+    added = Match(own, targets.valid, none, targets.valid.to(match.iou.dtype) * 2 - 1)
+    return Match(*(torch.cat(pair, dim=1) for pair in zip(match, added, strict=True)))
+
+
 class PointMatcher:
     """Assign to an anchor's centre the smallest ground truth, of its level's size, that it is central in.
 
@@ -96,14 +105,24 @@ class PointMatcher:
     `low` s to `high` s (from 0 on the finest level, without end on the coarsest).
 
     Args:
-        radius: of the central region, in sides of the anchor.
+        radius: of the central region, in sides of the anchor; None: the region is the whole box.
         low: least largest distance.
         high: largest one.
+        inclusive: both limits are within (mmdetection), else neither is (torchvision).
         chunk: pairs that are held at a time.
     """
 
-    def __init__(self, radius: float, *, low: float = 4.0, high: float = 8.0, chunk: int = 2**22) -> None:
-        self.radius, self.low, self.high, self.chunk = radius, low, high, chunk
+    def __init__(
+        self,
+        radius: float | None,
+        *,
+        low: float = 4.0,
+        high: float = 8.0,
+        inclusive: bool = True,
+        chunk: int = 2**22,
+    ) -> None:
+        self.radius = math.inf if radius is None else radius
+        self.low, self.high, self.inclusive, self.chunk = low, high, inclusive, chunk
 
     @torch.no_grad()
     def __call__(self, anchors: list[Tensor], targets: Targets) -> Match:
@@ -126,7 +145,11 @@ class PointMatcher:
         off_centre = (point - (near + far) / 2).abs().amax(dim=-1)
         reach = distances.amax(dim=-1)
         fits = (distances.amin(dim=-1) > 0) & (off_centre < self.radius * side)
-        fits &= (reach > low * side) & (reach < high * side) & targets.valid[:, None]
+        if self.inclusive:
+            in_range = (reach >= low * side) & (reach <= high * side)
+        else:
+            in_range = (reach > low * side) & (reach < high * side)
+        fits &= in_range & targets.valid[:, None]
         area = (far - near).prod(dim=-1)  # (B, 1, G)
         smallest = torch.where(fits, area, float("inf")).min(dim=2)
         return smallest.indices, smallest.values.isfinite()
@@ -214,31 +237,52 @@ class RandomSampler:
 class BalancedSampler(RandomSampler):
     """Libra R-CNN's sampling (arXiv 1904.02701, section 3.1): hard negatives and all objects get their share.
 
-    The negatives' range of IoU, from 0 to their largest, is cut into `bins` equal parts, and each gives the
-    same number; what a part lacks is filled at random. Positives are drawn in turns, one of each object.
+    As mmdetection 2.x does it. Negatives that overlap no object are drawn only if the others are too few:
+    Libra's `floor_thr` of -1 becomes 0 there after the first image of a training, and here it is 0 from the
+    start. The others' share is cut into `bins` equal parts of the range from `floor_iou` to the largest IoU
+    of all boxes, 1 where ground truth is among them; each gives the same number, and what a part lacks is
+    filled at random. Of the positives each object gives P / objects, rounded, plus one, if P are drawn.
 
     Args:
         count: boxes an image.
         positive_fraction: bound of the positive ones' share.
         bins: parts of the range of IoU.
+        floor_iou: negatives below this IoU are not in the parts; 0: those of IoU 0.
+        floor_fraction: share of the negatives that is drawn from those below the floor.
     """
 
-    def __init__(self, count: int, positive_fraction: float, *, bins: int = 3) -> None:
+    def __init__(
+        self,
+        count: int,
+        positive_fraction: float,
+        *,
+        bins: int = 3,
+        floor_iou: float = 0.0,
+        floor_fraction: float = 0.0,
+    ) -> None:
         super().__init__(count, positive_fraction)
-        self.bins = bins
+        self.bins, self.floor_iou, self.floor_fraction = bins, floor_iou, floor_fraction
 
     def positive_keys(self, match: Match, keys: Tensor) -> Tensor:
-        """Later turns come after all earlier ones."""
+        """Each object's share comes first, then the others."""
+        most = min(int(self.count * self.positive_fraction), keys.shape[1])
         object_ = torch.where(match.positive, match.ground_truth, -1)
-        return keys + keys.shape[1] - _rank_within(object_, keys)
+        in_order = object_.sort(dim=1).values
+        new = torch.ones_like(match.positive)
+        new[:, 1:] = in_order[:, 1:] != in_order[:, :-1]
+        objects = (new & (in_order >= 0)).sum(dim=1, keepdim=True).clamp(min=1)
+        return keys + (_rank_within(object_, keys) < (most / objects).round() + 1)
 
     def negative_keys(self, match: Match, keys: Tensor, room: Tensor) -> Tensor:
-        """Each part's share comes first, then the others."""
-        iou = match.iou.clamp(min=0).masked_fill(~match.negative, 0)
-        width = iou.amax(dim=1, keepdim=True) / self.bins
-        part = (iou / width.clamp(min=1e-9)).long().clamp(max=self.bins - 1)
-        part = torch.where(match.negative, part, self.bins)
-        return keys + (_rank_within(part, keys) < room // self.bins)
+        """Those chosen by part come first, then those below the floor, then the others."""
+        iou = match.iou
+        above = match.negative & (iou >= self.floor_iou if self.floor_iou > 0 else iou > 0)
+        expected = (room * (1 - self.floor_fraction)).long()
+        width = (iou.amax(dim=1, keepdim=True) - self.floor_iou) / self.bins
+        part = ((iou - self.floor_iou) / width.clamp(min=1e-9)).long().clamp(max=self.bins - 1)
+        share = _rank_within(torch.where(above, part, self.bins), keys) < expected // self.bins
+        chosen = _rank_within(above.long(), keys + share) < expected
+        return keys + 2 * (above & chosen) + (match.negative & ~above)
 
 
 def _rank_within(group: Tensor, keys: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from msefpn.models.matching import (
     SampledBoxes,
     SampledRegions,
     matched_boxes,
+    with_own_truth,
 )
 from msefpn.models.roi_align import RoIAlign
 from msefpn.models.select import Selection
@@ -69,6 +70,9 @@ class RoIHead(nn.Module):
         stds: what the four deltas are divided by.
         samples: regions an image that train the head, a quarter of them positive at the most.
         positive_iou: IoU from which a region is positive; below it is negative.
+        low_quality_iou: see `MaxIoUMatcher`; mmdetection has it in Mask R-CNN alone.
+        own_truth: ground truth that is added to the regions is assigned to itself (mmdetection), else by IoU
+            as the others are (torchvision): they differ where two boxes coincide.
         class_agnostic: one box a region for all classes, not one for each.
         score, nms_iou, max_per_image, min_size: see `Selection`.
         pre_nms_top_k: best (region, class) pairs of an image that go into suppression.
@@ -102,6 +106,8 @@ class RoIHead(nn.Module):
         stds: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
         samples: int = 512,
         positive_iou: float = 0.5,
+        low_quality_iou: float | None = None,
+        own_truth: bool = True,
         class_agnostic: bool = False,
         score: float = 0.05,
         nms_iou: float = 0.5,
@@ -132,7 +138,8 @@ class RoIHead(nn.Module):
         self.box = BoxLayers(*layers)
         self.consistent = consistent
         self.auxiliary = BoxLayers(*layers) if consistent else None
-        self.matcher = MaxIoUMatcher(positive_iou, positive_iou)
+        self.matcher = MaxIoUMatcher(positive_iou, positive_iou, low_quality_iou)
+        self.own_truth = own_truth
         make = BalancedSampler if balanced_samples else RandomSampler
         self.sampler = sampler or make(samples, 0.25)
         self.selection = Selection(score, nms_iou, max_per_image, pre_nms_top_k, min_size)
@@ -180,7 +187,10 @@ class RoIHead(nn.Module):
         (B, C, H_i, W_i), one for each of the pooled strides.
         """
         boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
-        match = self.matcher(boxes, torch.cat([proposals.valid, targets.valid], dim=1), targets)
+        if self.own_truth:
+            match = with_own_truth(self.matcher(proposals.boxes, proposals.valid, targets), targets)
+        else:
+            match = self.matcher(boxes, torch.cat([proposals.valid, targets.valid], dim=1), targets)
         sample = self.sampler(match)
         rois = boxes.gather(1, sample.chosen[..., None].expand(-1, -1, 4))  # (B, S, 4)
         row = match.ground_truth.gather(1, sample.chosen)

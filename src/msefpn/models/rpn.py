@@ -45,7 +45,10 @@ class RPN(nn.Module):
         low_quality_iou: least IoU of a ground truth's best anchor, which is positive too.
         reassign: see `MaxIoUMatcher`.
         ignore_padding: anchors on the batch's padding take no part in training.
-        border: nor do those that stand out of their image by more than this, pixels; None: they do.
+        border: nor do those that stand out of their image by more than this, pixels, see `boxes.within`;
+            None: they do.
+        at_least_one: the losses are divided by the samples of the batch, where an image without a positive
+            or without a negative one counts as having one (mmdetection), else as having none (torchvision).
         box_loss: name of the loss of the deltas, see `losses.BoxLoss`.
         class_loss: name of the loss of the objectness, see `losses.ClassLoss`.
         beta: where smooth L1 turns quadratic; 0: L1.
@@ -73,6 +76,7 @@ class RPN(nn.Module):
         reassign: bool = True,
         ignore_padding: bool = True,
         border: float | None = None,
+        at_least_one: bool = True,
         box_loss: str = "smooth_l1",
         class_loss: str = "binary_cross_entropy",
         beta: float = 0.0,
@@ -93,6 +97,7 @@ class RPN(nn.Module):
         self.matcher = MaxIoUMatcher(positive_iou, negative_iou, low_quality_iou, reassign=reassign)
         self.sampler = sampler or RandomSampler(samples, 0.5, negative_ratio=negative_ratio)
         self.ignore_padding, self.border = ignore_padding, border
+        self.least = int(at_least_one)
         self.box_loss, self.class_loss = make_box_loss(box_loss, beta), make_class_loss(class_loss)
         self.clamp_both = clamp_both
 
@@ -185,7 +190,8 @@ class RPN(nn.Module):
         row = match.ground_truth.gather(1, sample.chosen)
         ground_truth = matched_boxes(row, sample.positive, targets, anchor)
         logits, deltas = (full_precision(x) for x in self._heads_at(pyramid, sample.chosen))
-        count = sample.valid.sum().clamp(min=1)
+        counts = torch.stack([sample.positive.sum(dim=1), (sample.valid & ~sample.positive).sum(dim=1)])
+        count = counts.clamp(min=self.least).sum().clamp(min=1)
         of_boxes = self.box_loss(deltas, encode(ground_truth, anchor, _STDS))
         of_classes = self.class_loss(logits[..., None], (~sample.positive).long())
         return {

@@ -17,11 +17,19 @@ _PRESETS: dict[str, dict[str, Options]] = {
             "low_quality_iou": 0.0,
             "reassign": False,
             "ignore_padding": False,
+            "at_least_one": False,
             "beta": 1 / 9,
             "clamp_both": False,
             "integer_anchors": True,
         },
-        "roi": {"min_size": 1e-2, "sampling_ratio": 2, "aligned": False, "beta": 1 / 9, "clamp_both": False},
+        "roi": {
+            "own_truth": False,
+            "min_size": 1e-2,
+            "sampling_ratio": 2,
+            "aligned": False,
+            "beta": 1 / 9,
+            "clamp_both": False,
+        },
     },
 }
 """Arguments by whose defaults they are. mmdetection's are the constructors' own."""

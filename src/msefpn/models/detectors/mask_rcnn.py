@@ -8,10 +8,10 @@ from msefpn.models.mask import MaskHead
 from msefpn.plugins import register
 
 _PRESETS: dict[str, dict[str, Options]] = {
-    "mmdetection": {"mask": {}},
-    "torchvision": {"mask": {"sampling_ratio": 2, "aligned": False, "binary": False}},
+    "mmdetection": {"roi": {"low_quality_iou": 0.5}, "mask": {}},
+    "torchvision": {"roi": {}, "mask": {"sampling_ratio": 2, "aligned": False, "binary": False}},
 }
-"""Arguments of the mask head; those of the other parts are Faster R-CNN's."""
+"""Arguments of the mask head, and those of the region head that differ from Faster R-CNN's."""
 
 
 @register("detector", "mask_rcnn")
@@ -36,8 +36,10 @@ def mask_rcnn(
         roi: arguments of `RoIHead` that differ from the preset's.
         mask: arguments of `MaskHead` that differ from the preset's.
     """
-    detector = faster_rcnn(backbone, make_neck, num_classes, preset=preset, rpn=rpn, roi=roi)
-    chosen = {**of_preset(preset, _PRESETS)["mask"], **(mask or {})}
+    own = of_preset(preset, _PRESETS)
+    regions = {**own["roi"], **(roi or {})}
+    detector = faster_rcnn(backbone, make_neck, num_classes, preset=preset, rpn=rpn, roi=regions)
+    chosen = {**own["mask"], **(mask or {})}
     levels = pooled_levels(backbone, detector.neck)
     detector.mask = construct(MaskHead, "mask", *levels, num_classes, **chosen)
     return detector
