@@ -113,7 +113,15 @@ class Config:
         0.0, "decay of the exponential moving average of the weights; 0: none", low=0, below=1
     )
     patience: int = option(0, "epochs without a better AP after which training stops; 0: never", low=0)
-    keep_empty: bool = option(True, "train on images without objects too; mmdetection leaves them out")
+    keep_empty: bool = option(
+        True,
+        "train on images without annotations, and with a side under 32 pixels, too; mmdetection leaves them "
+        "out",
+    )
+    antialias: bool = option(
+        True,
+        "smooth where images are shrunk, also in evaluation and prediction; mmdetection does not",
+    )
     logger: tuple[str, ...] = option(
         ("csv", "jsonl"),
         "loggers: csv, jsonl, tensorboard, wandb, mlflow, trackio, or plug-ins",

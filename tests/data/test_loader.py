@@ -1,5 +1,6 @@
 """Batches: the same for a seed, whoever loads them; no image lost or doubled where it matters."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -91,22 +92,32 @@ def test_evaluation_gives_each_image_once(tiny_set: Path, world: int, batch: int
     assert sorted(ids) == sorted(data.ids.tolist())
 
 
-def test_keep_empty(tiny_set: Path, data: CocoData) -> None:
-    crowded = CocoData(**(vars(data) | {"crowd": np.zeros_like(data.crowd)}))
-    first = slice(0, int(crowded.offsets[np.flatnonzero(np.diff(crowded.offsets))[0] + 1]))
-    crowded.crowd[first] = True
-    only_crowd = int(np.flatnonzero(np.diff(crowded.offsets))[0])
+def test_keep_empty(tmp_path: Path) -> None:
+    """mmdetection trains on an image with an object, with a crowd alone, or whose only box has no width; not
+    on one without annotations, or 31 pixels high. 32 pixels are enough.
+    """
+    sizes = [(40, 40), (40, 40), (40, 40), (40, 40), (31, 90), (32, 90)]
+    images, notes = [], []
+    for id, (height, width) in enumerate(sizes, 1):
+        Image.new("RGB", (width, height)).save(tmp_path / f"{id}.png")
+        images.append({"id": id, "file_name": f"{id}.png", "height": height, "width": width})
+    for image, side, crowd in ((1, 9, 0), (2, 9, 1), (3, 0, 0), (5, 9, 0), (6, 9, 0)):
+        note = {"id": image, "image_id": image, "category_id": 1, "bbox": [1, 1, side, 9], "iscrowd": crowd}
+        notes.append(note)
+    content = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "thing"}]}
+    (tmp_path / "some.json").write_text(json.dumps(content))
+    data, _ = read_coco(tmp_path / "some.json", tmp_path)
 
-    def seen(keep_empty: bool) -> set[int]:
-        loader = train_loader(crowded, **OPTIONS, workers=0, seed=0, epoch=0, keep_empty=keep_empty)
-        return {index for keys in loader.batch_sampler for _, index in keys}  # type: ignore[union-attr]
+    def seen(data: CocoData, *, keep_empty: bool) -> set[int]:
+        loader = train_loader(data, **OPTIONS, workers=0, seed=0, epoch=0, keep_empty=keep_empty)
+        batches: Any = loader.batch_sampler
+        return {int(data.ids[index]) for keys in batches for _, index in keys}
 
-    empty = set(np.flatnonzero(np.diff(crowded.offsets) == 0)) | {only_crowd}
-    assert seen(True) == set(range(len(data)))
-    assert seen(False) == set(range(len(data))) - empty
-    crowded.crowd[:] = True
-    with pytest.raises(UserError, match="no box to learn from"):
-        seen(False)
+    assert seen(data, keep_empty=True) == {1, 2, 3, 4, 5, 6}
+    assert seen(data, keep_empty=False) == {1, 2, 3, 6}
+    assert seen(data.subset([5, 3, 1]), keep_empty=False) == {2, 6}
+    with pytest.raises(UserError, match=r"some\.json has no image with an annotation and sides of 32 pixels"):
+        seen(data.subset([3, 4]), keep_empty=False)
 
 
 def test_batch_is_padded(data: CocoData) -> None:

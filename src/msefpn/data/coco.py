@@ -50,6 +50,8 @@ class CocoData:
     """M; None where they were not read."""
     proposals: Regions | None = None
     """Given ones of the N images; None where there are none."""
+    annotated: NDArray[np.bool_] | None = None
+    """(N,) images that an annotation belongs to, also one that is left out; None: those that have boxes."""
     left_out: frozenset[int] = frozenset()
     """Ids of the images of the json that cannot be read."""
 
@@ -90,6 +92,7 @@ class CocoData:
             crowd=self.crowd[rows],
             masks=None if self.masks is None else self.masks.take(rows),
             proposals=None if self.proposals is None else self.proposals.take(chosen),
+            annotated=None if self.annotated is None else self.annotated[chosen],
         )
 
 
@@ -155,6 +158,7 @@ def scan_coco(
         classes=tuple(classes.values()),
         category_ids=tuple(classes),
         masks=_read_masks(notes, order, sizes, usable, names, report) if masks else None,
+        annotated=np.bincount(notes.image, minlength=len(names)) > 0,
         left_out=frozenset(id for id, kept in zip(ids, usable, strict=True) if not kept),
     ).subset(np.flatnonzero(usable))
     for index in np.flatnonzero(np.diff(data.offsets) == 0):

@@ -30,6 +30,8 @@ from msefpn.data.transforms import (
 from msefpn.errors import UserError
 from msefpn.structures import Batch, Proposals, Targets
 
+_LEAST = 32
+"""Shortest side, pixels, of an image that mmdetection trains on."""
 ImageKey = tuple[int, int]
 """Epoch and index of an image."""
 
@@ -203,35 +205,62 @@ def train_loader(
     rank: int = 0,
     world: int = 1,
     keep_empty: bool = True,
+    antialias: bool = True,
 ) -> "DataLoader[Any]":
     """Build the loader of one epoch for one of `world` processes, each with the same number of batches.
 
     Landscape images and the others come in batches of their own, and the last batches of a group are filled
-    up with images of the group, as mmdetection's GroupSampler does. It also leaves out images without boxes:
-    `keep_empty=False`. Yields Batch. A broken image raises UserError naming the file.
+    up with images of the group, as mmdetection's GroupSampler does. Its data set also leaves out images that
+    have no annotation, be it of a crowd, or a side under 32 pixels: `keep_empty=False`. Yields Batch. A
+    broken image raises UserError naming the file.
     """
     chosen = np.arange(len(data))
     if not keep_empty:
-        owner = np.repeat(chosen, np.diff(data.offsets))[~data.crowd]
-        chosen = np.unique(owner)
+        annotated = np.diff(data.offsets) > 0 if data.annotated is None else data.annotated
+        chosen = np.flatnonzero(annotated & (data.sizes.min(axis=1) >= _LEAST))
         if not len(chosen):
-            raise UserError(f"{data.file} has no box to learn from, only crowd regions: set keep_empty: true")
+            raise UserError(
+                f"{data.file} has no image with an annotation and sides of {_LEAST} pixels or more: set "
+                "keep_empty: true"
+            )
     batches = _grouped(data.sizes, chosen, batch, mixed_seed(seed, epoch, 0, 1), world)[rank::world]
-    transform, fit = train_transform(augment, size), decoded_fit(augment, size)
+    transform = train_transform(augment, size, antialias=antialias)
+    fit = decoded_fit(augment, size) if antialias else None
     dataset = DetectionDataset(data, transform, seed=seed, fit=fit)
     return _loader(dataset, BatchKeys(epoch, batches), workers)
 
 
 def eval_loader(
-    data: CocoData, *, size: tuple[int, int], batch: int, workers: int, rank: int = 0, world: int = 1
+    data: CocoData,
+    *,
+    size: tuple[int, int] | None,
+    batch: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+    antialias: bool = True,
 ) -> "DataLoader[Any]":
-    """Build a loader that gives each image once over all `world` processes, alike sizes together."""
-    fitted = np.array([fitted_size(int(height), int(width), *size) for height, width in data.sizes])
+    """Build a loader that gives each image once over all `world` processes, alike sizes together.
+
+    With `size` None the images are not resized. See `FitResize` for `antialias`.
+    """
+    fitted = data.sizes if size is None else _fitted(data, size)
     order = np.lexsort((fitted[:, 1], fitted[:, 0]))[rank::world].tolist()
     batches = [order[start : start + batch] for start in range(0, len(order), batch)]
     maskless = replace(data, masks=None)  # masks are not used here, and take time to decode
-    dataset = DetectionDataset(maskless, eval_transform(size), seed=0, fit=reduced_fit(size))
+    transform = _unchanged if size is None else eval_transform(size, antialias=antialias)
+    fit = reduced_fit(size) if size is not None and antialias else None
+    dataset = DetectionDataset(maskless, transform, seed=0, fit=fit)
     return _loader(dataset, BatchKeys(0, batches), workers)
+
+
+def _fitted(data: CocoData, size: tuple[int, int]) -> NDArray[np.int64]:
+    """Height and width (N, 2) of the resized images."""
+    return np.array([fitted_size(int(height), int(width), *size) for height, width in data.sizes])
+
+
+def _unchanged(image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return image, target
 
 
 def _grouped(

@@ -17,9 +17,10 @@ An augmentation is one of these, registered under a name or passed from Python:
     def sliced(size):                     # size: longest and shortest side, pixels
         return v2.Compose([...])          # a transform that resizes too
 
-A class is called with the size if it takes one, else without arguments. With an attribute `min_crop` (the
-least part of each side that its crops keep, 1 where it does not crop), large JPEG files may be decoded at a
-reduced size; without it they are decoded whole.
+A class is called with the size if it takes one, else without arguments; one with an argument `antialias` is
+given the run's, see `FitResize`. With an attribute `min_crop` (the least part of each side that its crops
+keep, 1 where it does not crop), large JPEG files may be decoded at a reduced size; without it they are
+decoded whole.
 """
 
 from __future__ import annotations
@@ -48,13 +49,20 @@ _MARGIN = 1.5
 
 
 class FitResize(v2.Transform):  # type: ignore[misc]  # torchvision has no types
-    """Resize, ratio kept, to fit into `long` x `short` pixels, times a factor drawn from `scales`."""
+    """Resize, ratio kept, to fit into `long` x `short` pixels, times a factor drawn from `scales`.
 
-    def __init__(self, long: int, short: int, scales: tuple[float, float] = (1.0, 1.0)) -> None:
+    Bilinearly: with `antialias` over all pixels that a new one covers, without it between the four nearest
+    ones, as OpenCV's `INTER_LINEAR` does, to one grey level of 255.
+    """
+
+    def __init__(
+        self, long: int, short: int, scales: tuple[float, float] = (1.0, 1.0), *, antialias: bool = True
+    ) -> None:
         super().__init__()
         self.long = long
         self.short = short
         self.scales = scales
+        self.antialias = antialias
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the factor and compute the size."""
@@ -65,7 +73,7 @@ class FitResize(v2.Transform):  # type: ignore[misc]  # torchvision has no types
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize one image or one set of boxes."""
-        return self._call_kernel(functional.resize, inpt, params["size"], antialias=True)
+        return self._call_kernel(functional.resize, inpt, params["size"], antialias=self.antialias)
 
 
 class ObjectCrop(v2.RandomIoUCrop):  # type: ignore[misc]  # likewise
@@ -91,8 +99,8 @@ class Plain(v2.Compose):  # type: ignore[misc]  # likewise
 
     min_crop = 1.0
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__([FitResize(*size)])
+    def __init__(self, size: tuple[int, int], *, antialias: bool = True) -> None:
+        super().__init__([FitResize(*size, antialias=antialias)])
 
 
 @plugins.register("augmentation", "paper")
@@ -101,8 +109,8 @@ class Flipped(v2.Compose):  # type: ignore[misc]  # likewise
 
     min_crop = 1.0
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__([FitResize(*size), v2.RandomHorizontalFlip(0.5)])
+    def __init__(self, size: tuple[int, int], *, antialias: bool = True) -> None:
+        super().__init__([FitResize(*size, antialias=antialias), v2.RandomHorizontalFlip(0.5)])
 
 
 @plugins.register("augmentation", "multiscale")
@@ -111,8 +119,9 @@ class MultiScale(v2.Compose):  # type: ignore[misc]  # likewise
 
     min_crop = 1.0
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__([FitResize(*size, (0.6, 1.0)), v2.RandomHorizontalFlip(0.5)])
+    def __init__(self, size: tuple[int, int], *, antialias: bool = True) -> None:
+        resize = FitResize(*size, (0.6, 1.0), antialias=antialias)
+        super().__init__([resize, v2.RandomHorizontalFlip(0.5)])
 
 
 @plugins.register("augmentation", "strong")
@@ -123,11 +132,11 @@ class Strong(v2.Compose):  # type: ignore[misc]  # likewise
 
     min_crop = _CROP
 
-    def __init__(self, size: tuple[int, int]) -> None:
+    def __init__(self, size: tuple[int, int], *, antialias: bool = True) -> None:
         super().__init__(
             [
                 v2.RandomApply([ObjectCrop(min_scale=_CROP)], p=0.5),
-                FitResize(*size, scales=(0.8, 1.0)),
+                FitResize(*size, scales=(0.8, 1.0), antialias=antialias),
                 v2.RandomHorizontalFlip(0.5),
                 v2.RandomVerticalFlip(0.5),
                 v2.RandomPhotometricDistort(p=0.5),
@@ -137,20 +146,21 @@ class Strong(v2.Compose):  # type: ignore[misc]  # likewise
         )
 
 
-def eval_transform(size: tuple[int, int]) -> Transform:
+def eval_transform(size: tuple[int, int], *, antialias: bool = True) -> Transform:
     """Resize to fit into `size` (longest, shortest side; pixels)."""
-    return FitResize(*size)
+    return FitResize(*size, antialias=antialias)
 
 
-def train_transform(augment: str, size: tuple[int, int]) -> Transform:
+def train_transform(augment: str, size: tuple[int, int], *, antialias: bool = True) -> Transform:
     """Build the augmentation named `augment`; `size` is (longest, shortest side), pixels.
 
+    `antialias`, see `FitResize`, is passed to those that take it, and else used where resizing is added.
     Raises UserError for an unknown name, or a plug-in that cannot be built.
     """
-    transform, resizes = _build(augment, size)
+    transform, resizes = _build(augment, size, antialias)
     if plugins.known("augmentation")[augment].origin == plugins.OURS:
         return transform
-    return CheckedTransform(augment, transform, None if resizes else FitResize(*size))
+    return CheckedTransform(augment, transform, None if resizes else FitResize(*size, antialias=antialias))
 
 
 def decoded_fit(augment: str, size: tuple[int, int]) -> tuple[int, int] | None:
@@ -166,7 +176,7 @@ def reduced_fit(size: tuple[int, int], min_crop: float = 1.0) -> tuple[int, int]
     return round(size[0] * _MARGIN / min_crop), round(size[1] * _MARGIN / min_crop)
 
 
-def _build(augment: str, size: tuple[int, int]) -> tuple[Transform, bool]:
+def _build(augment: str, size: tuple[int, int], antialias: bool = True) -> tuple[Transform, bool]:
     """The transform of an augmentation, and whether it resizes to the run's size itself."""
     registered = plugins.find("augmentation", augment)
     if isinstance(registered, nn.Module):  # an object, such as v2.Compose, not a class
@@ -179,7 +189,8 @@ def _build(augment: str, size: tuple[int, int]) -> tuple[Transform, bool]:
     if several and not takes_size and not isinstance(registered, type):
         return registered, False  # a function of image and target
     try:
-        transform = registered(size) if takes_size else registered()
+        options = {"antialias": antialias} if any(item.name == "antialias" for item in parameters) else {}
+        transform = registered(size, **options) if takes_size else registered(**options)
     except TypeError as error:
         raise UserError(
             f"augmentation '{augment}' cannot be built ({error}): pass an object instead of its class, or a "

@@ -51,7 +51,8 @@ def calibration_batches(
     """Yield the images that int8 is calibrated on, one at a time. Raises UserError if none can be read."""
     size = parse_size(plan.size)
     if isinstance(images, CocoData):
-        yield from eval_loader(images, size=size, batch=1, workers=0)
+        antialias = detector.config.antialias
+        yield from eval_loader(images, size=size, batch=1, workers=0, antialias=antialias)
         return
     predictor, read = Predictor(detector, size, torch.device("cpu")), 0
     for file in images:

@@ -131,8 +131,9 @@ def check_parity(
     found: list[list[Predictions]] = []
     with Bar("compare", 2 * (len(data) + len(few))) as bar:
         for side in (eager, exported):
-            plain = eval_loader(data, size=(long, short), batch=1, workers=0)
-            other = eval_loader(few, size=odd, batch=batch, workers=0)
+            smooth = eager.config.antialias
+            plain = eval_loader(data, size=(long, short), batch=1, workers=0, antialias=smooth)
+            other = eval_loader(few, size=odd, batch=batch, workers=0, antialias=smooth)
             # The graph needs small images padded; the detector gets the same, as padding changes the maps.
             alike = (item._replace(images=padded(item.images)) for item in other)
             found.append([detect(side, batches, cpu, bar.seen) for batches in (plain, alike)])

@@ -79,8 +79,9 @@ def _prepare(
         if detector.takes_proposals and proposals is not None:
             data = with_proposals(data, proposals)
         chosen = np.linspace(0, len(data) - 1, min(TIMED_IMAGES, len(data))).astype(np.int64)
-        size = parse_size(detector.config.size)
-        return detector, list(eval_loader(data.subset(chosen), size=size, batch=1, workers=0))
+        size, antialias = parse_size(detector.config.size), detector.config.antialias
+        chosen_data = data.subset(chosen)
+        return detector, list(eval_loader(chosen_data, size=size, batch=1, workers=0, antialias=antialias))
     except (UserError, OSError) as error:
         return " ".join(str(error).split())
 

@@ -124,6 +124,7 @@ class Training(pl.LightningModule):
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
             keep_empty=self.config.keep_empty,
+            antialias=self.config.antialias,
         )
 
     def configure_optimizers(self) -> Optimizer:
@@ -260,6 +261,7 @@ class Training(pl.LightningModule):
             workers=self.config.workers,
             rank=self.global_rank,
             world=self.trainer.world_size,
+            antialias=self.config.antialias,
         )
         if self.progress is None:
             predictions = detect(self.detector, loader, self.device)
