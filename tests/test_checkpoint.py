@@ -1,16 +1,20 @@
 """What a file of weights says of itself: read by this version, and told apart from a later one's."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from msefpn.checkpoint import KEY, VERSION, read_info, upgrade_config, write_info
 from msefpn.config import Config
 from msefpn.errors import UserError
+from msefpn.models import build, load, save
 
 
 def file_of(folder: Path, info: Any) -> Path:
@@ -65,6 +69,45 @@ def test_files_of_the_first_version_are_read(tmp_path: Path) -> None:
     assert read_info(file_of(tmp_path, old)) == read
     with pytest.raises(UserError, match="a setting 'clip' that is unknown here"):
         read_info(file_of(tmp_path, old | {"version": VERSION}))
+
+
+FCOS = {"scales": False, "weighted": False, "inclusive": False, "preselect": "product", "root": True}
+"""What FCOS's head did before its settings were mmdetection's."""
+
+
+def test_fcos_of_an_earlier_run_stays_what_it_was(tmp_path: Path) -> None:
+    """A configuration without `antialias` is of before: its weights have no scales."""
+    config = Config("fcos", detector_options={"head": {"depth": 2, "root": False}})
+    info = write_info(config, ["a"], [1])
+    assert read_info(file_of(tmp_path, info)).config.detector_options == config.detector_options
+    old = {key: value for key, value in info["config"].items() if key != "antialias"}
+    for version in (1, 2):
+        read = read_info(file_of(tmp_path, info | {"config": old, "version": version})).config
+        assert read.detector_options == {"head": FCOS | {"depth": 2, "root": False}}
+        assert read.antialias
+    assert upgrade_config(old | {"detector_options": {}})["detector_options"] == {"head": FCOS}
+    other = old | {"detector": "retinanet"}
+    assert upgrade_config(other)["detector_options"] == config.detector_options
+
+
+def test_weights_of_an_earlier_fcos_detect_as_they_did(tmp_path: Path) -> None:
+    config = Config(
+        "fcos", backbone="test_resnet", neck="fpn", neck_options={"out_channels": 16}, init="none"
+    )
+    then = build(replace(config, detector_options={"head": FCOS}), ["a", "b"]).eval()
+    assert "head.scales" in build(config, ["a", "b"]).state_dict()
+    save(then, tmp_path / "w.safetensors")
+    with safe_open(tmp_path / "w.safetensors", framework="numpy") as opened:
+        info = json.loads(opened.metadata()[KEY])
+    assert "head.scales" not in then.state_dict()
+    del info["config"]["antialias"]
+    info["config"]["detector_options"] = {}
+    save_file(load_file(tmp_path / "w.safetensors"), tmp_path / "w.safetensors", {KEY: json.dumps(info)})
+    given = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]])
+    with torch.no_grad():
+        found, expected = load(tmp_path / "w.safetensors")(*given), then(*given)
+    torch.testing.assert_close(found.scores, expected.scores)
+    torch.testing.assert_close(found.boxes, expected.boxes)
 
 
 def test_a_plugin_that_is_named_is_kept_and_not_imported(tmp_path: Path) -> None:

@@ -23,6 +23,11 @@ _RENAMED = {"drops": "milestones", "clip": "grad_clip"}
 _RENAMED_OPTIONS = {"candidates": "pre_nms_top_k", "detections": "max_per_image"}
 """Names in configurations of msefpn 0.1 and today's, of keys and of a detector's options."""
 
+_LATER = "antialias"
+"""A key that configurations have since FCOS's defaults are mmdetection's."""
+_OLD_FCOS = {"inclusive": False, "scales": False, "weighted": False, "preselect": "product", "root": True}
+"""Arguments of FCOS's head as they were before."""
+
 
 class DetectorInfo(NamedTuple):
     """What a detector is built from."""
@@ -120,7 +125,7 @@ def parse_info(values: Any, file: Path, *, fix: str, oldest: int = 1) -> Detecto
         raise UserError(f"{file} is damaged: the description of its detector is incomplete: {fix}") from None
     if version < oldest:
         raise UserError(f"{file} was exported by msefpn {made}: export it again with this version")
-    if version == 1:
+    if version == 1 or _LATER not in settings:
         settings = upgrade_config(settings)
     unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(Config)})
     if version > VERSION or unknown:
@@ -135,10 +140,12 @@ def parse_info(values: Any, file: Path, *, fix: str, oldest: int = 1) -> Detecto
 
 
 def upgrade_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration's plain values with the names of msefpn 0.1 replaced by today's."""
+    """Return a run's whole configuration as today's: old names are replaced, old defaults written out."""
     upgraded = {_RENAMED.get(key, key): value for key, value in values.items()}
     if isinstance(options := upgraded.get("detector_options"), Mapping):
-        upgraded["detector_options"] = _upgrade_options(options)
+        upgraded["detector_options"] = options = _upgrade_options(options)
+        if upgraded.get("detector") == "fcos" and _LATER not in upgraded:
+            upgraded["detector_options"] = options | {"head": _OLD_FCOS | dict(options.get("head") or {})}
     return upgraded
 
 

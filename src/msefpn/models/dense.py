@@ -1,6 +1,7 @@
 """What heads that predict in every cell share: towers of convolutions, and the way to detections."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,8 @@ def select_detections(
     selection: Selection,
     *,
     threshold: float | None = None,
+    factors: Sequence[Tensor] | None = None,
+    root: bool = False,
 ) -> Detections:
     """The detections among the best pairs of anchor and class of each level.
 
@@ -66,19 +69,26 @@ def select_detections(
         sizes: (B, 2), height and width of each image, pixels.
         selection: chooses the detections; its `pre_nms_top_k` are those of each of `levels`.
         threshold: the scores are logits, and this is `selection.score` as one; None: they are 0..1.
+        factors: for each level (B, N), 0..1: what the scores of the pairs that are chosen are multiplied by.
+            `selection.score` is then compared with the scores before that.
+        root: the root is taken of the product.
     """
+    chooses = selection if factors is None else replace(selection, score=0.0)
     boxes, scores, labels, strides, dropped = [], [], [], [], []
-    for every_score, predictions, anchors, stride in levels:
+    for level, (every_score, predictions, anchors, stride) in enumerate(levels):
         score, anchor, label = best_pairs(full_precision(every_score), selection.pre_nms_top_k)
         chosen = full_precision(predictions).gather(1, anchor[..., None].expand(-1, -1, 4))
         boxes.append(clip_to_images(boxes_of(chosen, anchors[anchor]), sizes))
         probability = score if threshold is None else score.sigmoid()
+        if factors is not None:
+            product = probability * factors[level].gather(1, anchor)
+            probability = torch.where(probability > selection.score, product.sqrt() if root else product, 0)
         scores.append(torch.where(score > PAD_SCORE, probability, 0))
         labels.append(label)
         strides.append(stride[anchor])
         over = every_score > (selection.score if threshold is None else threshold)
         dropped.append((over.flatten(1).sum(dim=1) - selection.pre_nms_top_k).clamp(min=0))
-    return selection(
+    return chooses(
         torch.cat(boxes, 1),
         torch.cat(scores, 1),
         torch.cat(labels, 1),

@@ -8,9 +8,31 @@ from msefpn.plugins import register
 
 _PRESETS: dict[str, dict[str, Options]] = {
     "mmdetection": {"head": {}},
-    "torchvision": {"head": {"score": 0.2, "min_size": -1.0, "offset": 0.0, "integer_anchors": True}},
+    "journal": {"head": {"root": True}},
+    "conference": {
+        "head": {
+            "radius": None,
+            "relative": False,
+            "centreness_branch": "class",
+            "iou_loss": "iou",
+            "nms_iou": 0.5,
+        }
+    },
+    "torchvision": {
+        "head": {
+            "inclusive": False,
+            "scales": False,
+            "weighted": False,
+            "preselect": "product",
+            "root": True,
+            "score": 0.2,
+            "min_size": -1.0,
+            "offset": 0.0,
+            "integer_anchors": True,
+        }
+    },
 }
-"""Arguments by whose defaults they are. The head's own, here `mmdetection`, are the journal paper's."""
+"""Arguments by whose settings they are. mmdetection's are the head's own."""
 
 
 @register("detector", "fcos")
@@ -28,7 +50,8 @@ def fcos(
         backbone: gives the maps.
         make_neck: builds the neck for them.
         num_classes: K; there is no background class.
-        preset: `mmdetection`, here the journal paper's settings, or `torchvision`.
+        preset: `mmdetection` (its `center-normbbox-centeronreg-giou`), `journal` (the same with the journal
+            paper's score), `conference` (the first paper's, mmdetection's plain one) or `torchvision`.
         head: arguments of `FCOSHead` that differ from the preset's.
     """
     options = {**of_preset(preset, _PRESETS)["head"], **(head or {})}
