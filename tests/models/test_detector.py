@@ -16,6 +16,7 @@ from msefpn.errors import UserError
 from msefpn.models import Detector, OneStage, build, load, save
 from msefpn.models.backbone import make_backbone
 from msefpn.models.cascade import CascadeHead
+from msefpn.models.fcos import FCOSHead
 from msefpn.models.matching import BalancedSampler
 from msefpn.models.retina import RetinaHead
 from msefpn.models.roi import RoIHead
@@ -98,6 +99,7 @@ MMDETECTION: dict[type, dict[str, Any]] = {
         "negative_ratio": None,
         "sampler": None,
         "border": None,
+        "at_least_one": True,
         "box_loss": "smooth_l1",
         "class_loss": "binary_cross_entropy",
     },
@@ -108,6 +110,8 @@ MMDETECTION: dict[type, dict[str, Any]] = {
         "stds": (0.1, 0.1, 0.2, 0.2),
         "samples": 512,
         "positive_iou": 0.5,
+        "low_quality_iou": None,
+        "own_truth": True,
         "pre_nms_top_k": 2000,
     }
     | {"sampling_ratio": 0, "aligned": True, "sampler": None, "pooling": "level", "consistent": 0.0}
@@ -132,8 +136,15 @@ MMDETECTION: dict[type, dict[str, Any]] = {
     | {"depth": 4, "norm": False, "anchor_scale": 4.0, "positive_iou": 0.5, "negative_iou": 0.4}
     | {"per_image": False, "prior": 0.01, "pre_nms_top_k": 1000}
     | {"box_loss": "smooth_l1", "class_loss": "focal"},
+    FCOSHead: {"score": 0.05, "nms_iou": 0.6, "max_per_image": 100, "pre_nms_top_k": 1000, "min_size": 0.0}
+    | {"depth": 4, "radius": 1.5, "inclusive": True, "scales": True, "relative": True, "prior": 0.01}
+    | {"centreness_branch": "box", "iou_loss": "giou", "weighted": True, "class_loss": "focal"}
+    | {"preselect": "class", "root": False, "offset": 0.5, "integer_anchors": False},
 }
-"""Arguments of the heads as mmdetection 2.28.2 has them; `pre_nms_top_k` of RoIHead is ours."""
+"""Arguments of the heads as mmdetection 2.28.2 has them; `pre_nms_top_k` of RoIHead is ours.
+
+FCOS's are those of `fcos_center-normbbox-centeronreg-giou`.
+"""
 
 
 @pytest.mark.parametrize("head", MMDETECTION)
@@ -271,7 +282,10 @@ def test_options_reach_the_selection(detector: str) -> None:
     part = "roi" if detector.endswith("rcnn") else "head"
     model: Any = make(detector, detector_options={part: options})
     head = getattr(model, part)
-    assert dataclasses.asdict(getattr(head, "stages", [head])[-1].selection) == options
+    assert dataclasses.asdict(getattr(head, "stages", [head])[-1].selection) == options | {
+        "suppression": "hard",
+        "sigma": 0.5,
+    }
     with pytest.raises(UserError, match=r"unknown key in \w+ 'skore': did you mean 'score'"):
         make(detector, detector_options={part: {"skore": 0.1}})
 

@@ -235,3 +235,30 @@ def test_evaluations_of_a_run_are_numbered(run: Path, tiny_set: Path) -> None:
         assert (run / f"evaluate-{number}" / "metrics.json").is_file()
     with pytest.raises(UserError, match="not empty"):
         msefpn.evaluate(run, out=run / "evaluate-1")
+
+
+def test_soft_nms_and_views_of_a_run(
+    run: Path, tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["evaluate", str(run), "--data", str(tiny_set), "--workers", "0", "--device", "cpu"]
+    more = ["--batch", "1", "--soft-nms", "gaussian", "--sigma", "0.3", "--flip", "--scales", "96", "128x64"]
+    assert main([*given, *more, "--out", str(tmp_path / "more")]) == 0
+    numbers = json.loads((tmp_path / "more" / "metrics.json").read_text())
+    assert numbers["detection"] == {
+        "soft_nms": "gaussian",
+        "sigma": 0.3,
+        "flip": True,
+        "scales": ["96", "128x64"],
+    }
+    assert 0 <= numbers["AP"] <= 1
+    found = json.loads((tmp_path / "more" / "predictions.json").read_text())
+    assert {item["image_id"] for item in found} == {
+        item["id"] for item in json.loads((tiny_set / "val.json").read_text())["images"]
+    }
+    assert "AP" in capsys.readouterr().out
+    # predict finds the same
+    files = sorted((tiny_set / "val").iterdir())[:1]
+    options: dict[str, Any] = {"soft_nms": "gaussian", "sigma": 0.3, "flip": True, "scales": ["96", "128x64"]}
+    (result,) = msefpn.stream(run, files, score=0.0, device="cpu", **options)
+    scores = sorted((item["score"] for item in found if item["image_id"] == 1), reverse=True)
+    np.testing.assert_allclose(result.predictions.scores, scores, atol=1e-4)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msefpn.checkpoint import check_run
-from msefpn.commands.arguments import as_path, as_text, takes
+from msefpn.commands.arguments import as_path, as_text, options_of, takes
+from msefpn.errors import unknown_name
+from msefpn.inference.options import DetectionOptions
 from msefpn.prediction.request import PredictionOptions
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from msefpn.prediction.predict import ImageResult
 
 
-@takes(PredictionOptions)
+@takes(PredictionOptions, DetectionOptions)
 def predict(
     run: str | Path,
     sources: Sequence[str | Path] | str | Path,
@@ -53,7 +55,7 @@ def predict(
     return write_predictions(Path(run), found, chosen, out=None if out is None else Path(out), save=kinds)
 
 
-@takes(PredictionOptions)
+@takes(PredictionOptions, DetectionOptions)
 def stream(
     run: str | Path, sources: Sequence[str | Path] | str | Path, **options: Any
 ) -> Iterator[ImageResult]:
@@ -80,6 +82,7 @@ def stream(
     return stream_results(Path(run), found, chosen)
 
 
+@takes(DetectionOptions)
 def evaluate(
     run: str | Path,
     data: str | Path | None = None,
@@ -93,6 +96,7 @@ def evaluate(
     size: str | int | None = None,
     device: str = "auto",
     workers: int = 2,
+    **options: Any,
 ) -> dict[str, Any]:
     """Evaluate a run by COCO's protocol: 12 numbers and AP per class, of boxes and of masks if it draws them.
 
@@ -115,6 +119,9 @@ def evaluate(
     Raises:
         UserError: the request cannot be met; the message says what to change.
     """
+    for name in options.keys() - options_of(evaluate).keys():
+        raise unknown_name("option", name, options_of(evaluate))
+    chosen = DetectionOptions.given(**options)
     check_run(run)
 
     from msefpn.inference.evaluate import evaluate as evaluate_run
@@ -131,6 +138,7 @@ def evaluate(
         size=as_text(size),
         device=device,
         workers=workers,
+        options=chosen,
     )
 
 

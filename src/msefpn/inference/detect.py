@@ -100,7 +100,7 @@ def detect(
         seen: called with the number of images of each batch.
         score: detections below are left out.
     """
-    parts = [_nothing()]
+    parts = [no_predictions()]
     with _ready(detector):
         for batch in batches:
             parts += predict_batch(detector, batch, device, score)
@@ -121,7 +121,12 @@ def _ready(detector: Detects) -> Iterator[None]:
     detector.train(training)
 
 
-def predict_batch(detector: Detects, batch: Batch, device: torch.device, score: float) -> list[Predictions]:
+def predict_batch(
+    detector: Callable[[Tensor, Tensor, Proposals | None], Detections],
+    batch: Batch,
+    device: torch.device,
+    score: float,
+) -> list[Predictions]:
     """Predictions for each image of a batch; arguments as in `detect`, without gradients."""
     given = batch.proposals
     if given is not None:
@@ -138,7 +143,7 @@ def predict_batch(detector: Detects, batch: Batch, device: torch.device, score: 
             boxes[row, kept].numpy(),
             scores[row, kept].numpy(),
             labels[row, kept].numpy(),
-            None if masks is None else _masks(masks[row, kept], boxes[row, kept], size.tolist()),
+            None if masks is None else draw_masks(masks[row, kept], boxes[row, kept], size.tolist()),
             num_dropped[row],
             None if strides is None else strides[row, kept].numpy(),
         )
@@ -188,14 +193,16 @@ def _to_original(boxes: Tensor, sizes: Tensor, original_sizes: Tensor) -> Tensor
     return boxes * factor[:, None].to(boxes.dtype)
 
 
-def _masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> NDArray[np.object_]:
+def draw_masks(masks: Tensor, boxes: Tensor, size: Sequence[int]) -> NDArray[np.object_]:
     """Run lengths of masks (D, M, M), each in its box (D, 4), of an image of `size`: height and width."""
+    height, width = size
     found = np.empty(len(masks), dtype=object)
     for row, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
-        found[row] = run_lengths(encode_mask(paste(mask, box, size).numpy()), size)
+        found[row] = run_lengths(encode_mask(paste(mask, box, (height, width)).numpy()), size)
     return found
 
 
-def _nothing() -> Predictions:
+def no_predictions() -> Predictions:
+    """Predictions without any detection."""
     none = np.zeros(0, np.int64)
     return Predictions(none, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), none)

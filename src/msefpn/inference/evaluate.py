@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from msefpn.config import parse_size
 from msefpn.data.coco import CocoData, read_coco
@@ -14,9 +18,19 @@ from msefpn.data.loader import eval_loader
 from msefpn.data.locate import locate_split, refuse_unread
 from msefpn.data.proposals import with_proposals
 from msefpn.errors import UserError, unknown_name
-from msefpn.inference.detect import Detects, as_results, check_proposals_given, detect
+from msefpn.inference.detect import (
+    Detects,
+    Predictions,
+    as_results,
+    check_proposals_given,
+    detect,
+    merge_predictions,
+    no_predictions,
+)
 from msefpn.inference.device import telling_memory
-from msefpn.inference.predictor import open_detector
+from msefpn.inference.options import DetectionOptions
+from msefpn.inference.predictor import Predictor, open_detector
+from msefpn.inference.views import apply_options
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.runs.console import Bar, say, show_dropped, show_numbers
 from msefpn.runs.folder import (
@@ -28,6 +42,7 @@ from msefpn.runs.folder import (
     read_run,
     write_text,
 )
+from msefpn.structures import Batch
 
 
 def evaluate(
@@ -43,6 +58,7 @@ def evaluate(
     size: str | None,
     device: str,
     workers: int,
+    options: DetectionOptions,
 ) -> dict[str, Any]:
     """Evaluate a run and write the numbers; arguments as of `msefpn.commands.predict.evaluate`."""
     if batch is not None and batch < 1:
@@ -51,12 +67,16 @@ def evaluate(
         raise UserError(f"workers is {workers}: it must be at least 0")
     if split not in ("train", "val"):
         raise unknown_name("split", split, ("train", "val"))
+    options.check_size(size)
     sides = None if size is None else parse_size(size)
     refuse_unread(data, file)
     folder = run if run.is_dir() else run.parent
     out = out or free_folder(folder / "evaluate")
     check_out(out)
     detector, where = open_detector(run, device)
+    config = detector.config
+    sides = sides or parse_size(config.size)
+    merged = apply_options(detector, options, run, sides)
     if data is not None:
         data, log = as_coco(data, out.parent / "converted", [split])
         say(*log.lines())
@@ -66,24 +86,43 @@ def evaluate(
         place = files[f"{split}_json"], files[f"{split}_images"]
         proposals = proposals or files.get(f"{split}_proposals")
     read = read_for(detector, run, place, proposals)
-    config = detector.config
     batch = batch or config.batch // (config.devices * config.accumulate)
-    sides = sides or parse_size(config.size)
     category_ids = category_ids_for(detector.classes, read, f"the run {run}")
-    loader = eval_loader(read, size=sides, batch=batch, workers=workers)
+    loading: dict[str, Any] = {"batch": batch, "workers": workers, "antialias": config.antialias}
     with new_folder(out):
         with Bar("evaluate", len(read)) as bar, telling_memory(batch, sides):
-            found = detect(detector, loader, where, bar.seen)
+            if merged is None:
+                found = detect(detector, eval_loader(read, size=sides, **loading), where, bar.seen)
+            else:
+                predictor = Predictor(detector, sides, where, merged)
+                found = _of_views(predictor, eval_loader(read, size=None, **loading), bar.seen)
         results = as_results(found, category_ids)
         evaluation = evaluate_coco(truth_of(read), results, masks=detector.learns_masks)
         numbers: dict[str, Any] = evaluation.to_json()
         numbers |= {"images": len(read), "detections": len(results), "num_dropped": found.num_dropped}
+        if options.flags():
+            numbers["detection"] = asdict(options)
         write_text(out / PREDICTIONS, json.dumps(results))
         write_text(out / METRICS, json.dumps(numbers, indent=2))
     show_numbers(numbers)
     show_dropped(found.num_dropped)
     say(f"{len(read)} images of {read.file}: {out / METRICS}, {out / PREDICTIONS}")
     return numbers
+
+
+def _of_views(predictor: Predictor, batches: Iterable[Batch], seen: Callable[[int], None]) -> Predictions:
+    """Predictions for images as they are in their files; `seen` is called as by `detect`."""
+    parts = [no_predictions()]
+    for batch in batches:
+        sizes = batch.original_sizes.tolist()
+        pixels = [
+            image[:, :height, :width].permute(1, 2, 0).numpy()
+            for image, (height, width) in zip(batch.images, sizes, strict=True)
+        ]
+        found = zip(predictor(pixels), batch.ids.tolist(), strict=True)
+        parts += [replace(one, image_ids=np.full(len(one.scores), id)) for one, id in found]
+        seen(len(pixels))
+    return merge_predictions(parts)
 
 
 def read_for(detector: Detects, run: Path, place: tuple[Path, Path], proposals: Path | None) -> CocoData:

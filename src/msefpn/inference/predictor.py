@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from msefpn.errors import UserError
 from msefpn.inference.detect import Detects, Predictions, predict_batch
 from msefpn.inference.device import pick_device, telling_compiler, telling_memory
 from msefpn.inference.exported import load_exported
+from msefpn.inference.options import DetectionOptions, View
+from msefpn.inference.views import MergedViews, apply_options
 from msefpn.models import load
 from msefpn.models.fold import fold_for_good
 from msefpn.structures import Batch, Proposals, Targets
@@ -31,15 +34,23 @@ class Predictor:
         category_ids: their ids in the annotation file, same order.
         size: longest and shortest side that images are resized to fit into, pixels.
         device: where it runs.
+        merged: detects on several views of an image; None: the detector does on one.
 
     Args:
         detector: in evaluation mode, on `device`.
         size: see above.
         device: see above.
+        merged: see above.
     """
 
-    def __init__(self, detector: Detects, size: tuple[int, int], device: torch.device) -> None:
-        self.detector = detector
+    def __init__(
+        self,
+        detector: Detects,
+        size: tuple[int, int],
+        device: torch.device,
+        merged: MergedViews | None = None,
+    ) -> None:
+        self.detector, self.merged = detector, merged
         self.classes = detector.classes
         self.category_ids = detector.category_ids
         self.size = size
@@ -47,7 +58,13 @@ class Predictor:
 
     @classmethod
     def open(
-        cls, run: Path, *, size: str | None = None, device: str = "auto", compile: bool = False
+        cls,
+        run: Path,
+        *,
+        size: str | None = None,
+        device: str = "auto",
+        compile: bool = False,
+        options: DetectionOptions | None = None,
     ) -> Predictor:
         """Read a run's weights, or an exported file.
 
@@ -56,17 +73,23 @@ class Predictor:
             size: as in training, 320 or 1333x800; None: the run's own.
             device: auto, cpu or gpu.
             compile: whether the first call compiles the detector.
+            options: soft-NMS and test-time augmentation; None: neither.
 
         Raises:
-            UserError: there are no weights, they are damaged, there is no such device, or an exported file is
-                to be compiled.
+            UserError: there are no weights, they are damaged, or cannot do what the options say, there is no
+                such device, or an exported file, or several views, are to be compiled.
         """
+        options = options or DetectionOptions()
+        options.check_size(size)
+        if compile and options.augments:
+            raise UserError(f"{options.flags()} cannot be compiled: leave out --compile")
         detector, where = open_detector(run, device)
         if compile:
             if not isinstance(detector, nn.Module):
                 raise UserError(f"{run} is an exported file, which runs as it is: leave out --compile")
             detector.compile()
-        return cls(detector, parse_size(size or detector.config.size), where)
+        sides = parse_size(size or detector.config.size)
+        return cls(detector, sides, where, apply_options(detector, options, run, sides))
 
     @torch.no_grad()
     def __call__(
@@ -92,21 +115,39 @@ class Predictor:
         if not images:
             return []
         with telling_memory(len(images), self.size), telling_compiler():
+            if self.merged is not None:
+                return self._merged(self.merged, images, score)
             return predict_batch(self.detector, self.batch(images, proposals), self.device, score)
 
+    def _merged(
+        self, merged: MergedViews, images: Sequence[NDArray[np.uint8]], score: float
+    ) -> list[Predictions]:
+        """The predictions of all views together."""
+        found = merged(lambda view: self.batch(images, view=view), self.device, score)
+        pairs = enumerate(found)
+        return [replace(one, image_ids=np.full(len(one.scores), row)) for row, one in pairs]
+
     def batch(
-        self, images: Sequence[NDArray[np.uint8]], proposals: Sequence[NDArray[np.float32]] | None = None
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        proposals: Sequence[NDArray[np.float32]] | None = None,
+        view: View | None = None,
     ) -> Batch:
-        """Resize images and pad them to one batch, as the evaluation does; arguments as in a call."""
+        """Resize images and pad them to one batch, as the evaluation does; arguments as in a call.
+
+        `view`: size and direction; None: of `size`, as they are.
+        """
+        size, mirrored = view or View(self.size, mirrored=False)
         original = torch.tensor([image.shape[:2] for image in images])  # (B, 2)
-        fitted = [fitted_size(image.shape[0], image.shape[1], *self.size) for image in images]
+        fitted = [fitted_size(image.shape[0], image.shape[1], *size) for image in images]
         sizes = torch.tensor(fitted)
         height, width = ((sizes.amax(0) + 31) // 32 * 32).tolist()
         # Pixel by pixel (channels_last), as files are decoded and as convolutions like it.
         padded = torch.zeros(len(images), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
         for row, (pixels, (rows, columns)) in enumerate(zip(images, fitted, strict=True)):
             image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-            padded[row, :, :rows, :columns] = functional.resize(image, [rows, columns], antialias=True)
+            image = functional.resize(image, [rows, columns], antialias=self.detector.config.antialias)
+            padded[row, :, :rows, :columns] = image.flip(-1) if mirrored else image
         none = torch.zeros(len(images), 1)
         targets = Targets(none[..., None].repeat(1, 1, 4), none.long(), none.bool())
         regions = None if proposals is None else _padded(proposals, sizes / original)

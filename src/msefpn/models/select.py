@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 from msefpn.models.boxes import PAD_SCORE, larger_than, nms, top_candidates
+from msefpn.models.soft_nms import soft_nms
 from msefpn.structures import Detections
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Drop small boxes, threshold, suppress within each class, keep the best; with fixed shapes."""
+    """Drop small boxes, threshold, suppress within each class, keep the best; with fixed shapes.
+
+    Exported graphs have `hard` suppression only.
+    """
 
     score: float
     """Candidates must exceed this, 0..1."""
@@ -23,6 +27,10 @@ class Selection:
     """Best ones of a level or an image that go into suppression; the others are counted as dropped."""
     min_size: float
     """Boxes with a side not above this, pixels, are dropped."""
+    suppression: str = "hard"
+    """`hard`: NMS; `linear` or `gaussian`: see `soft_nms`; `none`: all candidates stay, however many."""
+    sigma: float = 0.5
+    """Of `gaussian` suppression."""
 
     def __call__(
         self,
@@ -50,8 +58,9 @@ class Selection:
         best, index = top_candidates(scores, pre_nms_top_k)
         box = boxes.gather(1, index[..., None].expand(-1, -1, 4))
         label = labels.gather(1, index)
-        keep = nms(box, best, label, best > self.score, self.nms_iou)
-        best, last = top_candidates(best.masked_fill(~keep, PAD_SCORE), self.max_per_image)
+        best = self._suppressed(box, best, label)
+        count = pre_nms_top_k if self.suppression == "none" else self.max_per_image
+        best, last = top_candidates(best, count)
         valid = best > PAD_SCORE
         return Detections(
             boxes=box.gather(1, last[..., None].expand(-1, -1, 4)) * valid[..., None],
@@ -60,4 +69,15 @@ class Selection:
             valid=valid,
             num_dropped=dropped if num_dropped is None else dropped + num_dropped,
             strides=None if strides is None else strides.gather(1, index).gather(1, last) * valid,
+        )
+
+    def _suppressed(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Scores (B, N) of the candidates that stay, `PAD_SCORE` for the others."""
+        candidate = scores > self.score
+        if self.suppression == "none":
+            return scores.masked_fill(~candidate, PAD_SCORE)
+        if self.suppression == "hard":
+            return scores.masked_fill(~nms(boxes, scores, labels, candidate, self.nms_iou), PAD_SCORE)
+        return soft_nms(
+            boxes, scores, labels, candidate, method=self.suppression, iou=self.nms_iou, sigma=self.sigma
         )

@@ -81,7 +81,13 @@ class _Request:
     def open(cls, run: Path, sources: list[InputSource], options: PredictionOptions) -> _Request:
         """Open the detector and check that all fits. Raises UserError."""
         check_video(sources)
-        predictor = Predictor.open(run, size=options.size, device=options.device, compile=options.compile)
+        predictor = Predictor.open(
+            run,
+            size=options.size,
+            device=options.device,
+            compile=options.compile,
+            options=options.detection,
+        )
         check_proposals_given(predictor.detector, options.proposals is not None, run)
         for name in options.classes or ():
             if name not in predictor.classes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from msefpn.config import check_bounds, option, parse_size
 from msefpn.errors import UserError, unknown_name
+from msefpn.inference.options import DetectionOptions
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class PredictionOptions:
     )
     device: str = option("auto", "auto, cpu or gpu", choices=("auto", "cpu", "gpu"))
     compile: bool = option(False, "compile the detector first (inductor); it takes a minute or more")
+    detection: DetectionOptions = field(default_factory=DetectionOptions)
+    """Soft-NMS and test-time augmentation."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -42,12 +45,16 @@ class PredictionOptions:
                 parse_size(size)
         if self.tile_size is not None and not self.tile:
             raise UserError(f"tile-size {self.tile_size} without --tile: add it, or leave the size out")
+        self.detection.check_size(self.size)
 
     @classmethod
     def given(cls, **values: Any) -> PredictionOptions:
         """Build from the values that are not None, as a user gives them. Raises UserError."""
-        for name in values.keys() - cls.__dataclass_fields__.keys():
-            raise unknown_name("option", name, cls.__dataclass_fields__)
+        merging = DetectionOptions.__dataclass_fields__.keys()
+        known = (cls.__dataclass_fields__.keys() | merging) - {"detection"}
+        for name in values.keys() - known:
+            raise unknown_name("option", name, sorted(known))
+        detection = DetectionOptions.given(**{name: values.pop(name) for name in values.keys() & merging})
         chosen = {name: value for name, value in values.items() if value is not None}
         for name in chosen.keys() & {"size", "tile_size"}:
             chosen[name] = str(chosen[name])
@@ -56,4 +63,4 @@ class PredictionOptions:
         if "classes" in chosen:
             names = chosen["classes"]
             chosen["classes"] = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
-        return cls(**chosen)
+        return cls(**chosen, detection=detection)

@@ -262,12 +262,30 @@ class TwoStage(Detector):
     @_choosing_convolutions
     def forward(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
         """Detect, see `Detector.forward`."""
+        pooled, detections = self._regions(images, sizes, proposals)
+        return detections if self.mask is None else _with_masks(self.mask, pooled, detections)
+
+    @_choosing_convolutions
+    def without_masks(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
+        """Detect without drawing masks; as `forward` otherwise."""
+        return self._regions(images, sizes, proposals)[1]
+
+    @_choosing_convolutions
+    def masks_of(self, images: Tensor, sizes: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+        """Masks (B, D, M, M), 0..1, in boxes (B, D, 4), pixels of the padded image, of labels (B, D)."""
+        if self.mask is None:
+            raise ValueError("this detector draws no masks")
+        return self.mask(self.pyramid(images, sizes)[: self.roi.levels], boxes, labels)
+
+    def _regions(
+        self, images: Tensor, sizes: Tensor, proposals: Proposals | None
+    ) -> tuple[list[Tensor], Detections]:
+        """The maps that regions are pooled from, and the detections."""
         pyramid = self.pyramid(images, sizes)
         if self.rpn is not None:
             proposals = self.rpn(pyramid, sizes, _side(images))
         pooled = pyramid[: self.roi.levels]
-        detections = self.roi(pooled, _required(proposals), sizes)
-        return detections if self.mask is None else _with_masks(self.mask, pooled, detections)
+        return pooled, self.roi(pooled, _required(proposals), sizes)
 
     @_choosing_convolutions
     def losses(
