@@ -223,6 +223,9 @@ def test_predict_and_evaluate_take_the_file(
         msefpn.evaluate(x, out=tmp_path / name, workers=0)["AP"] for x, name in ((run, "a"), (onnx_file, "b"))
     ]
     assert numbers[0] == pytest.approx(numbers[1], abs=1e-3)
+    with pytest.raises(UserError, match="an exported file, whose graph ends in NMS: leave out --flip"):
+        msefpn.evaluate(onnx_file, out=tmp_path / "c", workers=0, flip=True)
+    assert not (tmp_path / "c").exists()
 
 
 def test_standalone_script_agrees_without_torch_and_msefpn(
