@@ -211,6 +211,11 @@ def test_views_of_the_options() -> None:
     assert both == tuple(map(View, sides, (False, True) * 2))
 
 
+def test_views_are_not_compiled(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="several views cannot be compiled: leave out --compile, or --flip"):
+        Predictor.open(tmp_path, compile=True, options=DetectionOptions(flip=True))
+
+
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
 def test_commands_refuse_in_a_line(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [command, str(tmp_path)] + ["x.jpg"] * (command == "predict")

@@ -67,3 +67,11 @@ def test_selection(suppression: str, scores: list[float]) -> None:
         BOXES[None], SCORES[None], torch.zeros(1, 4).long()
     )
     torch.testing.assert_close(soft_more.scores[0], torch.tensor([0.9, 0.7, 0.6, 0.08]))
+
+
+@pytest.mark.parametrize("suppression", ["linear", "gaussian"])
+def test_selection_compiles_whole(suppression: str) -> None:
+    choose = Selection(0.05, 0.5, 4, 4, 0.0, suppression)
+    given = BOXES[None], SCORES[None], torch.zeros(1, 4).long()
+    found = torch.compile(choose, fullgraph=True, backend="eager")(*given)
+    torch.testing.assert_close(found.scores, choose(*given).scores)

@@ -82,7 +82,7 @@ class Predictor:
         options = options or DetectionOptions()
         options.check_size(size)
         if compile and options.augments:
-            raise UserError(f"{options.flags()} cannot be compiled: leave out --compile")
+            raise UserError("several views cannot be compiled: leave out --compile, or --flip and --scales")
         detector, where = open_detector(run, device)
         if compile:
             if not isinstance(detector, nn.Module):
