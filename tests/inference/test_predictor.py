@@ -1,6 +1,7 @@
 """The predictor: the same detections as the evaluation's, in pixels of the images given."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_what_cannot_be_opened(weights: Path, tmp_path: Path) -> None:
 def test_a_detector_is_compiled_before_the_first_image(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled: list[nn.Module] = []
+    compiled: list[Any] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
     assert [Predictor.open(weights, device="cpu", compile=True).detector] == compiled
 
