@@ -29,6 +29,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": predict.evaluate,
     "predict": predict.predict,
     "export": models.export,
+    "models": models.list_models,
     "check": data.check,
     "convert": data.convert,
     "split": data.split,

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msefpn import plugins
-from msefpn.checkpoint import check_run
+from msefpn.checkpoint import check_initial_name, check_run
 from msefpn.commands.arguments import configured, takes
 from msefpn.config import Config, from_dict
 from msefpn.exporting.options import ExportOptions
+from msefpn.pretrained import LICENCE, PRETRAINED, published_weights
 
 if TYPE_CHECKING:
     from msefpn.exporting.export import ExportReport
@@ -28,7 +29,7 @@ def export(run: str | Path, **options: Any) -> ExportReport:
     160 to 8192. A file that fails the comparison is kept with `.failed` in its name; the exit code is then 1.
 
     Args:
-        run: run folder (its best weights) or a .safetensors file of one
+        run: run folder (its best weights), a .safetensors file of one, or a name of `msefpn models`
 
     Returns:
         The file and the comparison; FILE.parity.json holds the same.
@@ -48,11 +49,15 @@ def load(path: str | Path) -> Detector:
     """Return a trained detector in evaluation mode, with its classes.
 
     Args:
-        path: run folder (its best weights) or a .safetensors file of one
+        path: run folder (its best weights), a .safetensors file of one, hf://USER/NAME, or a name that
+            `list_models` lists
 
     Raises:
-        UserError: there are no weights, they are damaged, or they need a plug-in that is not loaded.
+        UserError: there are no weights, they are damaged, they cannot be downloaded, or they need a plug-in
+            that is not loaded.
     """
+    check_run(path)
+
     from msefpn import models
 
     return models.load(path)
@@ -69,7 +74,7 @@ def build(
 
     Args:
         classes: names of the classes
-        init: initial weights: imagenet, none, or a file
+        init: initial weights: imagenet, none, a name of `msefpn models`, hf://USER/NAME, or a file
         set: configuration keys, such as neck_options.gate=none
 
     Returns:
@@ -80,6 +85,7 @@ def build(
     """
     values, _ = configured(options | {"init": str(init)}, set)
     config = from_dict(values, source="build")
+    check_initial_name(config.init)
     config = replace(config, plugins=plugins.origins(config.uses()))
 
     from msefpn import models
@@ -87,3 +93,48 @@ def build(
     built = models.build(config, classes)
     models.init_weights(built, config.init)
     return built
+
+
+def list_models() -> list[dict[str, Any]]:
+    """List the detectors with COCO weights that a name stands for, as --init NAME and predict NAME take it.
+
+    They are torchvision's, downloaded when they are first used; AP is torchvision's figure on COCO val2017.
+
+    Returns:
+        One entry per detector: name, detector, AP of boxes and of masks in percent, megabytes, licence and
+        address.
+    """
+    found: list[dict[str, Any]] = []
+    for name, about in PRETRAINED.items():
+        weights = published_weights(name)
+        found.append(
+            {
+                "name": name,
+                "detector": about.detector,
+                "AP": weights.ap,
+                "mask_AP": weights.mask_ap,
+                "megabytes": weights.megabytes,
+                "licence": LICENCE,
+                "url": weights.url,
+            }
+        )
+
+    from msefpn.runs.console import say, show_table
+
+    rows = [
+        [
+            entry["name"],
+            entry["detector"],
+            f"{entry['AP']:.1f}",
+            "" if entry["mask_AP"] is None else f"{entry['mask_AP']:.1f}",
+            f"{entry['megabytes']:.0f} MB",
+            entry["licence"],
+        ]
+        for entry in found
+    ]
+    show_table(["name", "detector", "AP", "mask AP", "file", "licence"], rows)
+    say(
+        "COCO's 80 classes. AP: of boxes on val2017, as torchvision publishes it. The licence is "
+        "torchvision's own; it states none for the weights, which are trained on COCO's photographs."
+    )
+    return found

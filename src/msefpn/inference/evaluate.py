@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from msefpn.checkpoint import place_beside
 from msefpn.config import parse_size
 from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.formats.write import as_coco
@@ -18,6 +19,7 @@ from msefpn.inference.detect import Detects, as_results, check_proposals_given, 
 from msefpn.inference.device import telling_memory
 from msefpn.inference.predictor import open_detector
 from msefpn.metrics.coco import evaluate_coco
+from msefpn.pretrained import is_named
 from msefpn.runs.console import Bar, say, show_dropped, show_numbers
 from msefpn.runs.folder import (
     METRICS,
@@ -53,7 +55,9 @@ def evaluate(
         raise unknown_name("split", split, ("train", "val"))
     sides = None if size is None else parse_size(size)
     refuse_unread(data, file)
-    folder = run if run.is_dir() else run.parent
+    if is_named(run) and data is None and file is None:
+        raise UserError(f"{run} has no data of its own to evaluate on: give --data, or --json and --images")
+    folder = place_beside(run)
     out = out or free_folder(folder / "evaluate")
     check_out(out)
     detector, where = open_detector(run, device)
