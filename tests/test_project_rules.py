@@ -33,7 +33,7 @@ FLOORS: list[set[str]] = [
     {"data", "models", "metrics", "html"},
     {"runs"},
     {"inference"},
-    {"training", "prediction", "exporting", "reporting", "explaining", "web"},
+    {"training", "prediction", "exporting", "reporting", "explaining", "importing", "web"},
     {"ablation"},
     {"commands"},
     {"testing"},

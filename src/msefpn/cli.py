@@ -30,6 +30,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict.predict,
     "export": models.export,
     "models": models.list_models,
+    "import": models.import_file,
     "check": data.check,
     "convert": data.convert,
     "split": data.split,

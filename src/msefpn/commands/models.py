@@ -10,14 +10,38 @@ from typing import TYPE_CHECKING, Any
 
 from msefpn import plugins
 from msefpn.checkpoint import check_initial_name, check_run
-from msefpn.commands.arguments import configured, takes
+from msefpn.commands.arguments import as_path, configured, takes
 from msefpn.config import Config, from_dict
+from msefpn.errors import UserError
 from msefpn.exporting.options import ExportOptions
 from msefpn.pretrained import LICENCE, PRETRAINED, published_weights
 
 if TYPE_CHECKING:
     from msefpn.exporting.export import ExportReport
     from msefpn.models import Detector
+
+
+def import_file(file: str | Path, *, out: str | Path | None = None) -> Path:
+    """Turn a configuration of mmdetection 2.x or 3.x into a recipe, without running it.
+
+    What has no place in a recipe is printed.
+
+    Args:
+        file: configuration of mmdetection (.py), its `_base_` files beside it
+        out: the recipe, a new .yaml file (default: named like the configuration, in the current folder)
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        UserError: the file is not such a configuration, or it computes values that are needed.
+    """
+    if Path(file).suffix != ".py":
+        raise UserError(f"{file} is not a configuration of mmdetection: name a .py file")
+
+    from msefpn.importing.recipe import import_recipe
+
+    return import_recipe(Path(file), as_path(out))
 
 
 @takes(ExportOptions)
