@@ -14,6 +14,7 @@ import safetensors
 from msefpn.config import Config, from_dict
 from msefpn.errors import UserError
 from msefpn.pretrained import (
+    HUB_FILE,
     PRETRAINED,
     check_hub_name,
     fetch_from_hub,
@@ -55,7 +56,7 @@ def find_weights(path: str | Path) -> Path:
         return fetch_from_hub(path)
     path = Path(path)
     if path.is_dir():
-        for name in ("best.safetensors", "last.safetensors"):
+        for name in ("best.safetensors", "last.safetensors", HUB_FILE):
             if (path / name).is_file():
                 return path / name
         raise UserError(f"{path} has no best.safetensors or last.safetensors: give a run folder")

@@ -201,8 +201,12 @@ def _timeout() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def fetch_from_hub(source: str | Path) -> Path:
+def fetch_from_hub(source: str | Path, **options: Any) -> Path:
     """Return the weights of a repository of the hub, downloaded if they are not in the hub's cache.
+
+    Args:
+        source: hf://USER/NAME, see `check_hub_name`.
+        options: those of huggingface_hub's `hf_hub_download`.
 
     Raises:
         UserError: the name is not one, the hub cannot be reached, or there are no weights of ours.
@@ -212,14 +216,17 @@ def fetch_from_hub(source: str | Path) -> Path:
 
     repository, revision = check_hub_name(source)
     try:  # the client itself retries for half a minute where there is no network
-        hub.get_hf_file_metadata(hub.hf_hub_url(repository, HUB_FILE, revision=revision), timeout=_TIMEOUT)
-        return Path(hub.hf_hub_download(repository, HUB_FILE, revision=revision))
+        if not options.get("local_files_only"):
+            url = hub.hf_hub_url(repository, HUB_FILE, revision=revision)
+            hub.get_hf_file_metadata(url, token=options.get("token"), timeout=_TIMEOUT)
+        return Path(hub.hf_hub_download(repository, HUB_FILE, revision=revision, **options))
     except RepositoryNotFoundError:
         reason = "there is no such repository, or it is private: log in with hf auth login"
     except EntryNotFoundError:
         reason = f"the repository has no {HUB_FILE}: it was not written by push_to_hub of msefpn"
     except Exception as error:  # the client and the network each have their own
-        cached = hub.try_to_load_from_cache(repository, HUB_FILE, revision=revision)
+        folder = options.get("cache_dir")
+        cached = hub.try_to_load_from_cache(repository, HUB_FILE, cache_dir=folder, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
         reason = " ".join(str(error).split())[:160]

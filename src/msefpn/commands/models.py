@@ -3,18 +3,20 @@
 # ruff: noqa: PLC0415  (what is slow to import is imported where it is needed)
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msefpn import plugins
-from msefpn.checkpoint import check_initial_name, check_run
+from msefpn.checkpoint import check_initial_name, check_run, place_beside
 from msefpn.commands.arguments import as_path, configured, takes
 from msefpn.config import Config, from_dict
 from msefpn.errors import UserError
 from msefpn.exporting.options import ExportOptions
-from msefpn.pretrained import LICENCE, PRETRAINED, published_weights
+from msefpn.pretrained import LICENCE, PRETRAINED, is_named, published_weights
+from msefpn.runs.folder import CONFIG, DATA
 
 if TYPE_CHECKING:
     from msefpn.exporting.export import ExportReport
@@ -83,8 +85,12 @@ def load(path: str | Path) -> Detector:
     check_run(path)
 
     from msefpn import models
+    from msefpn.reporting.card import describe_run
 
-    return models.load(path)
+    detector, run = models.load(path), place_beside(Path(path))
+    if not is_named(path) and (run / CONFIG).is_file() and (run / DATA).is_file():
+        detector.describe = functools.partial(describe_run, run)
+    return detector
 
 
 @takes(
