@@ -15,8 +15,10 @@ from torchvision.models import detection
 from msefpn import pretrained
 from msefpn.checkpoint import read_info
 from msefpn.cli import main
-from msefpn.config import Config
+from msefpn.config import Config, load_recipe
 from msefpn.errors import UserError
+from msefpn.exporting.options import ExportOptions
+from msefpn.exporting.plan import plan_export
 from msefpn.models import build, init_weights
 from msefpn.models.pretrained import convert_pretrained
 from msefpn.pretrained import PRETRAINED, fetch_pretrained, published_weights
@@ -46,6 +48,21 @@ def test_epsilon_is_that_of_torchvision(name: str, monkeypatch: pytest.MonkeyPat
     with torch.device("meta"):
         model = getattr(detection, name)(weights=weights, weights_backbone=None)
     assert model.backbone.body.bn1.eps == PRETRAINED[name].norm_eps
+
+
+def test_the_recipe_builds_the_detector_of_its_weights() -> None:
+    recipe = load_recipe("finetune")
+    about = read_info(recipe.init).config
+    for key in (
+        "detector",
+        "detector_options",
+        "backbone",
+        "backbone_options",
+        "neck",
+        "neck_options",
+        "size",
+    ):
+        assert getattr(recipe, key) == getattr(about, key), key
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +121,14 @@ def test_init_by_name_keeps_rows_of_common_classes(
     assert all(name.startswith("mask.") for name in report.missing)
     assert not report.left_out
     assert torch.equal(detector.state_dict()["neck.laterals.0.weight"], torch.zeros(256, 256, 1, 1))
+
+
+def test_an_export_by_name_goes_into_the_current_folder(
+    cache: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = plan_export(Path(NAME), ExportOptions.given(format="pt2", ap_drop=1.0))
+    assert (plan.out, plan.size) == (Path("detector.pt2"), "1333x800")
 
 
 def test_another_file_of_that_name_is_refused(
