@@ -38,9 +38,10 @@ def detections(detector: Detector) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", known("detector"))
 def test_the_same_classes_in_another_order_detect_the_same(name: str, tmp_path: Path) -> None:
-    source = make(name, "cat", "dog", "eel")
+    options = {"roi": {"max_per_image": 20}} if name == "mask_rcnn" else {}  # masks take their time
+    source = make(name, "cat", "dog", "eel", detector_options=options)
     save(source, tmp_path / "source.safetensors")
-    target = make(name, "eel", "cat", "dog", seed=1)
+    target = make(name, "eel", "cat", "dog", seed=1, detector_options=options)
     report = init_weights(target, str(tmp_path / "source.safetensors"))
     assert not report.missing
     assert not report.left_out

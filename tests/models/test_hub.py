@@ -123,7 +123,7 @@ def test_without_a_network_one_line_says_why(hub: Hub, monkeypatch: pytest.Monke
     hub.reached = False
     for read in (load, find_weights, lambda name: init_weights(make(), name)):
         with pytest.raises(UserError, match="Name or service not known") as caught:
-            read("hf://me/cells")  # type: ignore[operator]  # each takes a name
+            read("hf://me/cells")
         assert "\n" not in str(caught.value)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: "cached.safetensors")
     assert fetch_from_hub("hf://me/cells") == Path("cached.safetensors")
@@ -133,7 +133,7 @@ def test_a_push_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     def refuse(*_: Any, **__: Any) -> None:
         raise ConnectionError("no\nroute")
 
-    monkeypatch.setattr(huggingface_hub.hub_mixin.HfApi, "create_repo", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     with pytest.raises(UserError, match="hf://me/cells cannot be written \\(no route\\)"):
         make().push_to_hub("me/cells")
 
@@ -148,8 +148,8 @@ def test_a_push_uploads_what_a_folder_holds(monkeypatch: pytest.MonkeyPatch) -> 
         uploaded.update({file.name: file.read_text(errors="replace") for file in folder_path.iterdir()})
         return "https://huggingface.co/me/cells/commit/1"
 
-    monkeypatch.setattr(huggingface_hub.hub_mixin.HfApi, "create_repo", create)
-    monkeypatch.setattr(huggingface_hub.hub_mixin.HfApi, "upload_folder", upload)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
     assert make().push_to_hub("me/cells").endswith("/commit/1")
     assert sorted(uploaded) == ["README.md", "config.json", "model.safetensors"]
     assert "msefpn predict hf://me/cells photos" in uploaded["README.md"]
