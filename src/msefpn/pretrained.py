@@ -172,7 +172,7 @@ def _download(name: str, url: str, path: Path) -> None:
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(getattr(error, "reason", None) or error).split())[:120]
         raise UserError(
-            f"weights of {name} cannot be downloaded ({reason}): download {url} elsewhere and put it here as "
+            f"weights of {name} cannot be downloaded ({reason}): download {url} elsewhere and put it at "
             f"{path}"
         ) from None
 

@@ -25,5 +25,6 @@ def import_recipe(file: Path, out: Path | None) -> Path:
     say(*(f"not carried over: {note}" for note in notes))
     what = ", ".join(values[key] for key in ("detector", "backbone", "neck"))
     say(f"{out}: {what}; class names come from your data")
+    say(f"lr is taken as stated for {values['batch']} images a step: correct lr or batch if yours differed")
     say(f"train: msefpn train --data DIR --recipe {out}")
     return out
