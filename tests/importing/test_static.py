@@ -1,6 +1,7 @@
 """Python files read without running them."""
 
 import ast
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,15 @@ def test_what_is_refused(text: str, said: str, tmp_path: Path) -> None:
         read(tmp_path, text)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["-" * 900 + "1", "a" + ".b" * 900, "1" + "+1" * 3000, "dict(a=" * 90 + "1" + ")" * 90, "-" * 9999 + "1"],
+)
+def test_deep_nesting_gives_a_value_or_one_line(text: str, tmp_path: Path) -> None:
+    with contextlib.suppress(UserError):
+        assert "x" in read(tmp_path, f"x = {text}")
 
 
 def test_nothing_of_the_reader_runs_code() -> None:

@@ -277,4 +277,7 @@ def _changed(node: ast.stmt) -> set[str]:
 
 
 def _text(node: ast.AST) -> str:
-    return " ".join(ast.unparse(node).split())[:60]
+    try:
+        return " ".join(ast.unparse(node).split())[:60]
+    except RecursionError:
+        return "a deeply nested expression"
