@@ -115,7 +115,8 @@ def write_lists(app: Any, docname: str, source: list[str]) -> None:
         sections += [f"## {name}\n\n{_literal(help_of(name))}" for name in cli.COMMANDS]
         source[0] = source[0].replace(COMMANDS, "\n\n".join(sections))
     if FUNCTIONS in source[0]:
-        names = [*cli.COMMANDS, *sorted(set(msefpn.__all__) - set(cli.COMMANDS))]
+        names = dict.fromkeys([function.__name__ for function in cli.COMMANDS.values()])
+        names |= dict.fromkeys(sorted(msefpn.__all__))
         lines = [f".. autofunction:: {name}" for name in names if inspect.isfunction(getattr(msefpn, name))]
         body = "\n".join([".. currentmodule:: msefpn", *lines])
         source[0] = source[0].replace(FUNCTIONS, f"```{{eval-rst}}\n{body}\n```")

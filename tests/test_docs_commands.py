@@ -37,6 +37,7 @@ from msefpn.names import check_rows
 from msefpn.plugins import known
 from msefpn.reporting import report
 from tests import ROOT
+from tests.importing.configs import write_configs
 
 PAGES = [
     page.relative_to(ROOT).as_posix()
@@ -57,6 +58,7 @@ PARSED_ONLY = {
     r"^msefpn demo": "serves until it is stopped; tests/web",
     r"^msefpn (ablate|cost)": "tests/ablation",
     r"detector\.onnx": "reads an exported file",
+    r"_resnet50_fpn|--recipe finetune|hf://": "needs weights of the network; tests/models/test_pretrained.py",
     r"bccd/|runs/cells": "needs photographs that are not in the repository",
 }
 """Commands that are not run here, and why, or what runs them; their options and names are looked up."""
@@ -214,6 +216,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     describe(folder / "hugging_face", folder / "more")
     for file in (ROOT / "examples" / "plugins").glob("*.py"):
         shutil.copy(file, folder)
+    write_configs(folder, version=3)
     for name, text in ROWS.items():
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")

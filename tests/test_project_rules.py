@@ -27,13 +27,13 @@ SOURCE = ROOT / "src" / "msefpn"
 
 FLOORS: list[set[str]] = [
     {"errors", "structures", "necks"},
-    {"plugins"},
+    {"plugins", "pretrained"},
     {"config"},
     {"checkpoint", "names"},
     {"data", "models", "metrics", "html"},
     {"runs"},
     {"inference"},
-    {"training", "prediction", "exporting", "reporting", "explaining", "web"},
+    {"training", "prediction", "exporting", "reporting", "explaining", "importing", "web"},
     {"ablation"},
     {"commands"},
     {"testing"},
@@ -49,12 +49,13 @@ APART = {
     "necks": set[str](),
     "structures": set[str](),
     "data": {"errors", "structures", "config", "plugins"},
-    "models": {"errors", "structures", "config", "plugins", "checkpoint", "necks"},
+    "models": {"errors", "structures", "config", "plugins", "pretrained", "checkpoint", "necks"},
     "metrics": {"errors", "structures", "config"},
     "html": {"errors"},
 }
 """Parts that may import less than all below."""
 NO_HEAVY_IMPORT = {"__init__", "__main__", "checkpoint", "cli", "commands", "config", "errors", "plugins"}
+NO_HEAVY_IMPORT |= {"pretrained"}
 HEAVY = {
     "torch",
     "torchvision",

@@ -93,7 +93,8 @@ PAPER = {
     "reading_norm_after": reading(score_norm="after"),
     "reading_gate_lateral": reading(gate_at="lateral"),
 }
-OTHER = {"light", "mmdetection_1x", "quickstart", "quickstart_masks", "small_data", "small_data_retinanet"}
+OTHER = {"finetune", "light", "mmdetection_1x", "quickstart", "quickstart_masks", "small_data"}
+OTHER |= {"small_data_retinanet"}
 LAST_STEPS = {"1x": (12, (8, 11)), "2x": (24, (16, 22))}
 
 

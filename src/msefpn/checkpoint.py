@@ -13,6 +13,18 @@ import safetensors
 
 from msefpn.config import Config, from_dict
 from msefpn.errors import UserError
+from msefpn.pretrained import (
+    HUB_FILE,
+    PRETRAINED,
+    check_hub_name,
+    fetch_from_hub,
+    fetch_pretrained,
+    is_named,
+    is_pretrained,
+    on_hub,
+    published_weights,
+    similar_name,
+)
 
 KEY = "msefpn"
 """Key of our entry in a file's metadata."""
@@ -38,29 +50,64 @@ class DetectorInfo(NamedTuple):
 
 
 def find_weights(path: str | Path) -> Path:
-    """Return the weights of a run folder, best first, or the file itself. Raises UserError."""
+    """Return the weights of a run folder, best first, or the file itself; those of a name are downloaded.
+
+    Raises:
+        UserError: there are none, or they cannot be downloaded.
+    """
+    if is_pretrained(path):
+        return fetch_pretrained(str(path))
+    if on_hub(path):
+        return fetch_from_hub(path)
     path = Path(path)
     if path.is_dir():
-        for name in ("best.safetensors", "last.safetensors"):
+        for name in ("best.safetensors", "last.safetensors", HUB_FILE):
             if (path / name).is_file():
                 return path / name
         raise UserError(f"{path} has no best.safetensors or last.safetensors: give a run folder")
     if not path.is_file():
-        raise UserError(f"no weights at {path}: give a run folder or a .safetensors file")
+        raise UserError(
+            f"no weights at {path}: {similar_name(path)}give a run folder, a .safetensors file, or a name of "
+            "'msefpn models'"
+        )
     return path
+
+
+def place_beside(run: Path) -> Path:
+    """Return the folder for what is made of a run: its own, or the current one where it only has a name."""
+    return Path() if is_named(run) else run if run.is_dir() else run.parent
 
 
 def missing_weights(path: str | Path) -> UserError:
     """Build the error for initial weights that do not exist."""
-    return UserError(f"initial weights {path} do not exist: give a file, 'imagenet' or 'none'")
+    return UserError(
+        f"initial weights {path} do not exist: {similar_name(path)}give a file, 'imagenet', 'none', or a "
+        "name of 'msefpn models'"
+    )
+
+
+def check_initial_name(init: str) -> None:
+    """Check that initial weights are known by name or exist as a file; nothing is downloaded.
+
+    Raises:
+        UserError: they are not.
+    """
+    if on_hub(init):
+        check_hub_name(init)
+    elif init not in ("imagenet", "none") and not is_pretrained(init) and not Path(init).is_file():
+        raise missing_weights(init)
 
 
 def check_run(path: str | Path) -> None:
     """Check that weights exist and describe a detector; of an exported file, that it exists.
 
+    Those of `PRETRAINED` are not looked for here: that takes torch.
+
     Raises:
         UserError: they do not.
     """
+    if is_pretrained(path):
+        return
     if find_weights(path).suffix == ".safetensors":
         read_info(path)
 
@@ -71,6 +118,8 @@ def read_info(path: str | Path) -> DetectorInfo:
     Raises:
         UserError: there are no weights, or the file is broken or was not written by msefpn.
     """
+    if is_pretrained(path):
+        return _pretrained_info(str(path))
     file = find_weights(path)
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
@@ -92,9 +141,26 @@ def read_info(path: str | Path) -> DetectorInfo:
     return parse_info(values, file, fix="take another copy of it")
 
 
+def _pretrained_info(name: str) -> DetectorInfo:
+    """The description of one of torchvision's detectors, which detects as torchvision does."""
+    about = PRETRAINED[name]
+    config = Config(
+        detector=about.detector,
+        detector_options={"preset": "torchvision", **about.options},
+        backbone="resnet50",
+        backbone_options={"norm_eps": about.norm_eps},
+        neck="fpn",
+        neck_options=dict(about.neck_options),
+        init=name,
+        batch=2,  # as on each of torchvision's GPUs; 16 images of this size take gigabytes
+    )
+    classes = published_weights(name).classes
+    return DetectorInfo(config, tuple(classes.values()), tuple(classes))
+
+
 def write_info(config: Config, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
     """Return the description of a detector as plain values."""
-    init = Path(config.init).name  # the file's folder is private
+    init = config.init if is_named(config.init) else Path(config.init).name  # the file's folder is private
     return {
         "version": VERSION,
         "made_with": {"msefpn": importlib.metadata.version("msefpn")},

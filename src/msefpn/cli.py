@@ -29,6 +29,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": predict.evaluate,
     "predict": predict.predict,
     "export": models.export,
+    "models": models.list_models,
+    "import": models.import_file,
     "check": data.check,
     "convert": data.convert,
     "split": data.split,

@@ -85,7 +85,9 @@ class Config:
     neck: str = option("mse_fpn", "neck, see `msefpn plugins`; with bfp on top as in fpn+bfp", plugin="neck")
     neck_options: dict[str, Any] = option({}, "arguments of the neck", flag=False)
     init: str = option(
-        "imagenet", "initial weights: imagenet (timm's hub), none, or a file of a backbone or a detector"
+        "imagenet",
+        "initial weights: imagenet (timm's hub), none, a name of `msefpn models`, hf://USER/NAME, or a file "
+        "of a backbone or a detector",
     )
     size: str = option(
         "1333x800", "longest x shortest side, pixels, that images are resized to fit into; or one number"

@@ -31,7 +31,8 @@ def explain(
     1905.00414). A json file of the same name holds the numbers.
 
     Args:
-        run: run folder (its best weights) or a .safetensors file of one, with any neck
+        run: run folder (its best weights), a .safetensors file of one, or a name of `msefpn models`; with any
+            neck
         image: the image file
         against: a second run, shown beside the first with the same scales
         images: files, folders or globs on which similarity is measured; needed for an interval
@@ -109,8 +110,8 @@ def demo(
     deleted half an hour after the visitor has left.
 
     Args:
-        runs: one or two run folders (their best weights), .safetensors or exported files; none: the newest
-            run in runs/
+        runs: one or two run folders (their best weights), .safetensors or exported files, or names of
+            `msefpn models`; none: the newest run in runs/
         host: address to listen on; 0.0.0.0 opens the page to the network
         port: port to listen on; 0 for any free one
         size: as in training; the run's own

@@ -3,20 +3,47 @@
 # ruff: noqa: PLC0415  (what is slow to import is imported where it is needed)
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msefpn import plugins
-from msefpn.checkpoint import check_run
-from msefpn.commands.arguments import configured, takes
+from msefpn.checkpoint import check_initial_name, check_run, place_beside
+from msefpn.commands.arguments import as_path, configured, takes
 from msefpn.config import Config, from_dict
+from msefpn.errors import UserError
 from msefpn.exporting.options import ExportOptions
+from msefpn.pretrained import LICENCE, PRETRAINED, is_named, published_weights
+from msefpn.runs.folder import CONFIG, DATA
 
 if TYPE_CHECKING:
     from msefpn.exporting.export import ExportReport
     from msefpn.models import Detector
+
+
+def import_file(file: str | Path, *, out: str | Path | None = None) -> Path:
+    """Turn a configuration of mmdetection 2.x or 3.x into a recipe, without running it.
+
+    What has no place in a recipe is printed.
+
+    Args:
+        file: configuration of mmdetection (.py), its `_base_` files beside it
+        out: the recipe, a new .yaml file (default: named like the configuration, in the current folder)
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        UserError: the file is not such a configuration, or it computes values that are needed.
+    """
+    if Path(file).suffix != ".py":
+        raise UserError(f"{file} is not a configuration of mmdetection: name a .py file")
+
+    from msefpn.importing.recipe import import_recipe
+
+    return import_recipe(Path(file), as_path(out))
 
 
 @takes(ExportOptions)
@@ -28,7 +55,7 @@ def export(run: str | Path, **options: Any) -> ExportReport:
     160 to 8192. A file that fails the comparison is kept with `.failed` in its name; the exit code is then 1.
 
     Args:
-        run: run folder (its best weights) or a .safetensors file of one
+        run: run folder (its best weights), a .safetensors file of one, or a name of `msefpn models`
 
     Returns:
         The file and the comparison; FILE.parity.json holds the same.
@@ -48,14 +75,22 @@ def load(path: str | Path) -> Detector:
     """Return a trained detector in evaluation mode, with its classes.
 
     Args:
-        path: run folder (its best weights) or a .safetensors file of one
+        path: run folder (its best weights), a .safetensors file of one, hf://USER/NAME, or a name that
+            `list_models` lists
 
     Raises:
-        UserError: there are no weights, they are damaged, or they need a plug-in that is not loaded.
+        UserError: there are no weights, they are damaged, they cannot be downloaded, or they need a plug-in
+            that is not loaded.
     """
-    from msefpn import models
+    check_run(path)
 
-    return models.load(path)
+    from msefpn import models
+    from msefpn.reporting.card import describe_run
+
+    detector, run = models.load(path), place_beside(Path(path))
+    if not is_named(path) and (run / CONFIG).is_file() and (run / DATA).is_file():
+        detector.describe = functools.partial(describe_run, run)
+    return detector
 
 
 @takes(
@@ -69,7 +104,7 @@ def build(
 
     Args:
         classes: names of the classes
-        init: initial weights: imagenet, none, or a file
+        init: initial weights: imagenet, none, a name of `msefpn models`, hf://USER/NAME, or a file
         set: configuration keys, such as neck_options.gate=none
 
     Returns:
@@ -80,6 +115,7 @@ def build(
     """
     values, _ = configured(options | {"init": str(init)}, set)
     config = from_dict(values, source="build")
+    check_initial_name(config.init)
     config = replace(config, plugins=plugins.origins(config.uses()))
 
     from msefpn import models
@@ -87,3 +123,48 @@ def build(
     built = models.build(config, classes)
     models.init_weights(built, config.init)
     return built
+
+
+def list_models() -> list[dict[str, Any]]:
+    """List the detectors with COCO weights that a name stands for, as --init NAME and predict NAME take it.
+
+    They are torchvision's, downloaded when they are first used; AP is torchvision's figure on COCO val2017.
+
+    Returns:
+        One entry per detector: name, detector, AP of boxes and of masks in percent, megabytes, licence and
+        address.
+    """
+    found: list[dict[str, Any]] = []
+    for name, about in PRETRAINED.items():
+        weights = published_weights(name)
+        found.append(
+            {
+                "name": name,
+                "detector": about.detector,
+                "AP": weights.ap,
+                "mask_AP": weights.mask_ap,
+                "megabytes": weights.megabytes,
+                "licence": LICENCE,
+                "url": weights.url,
+            }
+        )
+
+    from msefpn.runs.console import say, show_table
+
+    rows = [
+        [
+            entry["name"],
+            entry["detector"],
+            f"{entry['AP']:.1f}",
+            "" if entry["mask_AP"] is None else f"{entry['mask_AP']:.1f}",
+            f"{entry['megabytes']:.0f} MB",
+            entry["licence"],
+        ]
+        for entry in found
+    ]
+    show_table(["name", "detector", "AP", "mask AP", "file", "licence"], rows)
+    say(
+        "COCO's 80 classes. AP: of boxes on val2017, as torchvision publishes it. The licence is "
+        "torchvision's own; it states none for the weights, which are trained on COCO's photographs."
+    )
+    return found

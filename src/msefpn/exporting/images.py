@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from msefpn.checkpoint import place_beside
 from msefpn.config import parse_size
 from msefpn.data.coco import CocoData
 from msefpn.data.formats.write import as_coco
@@ -69,7 +70,7 @@ def calibration_batches(
 
 def _split(plan: ExportPlan, detector: Detector, split: str, count: int, what: str, instead: str) -> CocoData:
     """Some images of a split of the given data, or of the run's own, evenly spread."""
-    run, data = plan.weights.parent, plan.options.data
+    run, data = place_beside(plan.run), plan.options.data
     if data is not None:
         data, log = as_coco(data, run / "converted", [split])
         say(*log.lines())

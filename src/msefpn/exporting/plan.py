@@ -7,7 +7,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from msefpn.checkpoint import find_weights, read_info
+from msefpn.checkpoint import find_weights, place_beside, read_info
 from msefpn.errors import UserError, missing_extra, unknown_name
 from msefpn.exporting.options import ExportOptions
 from msefpn.inference.formats import EXPORTERS, format_of
@@ -39,7 +39,8 @@ DEFAULT_LIMITS = {
 class ExportPlan:
     """An export whose options are checked and complete."""
 
-    weights: Path
+    run: Path
+    """Run folder, file of weights, or a name of such."""
     exporter: Exporter
     options: ExportOptions
     out: Path
@@ -70,17 +71,17 @@ def plan_export(run: Path, options: ExportOptions) -> ExportPlan:
     if any(importlib.util.find_spec(package) is None for package in exporter.packages):
         raise missing_extra(f"export to {name}", "export")
     weights = find_weights(run)
-    config = read_info(weights).config
+    config = read_info(run).config
     if reason := exporter.refuse(config):
         others = " or ".join(key for key, other in EXPORTERS.items() if not other.refuse(config))
         raise UserError(f"{run} {reason}: use --format {others}")
     ending = "" if precision == "fp32" else f"-{precision}"
-    out = options.out or weights.parent / f"detector{ending}{exporter.suffix}"
+    out = options.out or place_beside(run) / f"detector{ending}{exporter.suffix}"
     if out.suffix != exporter.suffix:
         raise UserError(f"out '{out}' must end in {exporter.suffix}, the suffix of {name} files")
     limits, given = DEFAULT_LIMITS[precision], {"matched": options.matched, "drop": options.ap_drop}
     limits = dataclasses.replace(limits, **{key: x for key, x in given.items() if x is not None})
-    plan = ExportPlan(weights, exporter, options, out, options.size or config.size, limits)
+    plan = ExportPlan(run, exporter, options, out, options.size or config.size, limits)
     for path in (out, plan.failed):
         for suffix in exporter.suffixes:
             check_file(path.with_suffix(suffix), room=3 * weights.stat().st_size)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from msefpn.checkpoint import place_beside
 from msefpn.config import parse_size
 from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.formats.write import as_coco
@@ -32,6 +33,7 @@ from msefpn.inference.options import DetectionOptions
 from msefpn.inference.predictor import Predictor, open_detector
 from msefpn.inference.views import apply_options
 from msefpn.metrics.coco import evaluate_coco
+from msefpn.pretrained import is_named
 from msefpn.runs.console import Bar, say, show_dropped, show_numbers
 from msefpn.runs.folder import (
     METRICS,
@@ -70,7 +72,9 @@ def evaluate(
     options.check_size(size)
     sides = None if size is None else parse_size(size)
     refuse_unread(data, file)
-    folder = run if run.is_dir() else run.parent
+    if is_named(run) and data is None and file is None:
+        raise UserError(f"{run} has no data of its own to evaluate on: give --data, or --json and --images")
+    folder = place_beside(run)
     out = out or free_folder(folder / "evaluate")
     check_out(out)
     detector, where = open_detector(run, device)

@@ -22,6 +22,7 @@ from msefpn.inference.options import DetectionOptions, View
 from msefpn.inference.views import MergedViews, apply_options
 from msefpn.models import load
 from msefpn.models.fold import fold_for_good
+from msefpn.pretrained import is_named
 from msefpn.structures import Batch, Proposals, Targets
 
 
@@ -69,7 +70,7 @@ class Predictor:
         """Read a run's weights, or an exported file.
 
         Args:
-            run: run folder (its best weights), a .safetensors file of one, or an exported file.
+            run: run folder (its best weights), a .safetensors file of one, a name, or an exported file.
             size: as in training, 320 or 1333x800; None: the run's own.
             device: auto, cpu or gpu.
             compile: whether the first call compiles the detector.
@@ -168,13 +169,13 @@ def open_detector(run: Path, device: str) -> tuple[Detects, torch.device]:
     """Open a run or an exported file, ready to detect, and return the device that it runs on too.
 
     Args:
-        run: run folder (its best weights), a .safetensors file of one, or an exported file.
+        run: run folder (its best weights), a .safetensors file of one, a name, or an exported file.
         device: auto, cpu or gpu.
 
     Raises:
         UserError: there are no weights, they are damaged, or there is no such device.
     """
-    if run.is_dir() or run.suffix == ".safetensors":
+    if is_named(run) or run.is_dir() or run.suffix == ".safetensors":
         where = pick_device(device)
         detector = load(run).to(where)
         fold_for_good(detector)

@@ -110,6 +110,10 @@ class FCOSHead(nn.Module):
         self.class_loss = make_class_loss(class_loss)
         self.selection = Selection(score, nms_iou, max_per_image, pre_nms_top_k, min_size)
 
+    def class_rows(self, num_classes: int) -> dict[str, list[int]]:
+        """Class of each row of its layers, see `msefpn.models.class_rows.HasClassRows`."""
+        return {"classes": list(range(num_classes))}
+
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
         """Detect.
 

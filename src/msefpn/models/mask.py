@@ -54,6 +54,10 @@ class MaskHead(nn.Module):
             nn.init.zeros_(layer.bias)
         self.binary = binary
 
+    def class_rows(self, num_classes: int) -> dict[str, list[int]]:
+        """Class of each row of its layers, see `msefpn.models.class_rows.HasClassRows`."""
+        return {"masks": list(range(num_classes))}
+
     def forward(self, pyramid: list[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
         """The masks of detections.
 

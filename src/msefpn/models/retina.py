@@ -99,6 +99,10 @@ class RetinaHead(nn.Module):
         self.threshold = torch.tensor(score, dtype=torch.float64, device="cpu").logit().item()
         self.selection = Selection(score, nms_iou, max_per_image, pre_nms_top_k, min_size)
 
+    def class_rows(self, num_classes: int) -> dict[str, list[int]]:
+        """Class of each row of its layers, see `msefpn.models.class_rows.HasClassRows`."""
+        return {"classes": [*range(num_classes)] * self.anchors.per_cell}
+
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
         """Detect.
 

@@ -146,6 +146,14 @@ class RoIHead(nn.Module):
         self.box_loss, self.class_loss = make_box_loss(box_loss, beta), make_class_loss(class_loss)
         self.clamp_both = clamp_both
 
+    def class_rows(self, num_classes: int) -> dict[str, list[int]]:
+        """Class of each row of its layers, see `msefpn.models.class_rows.HasClassRows`."""
+        parts = ["box"] if self.auxiliary is None else ["box", "auxiliary"]
+        rows = {"classes": [*range(num_classes), num_classes]}
+        if not self.class_agnostic:
+            rows["deltas"] = [label for label in range(num_classes) for _ in range(4)]
+        return {f"{part}.{layer}": labels for part in parts for layer, labels in rows.items()}
+
     def forward(self, pyramid: list[Tensor], proposals: Proposals, sizes: Tensor) -> Detections:
         """Detect.
 

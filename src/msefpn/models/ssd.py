@@ -118,6 +118,11 @@ class SSDHead(nn.Module):
         self.box_loss, self.class_loss = make_box_loss(box_loss, beta), make_class_loss(class_loss)
         self.selection = Selection(score, nms_iou, max_per_image, pre_nms_top_k, min_size)
 
+    def class_rows(self, num_classes: int) -> dict[str, list[int]]:
+        """Class of each row of its layers, see `msefpn.models.class_rows.HasClassRows`."""
+        counts = enumerate(self.boxes.per_cell)
+        return {f"classes.{i}": [*range(num_classes + 1)] * count for i, count in counts}
+
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
         """Detect.
 

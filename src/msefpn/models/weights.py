@@ -16,9 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from msefpn.checkpoint import KEY, find_weights, missing_weights, read_info, write_info
 from msefpn.errors import UserError
+from msefpn.models.class_rows import move_class_rows
 from msefpn.models.detectors import Detector
 from msefpn.models.factory import build
+from msefpn.models.pretrained import load_pretrained, read_pretrained
 from msefpn.models.torchvision_weights import convert_torchvision, is_torchvision
+from msefpn.pretrained import is_pretrained, on_hub
 
 
 def save(detector: Detector, path: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
@@ -49,11 +52,15 @@ def load(path: str | Path) -> Detector:
     """Give a detector back, in evaluation mode, with its `classes`.
 
     Args:
-        path: a file written by `save`, or a run's folder: its `best.safetensors`, else `last.safetensors`.
+        path: a file written by `save`, or a run's folder: its `best.safetensors`, else `last.safetensors`;
+            or the name of a detector with COCO weights, or hf://USER/NAME, which are downloaded.
 
     Raises:
-        UserError: no such file, a broken one, or one that `save` did not write.
+        UserError: no such file, a broken one, one that `save` did not write, or one that cannot be
+            downloaded.
     """
+    if is_pretrained(path):
+        return load_pretrained(str(path))
     file = find_weights(path)
     detector, state = build(*read_info(file), owner=str(file)), _read_safetensors(file)
     detector.drop_training_parts()
@@ -76,9 +83,17 @@ class InitReport:
     """Tensors of the detector that the source lacks: they keep their random values."""
     left_out: tuple[str, ...]
     """Tensors of the source that did not fit, with the reason."""
+    kept_classes: tuple[str, ...] = ()
+    """Classes that the source has too, whose rows in the class layers were set."""
+    new_classes: tuple[str, ...] = ()
+    """Classes that the source lacks; their rows keep their random values."""
 
     def __str__(self) -> str:
         lines = [f"initial weights: {len(self.loaded)} tensors from {self.source}"]
+        if self.kept_classes and self.new_classes:
+            lines.append(f"  class rows kept of: {_summary(self.kept_classes)}")
+        if self.new_classes:
+            lines.append(f"  new class rows for: {_summary(self.new_classes)}")
         if self.missing:
             lines.append(f"  {len(self.missing)} start at random: {_summary(self.missing)}")
         if self.left_out:
@@ -92,8 +107,9 @@ def init_weights(detector: Detector, source: str) -> InitReport:
     Args:
         detector: what to fill.
         source: `imagenet` (the backbone's weights from timm's hub; a plug-in's backbone keeps the weights
-            that it was made with), `none`, or a file of a timm backbone, of a torchvision detector or of one
-            of ours (.safetensors, .pth, .pt).
+            that it was made with), `none`, the name of a detector with COCO weights, hf://USER/NAME, or a
+            file of a timm backbone, of a torchvision detector or of one of ours (.safetensors, .pth, .pt). Of
+            a detector whose class names are known, rows of class layers are taken by name.
 
     Raises:
         UserError: no such file, a broken one, nothing in it fits, or the hub cannot be reached.
@@ -103,10 +119,12 @@ def init_weights(detector: Detector, source: str) -> InitReport:
     backbone = detector.backbone
     if source == "imagenet" and backbone.timm_name is None:
         return _as_made(detector)
-    state = _from_hub(backbone.name) if source == "imagenet" else _read_any(Path(source))
-    left_out: list[str] = []
-    if is_torchvision(state):
-        state, left_out = convert_torchvision(state, detector)
+    state, classes, left_out = _read_source(source, detector)
+    kept: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    if classes is not None:
+        state, kept, new, dropped = move_class_rows(state, classes, detector, detector.classes)
+        left_out += [f"{name} (its classes are others)" for name in dropped]
     own = detector.state_dict()
     fitting: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -124,7 +142,33 @@ def init_weights(detector: Detector, source: str) -> InitReport:
         )
     detector.load_state_dict(fitting, strict=False)
     missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
-    return InitReport(source, tuple(fitting), tuple(missing), tuple(left_out))
+    return InitReport(source, tuple(fitting), tuple(missing), tuple(left_out), kept, new)
+
+
+def _read_source(
+    source: str, detector: Detector
+) -> tuple[dict[str, Tensor], tuple[str, ...] | None, list[str]]:
+    """Tensors under our names, names of the classes where they are known, and what has no place."""
+    if source == "imagenet":
+        return _from_hub(detector.backbone.name), None, []
+    if is_pretrained(source):
+        info, state = read_pretrained(source)
+        return state, info.classes, []
+    path = find_weights(source) if on_hub(source) else Path(source)
+    state = _read_any(path)
+    if is_torchvision(state):
+        state, left_out = convert_torchvision(state, detector)
+        return state, None, left_out
+    return state, _own_classes(path), []
+
+
+def _own_classes(path: Path) -> tuple[str, ...] | None:
+    """Names of the classes of a detector of ours; None: it is a file of something else."""
+    if path.suffix != ".safetensors":
+        return None
+    with safetensors.safe_open(path, framework="numpy") as opened:
+        ours = KEY in (opened.metadata() or {})
+    return read_info(path).classes if ours else None
 
 
 def _as_made(detector: Detector) -> InitReport:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msefpn.models.boxes import MAX_LOG_RATIO, full_precision, pairwise_iou
+from msefpn.models.class_rows import SHARED
 from msefpn.models.dense import by_cell, select_detections
 from msefpn.models.select import Selection
 from msefpn.necks.layers import group_norm
@@ -89,6 +90,11 @@ class YOLOHead(nn.Module):
         )
         self.ignore_iou = ignore_iou
         self.selection = Selection(score, nms_iou, max_per_image, pre_nms_top_k, min_size)
+
+    def class_rows(self, num_classes: int) -> dict[str, list[int]]:
+        """Class of each row of its layers, see `msefpn.models.class_rows.HasClassRows`."""
+        anchor = [*[SHARED] * 5, *range(num_classes)]
+        return {f"convs.{i}.3": anchor * count for i, count in enumerate(self.counts)}
 
     def forward(self, pyramid: list[Tensor], sizes: Tensor, image: tuple[int, int]) -> Detections:
         """Detect.

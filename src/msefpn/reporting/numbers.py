@@ -16,7 +16,7 @@ from msefpn.reporting.analysis import Analysis
 from msefpn.reporting.run import ReportedRun
 from msefpn.reporting.text import percent, with_difference
 
-_MEANING = {
+MEANING = {
     "AP": "IoU 0.50 to 0.95",
     "AP50": "IoU 0.50",
     "AP75": "IoU 0.75",
@@ -66,14 +66,14 @@ def numbers(runs: Sequence[ReportedRun]) -> Section:
         tables = []
         for start, caption in (("AP", "Average precision"), ("AR", "Average recall")):
             rows = []
-            for name in (name for name in _MEANING if name.startswith(start)):
+            for name in (name for name in MEANING if name.startswith(start)):
                 cells: list[object] = [name]
                 for kind, _ in kinds:
                     base = _scores(first, kind).get(name)
                     for at, run in known:
                         mine = _scores(run, kind).get(name)
                         cells.append(with_difference(mine, base, percent, 100, at, run.same_data))
-                rows.append([*cells, _MEANING[name]])
+                rows.append([*cells, MEANING[name]])
             tables.append(card(table([*heads, "of"], rows, caption=caption, words=[len(heads)])))
         parts += [grid(*tables)] if len(heads) <= 4 else tables
         about = f"Percent, of the best weights ({said})."

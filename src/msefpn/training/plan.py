@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msefpn import plugins
-from msefpn.checkpoint import missing_weights
+from msefpn.checkpoint import check_initial_name
 from msefpn.config import Config, from_dict, load_recipe
 from msefpn.data.locate import missing_folder, refuse_unread
 from msefpn.errors import UserError
@@ -103,9 +103,8 @@ def _check_files(plan: Plan) -> None:
     for name, path in plan.given.items():
         if not path.exists():
             raise UserError(f"{name} '{path}' does not exist: give the path of the file or folder")
-    init = plan.config.init
-    if not plan.resume and init not in ("imagenet", "none") and not Path(init).is_file():
-        raise missing_weights(init)
+    if not plan.resume:
+        check_initial_name(plan.config.init)
 
 
 def names_data(given: Mapping[str, Path]) -> bool:

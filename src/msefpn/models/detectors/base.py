@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from msefpn.config import Config
 from msefpn.models.backbone import Backbone
 from msefpn.models.convolution import convolutions
+from msefpn.models.hub import OnHub
 from msefpn.models.matching import SampledRegions
 from msefpn.necks import Neck
 from msefpn.structures import Detections, Proposals, Targets
@@ -119,7 +120,7 @@ class RegionMaskHead(Protocol):
         """The losses of the region head's positive regions."""
 
 
-class Detector(nn.Module, abc.ABC):
+class Detector(nn.Module, OnHub, abc.ABC):
     """Images to detections, or to losses.
 
     Attributes:
