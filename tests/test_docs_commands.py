@@ -23,6 +23,7 @@ import av
 import numpy as np
 import pytest
 import timm
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -38,6 +39,7 @@ from msefpn.plugins import known
 from msefpn.reporting import report
 from tests import ROOT
 from tests.importing.configs import write_configs
+from tests.models.importers.layouts import CLASSES, as_detectron2, as_mmdetection, make
 
 PAGES = [
     page.relative_to(ROOT).as_posix()
@@ -120,6 +122,7 @@ class Sandbox:
         Of a training, values of the configuration that name nothing count for nothing: they are looked up.
         """
         own = [key for key, value in given.items() if callable(value) or hasattr(value, "classes")]
+        own.append(Path(str(given.get("file", ""))).suffix)  # what is imported from it depends on that
         options = given.keys() - (PLAIN if name == "train" else set())
         key = (name, frozenset(options), *given.get("plugin", ()), *own)
         if key in self.done:
@@ -217,6 +220,9 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     for file in (ROOT / "examples" / "plugins").glob("*.py"):
         shutil.copy(file, folder)
     write_configs(folder, version=3)
+    content = {"meta": {"CLASSES": CLASSES}, "state_dict": as_mmdetection(make("faster_rcnn"))}
+    torch.save(content, folder / "epoch_12.pth")
+    torch.save({"model": as_detectron2(make("faster_rcnn", classes=CLASSES[:2]))}, folder / "model_final.pkl")
     for name, text in ROWS.items():
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")

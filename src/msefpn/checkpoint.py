@@ -26,6 +26,8 @@ from msefpn.pretrained import (
     similar_name,
 )
 
+CHECKPOINTS = (".pth", ".pt", ".pkl", ".pickle", ".ckpt")
+"""Suffixes of files that others write their weights to, beside .safetensors."""
 KEY = "msefpn"
 """Key of our entry in a file's metadata."""
 VERSION = 2
@@ -98,17 +100,30 @@ def check_initial_name(init: str) -> None:
         raise missing_weights(init)
 
 
+def is_foreign(path: str | Path) -> bool:
+    """Whether a file holds weights that others wrote: tensors without a description of ours."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return path.suffix in CHECKPOINTS and path.is_file()
+    try:
+        with safetensors.safe_open(path, framework="numpy") as opened:
+            return KEY not in (opened.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
 def check_run(path: str | Path) -> None:
     """Check that weights exist and describe a detector; of an exported file, that it exists.
 
-    Those of `PRETRAINED` are not looked for here: that takes torch.
+    Those of `PRETRAINED` are not looked for here, and those of others not read: that takes torch.
 
     Raises:
         UserError: they do not.
     """
     if is_pretrained(path):
         return
-    if find_weights(path).suffix == ".safetensors":
+    file = find_weights(path)
+    if file.suffix == ".safetensors" and not is_foreign(file):
         read_info(path)
 
 

@@ -53,7 +53,7 @@ PRETRAINED = {
         "RetinaNet_ResNet50_FPN_V2_Weights",
         "retinanet",
         options={"head": {"norm": True}},
-        neck_options={"extra_levels": "conv_c5"},
+        neck_options={"extra_levels": "conv_c5_relu"},
     ),
     "fcos_resnet50_fpn": Pretrained("FCOS_ResNet50_FPN_Weights", "fcos"),
 }

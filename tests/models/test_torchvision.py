@@ -20,8 +20,9 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from torchvision.transforms.v2.functional import resize
 
 from msefpn.models import Detector, TwoStage, from_torchvision
+from msefpn.models.importers.base import Names
+from msefpn.models.importers.torchvision import convert_torchvision
 from msefpn.models.matching import RandomSampler
-from msefpn.models.torchvision_weights import convert_torchvision
 from msefpn.structures import Targets
 
 LABELS = (1, 2, 4, 7, 8, 11)
@@ -324,7 +325,7 @@ def test_losses_and_gradients_equal(pair: tuple[Any, Detector], batches: list[tu
     torch.stack(list(found.values())).sum().backward()
     gradients = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     compared = 0
-    for own, gradient in their_gradients(theirs, ours).items():
+    for own, gradient in their_gradients(theirs).items():
         difference = (gradients[own] - gradient).norm() / gradient.norm().clamp(min=1e-12)
         assert difference < 1e-4, f"{own}: {difference:.2e}"
         compared += 1
@@ -362,9 +363,10 @@ def their_losses(model: Any, x: Tensor, sizes: Tensor, targets: list[dict[str, T
     return losses
 
 
-def their_gradients(theirs: Any, ours: Detector) -> dict[str, Tensor]:
+def their_gradients(theirs: Any) -> dict[str, Tensor]:
     """torchvision's gradients under our names, its unused classes' rows left out."""
     named = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
-    converted, left_out = convert_torchvision(named, ours, LABELS)
-    assert not left_out
-    return converted
+    names = Names(named)
+    convert_torchvision(names, LABELS)
+    assert not names.left
+    return names.own

@@ -20,6 +20,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
     "mse_fpn-lean": ("mse_fpn", {"preset": "lean"}),
     "mse_fpn-retina": ("mse_fpn", {"start_level": 1, "extra_levels": "conv_c5", "sim": "wide"}),
     "mse_fpn-pool": ("mse_fpn", {"extra_levels": "pool", "sim": "add", "gate": "none"}),
+    "fpn-detectron2": ("fpn", {"start_level": 1, "extra_levels": "conv_c5_relu"}),
     "fpn-torchvision": ("fpn", {"start_level": 1, "extra_levels": "conv_p5_relu"}),
     **{f"gate-{gate}": ("mse_fpn", {"sem": "none", "gate": gate}) for gate in GATES if gate != "gcg"},
 }

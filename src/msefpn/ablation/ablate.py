@@ -31,7 +31,7 @@ from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
 from msefpn.inference.device import check_devices, pick_device, telling_memory
 from msefpn.metrics.paired import mean_and_spread, paired_difference
-from msefpn.models import Detector, check_initial_weights, init_weights, probe
+from msefpn.models import Detector, check_initial_weights, init_weights, probe, styled
 from msefpn.runs.console import Bar, duration, say, show_table
 from msefpn.runs.folder import DataFiles, default_recipe, write_text
 from msefpn.training.plan import names_data
@@ -136,7 +136,7 @@ def _counted(rows: Sequence[Variant], data: CocoData) -> dict[str, dict[str, Any
     found: dict[str, dict[str, Any]] = {}
     with Bar("count", len(configs), unit="rows") as bar, telling_memory(workload.batch, workload.size):
         for name, config in configs.items():
-            inputs = workload.prepare(config)
+            inputs = workload.prepare(styled(config)[0])
             check_initial_weights(inputs[0].train(), init_weights(inputs[0], config.init))
             inputs[0].eval()
             found[name] = counts(inputs)

@@ -1,4 +1,4 @@
-"""Detectors from names and files, and into files: build, load, export."""
+"""Detectors from names and files, and into files: build, load, import, export."""
 
 # ruff: noqa: PLC0415  (what is slow to import is imported where it is needed)
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from msefpn import plugins
 from msefpn.checkpoint import check_initial_name, check_run, place_beside
-from msefpn.commands.arguments import as_path, configured, takes
+from msefpn.commands.arguments import as_list, as_path, configured, takes
 from msefpn.config import Config, from_dict
 from msefpn.errors import UserError
 from msefpn.exporting.options import ExportOptions
@@ -23,27 +23,50 @@ if TYPE_CHECKING:
     from msefpn.models import Detector
 
 
-def import_file(file: str | Path, *, out: str | Path | None = None) -> Path:
-    """Turn a configuration of mmdetection 2.x or 3.x into a recipe, without running it.
+def import_file(
+    file: str | Path,
+    *,
+    out: str | Path | None = None,
+    classes: Sequence[str] = (),
+    style: str | None = None,
+    table: str | Path | None = None,
+) -> Path:
+    """Import a checkpoint of mmdetection, detectron2 or torchvision, or a configuration of mmdetection.
 
-    What has no place in a recipe is printed.
+    A checkpoint becomes weights that every command takes: its origin is told from the names of its tensors,
+    its detector from their shapes, and each tensor must have its place. A configuration becomes a recipe;
+    what has no place in one is printed. Nothing in the file is executed.
 
     Args:
-        file: configuration of mmdetection (.py), its `_base_` files beside it
-        out: the recipe, a new .yaml file (default: named like the configuration, in the current folder)
+        file: checkpoint (.pth, .pt, .pkl, .safetensors), or configuration (.py), its `_base_` files beside it
+        out: file to write, .safetensors or .yaml (default: named like the file, in the current folder)
+        classes: of a checkpoint, names of all classes, in its order (default: as the file names them; COCO's
+            where there are 80)
+        style: style of a checkpoint's backbone: pytorch, or caffe, with the stride in the first 1x1
+            convolution of a block, BGR images and no deviation (default: as the file says, else what its
+            origin publishes)
+        table: file for a table of what became of each of a checkpoint's tensors, separated by tabs
 
     Returns:
         The file that was written.
 
     Raises:
-        UserError: the file is not such a configuration, or it computes values that are needed.
+        UserError: the file is broken, hostile or of another architecture, its classes have no names, it
+            computes values that are needed, or out is there already; nothing is written then.
     """
-    if Path(file).suffix != ".py":
-        raise UserError(f"{file} is not a configuration of mmdetection: name a .py file")
+    if Path(file).suffix == ".py":
+        if classes or style or table:
+            raise UserError(f"{file} is a configuration: leave out --classes, --style and --table")
 
-    from msefpn.importing.recipe import import_recipe
+        from msefpn.importing.recipe import import_recipe
 
-    return import_recipe(Path(file), as_path(out))
+        return import_recipe(Path(file), as_path(out))
+
+    from msefpn.importing.weights import import_weights
+
+    return import_weights(
+        Path(file), as_path(out), classes=as_list(classes), style=style, table=as_path(table)
+    )
 
 
 @takes(ExportOptions)
@@ -55,7 +78,8 @@ def export(run: str | Path, **options: Any) -> ExportReport:
     160 to 8192. A file that fails the comparison is kept with `.failed` in its name; the exit code is then 1.
 
     Args:
-        run: run folder (its best weights), a .safetensors file of one, or a name of `msefpn models`
+        run: run folder (its best weights), a .safetensors file of one, a checkpoint that `msefpn import`
+            reads, or a name of `msefpn models`
 
     Returns:
         The file and the comparison; FILE.parity.json holds the same.
@@ -75,8 +99,8 @@ def load(path: str | Path) -> Detector:
     """Return a trained detector in evaluation mode, with its classes.
 
     Args:
-        path: run folder (its best weights), a .safetensors file of one, hf://USER/NAME, or a name that
-            `list_models` lists
+        path: run folder (its best weights), a .safetensors file of one, a checkpoint that `import_file`
+            reads, hf://USER/NAME, or a name that `list_models` lists
 
     Raises:
         UserError: there are no weights, they are damaged, they cannot be downloaded, or they need a plug-in
@@ -120,6 +144,7 @@ def build(
 
     from msefpn import models
 
+    config, _ = models.styled(config)
     built = models.build(config, classes)
     models.init_weights(built, config.init)
     return built

@@ -32,8 +32,8 @@ def predict(
     Files that cannot be read are named, skipped and counted.
 
     Args:
-        run: run folder (its best weights), a .safetensors or exported file of one, hf://USER/NAME, or a name
-            of `msefpn models`
+        run: run folder (its best weights), a .safetensors or exported file of one, a checkpoint that
+            `msefpn import` reads, hf://USER/NAME, or a name of `msefpn models`
         sources: image and video files, folders of images, globs, http and https addresses of files, or a
             camera: camera:0
         out: folder for the results (default: the first free one of predictions-1, predictions-2, ...)
@@ -65,8 +65,8 @@ def stream(
     Files that cannot be read are skipped, with a warning that names them.
 
     Args:
-        run: run folder (its best weights), a .safetensors or exported file of one, hf://USER/NAME, or a name
-            of `msefpn models`
+        run: run folder (its best weights), a .safetensors or exported file of one, a checkpoint that
+            `msefpn import` reads, hf://USER/NAME, or a name of `msefpn models`
         sources: image and video files, folders of images, globs, http and https addresses of files, or a
             camera: camera:0
 
@@ -103,8 +103,8 @@ def evaluate(
     """Evaluate a run by COCO's protocol: 12 numbers and AP per class, of boxes and of masks if it draws them.
 
     Args:
-        run: run folder (its best weights), a .safetensors or exported file of one, hf://USER/NAME, or a name
-            of `msefpn models`
+        run: run folder (its best weights), a .safetensors or exported file of one, a checkpoint that
+            `msefpn import` reads, hf://USER/NAME, or a name of `msefpn models`
         data: data folder (default: the run's own data)
         split: train or val
         json: COCO json to evaluate on, instead of a data folder

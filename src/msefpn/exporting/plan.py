@@ -7,11 +7,12 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from msefpn.checkpoint import find_weights, place_beside, read_info
+from msefpn.checkpoint import find_weights, place_beside
 from msefpn.errors import UserError, missing_extra, unknown_name
 from msefpn.exporting.options import ExportOptions
 from msefpn.inference.formats import EXPORTERS, format_of
 from msefpn.inference.formats.base import Exporter
+from msefpn.models import info_of
 from msefpn.runs.folder import check_file
 
 
@@ -71,7 +72,7 @@ def plan_export(run: Path, options: ExportOptions) -> ExportPlan:
     if any(importlib.util.find_spec(package) is None for package in exporter.packages):
         raise missing_extra(f"export to {name}", "export")
     weights = find_weights(run)
-    config = read_info(run).config
+    config = info_of(run).config
     if reason := exporter.refuse(config):
         others = " or ".join(key for key, other in EXPORTERS.items() if not other.refuse(config))
         raise UserError(f"{run} {reason}: use --format {others}")

@@ -1,1 +1,1 @@
-"""Configurations of other libraries, read into recipes."""
+"""Configurations and checkpoints of other libraries, read into recipes and weights."""

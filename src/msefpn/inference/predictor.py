@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
+from msefpn.checkpoint import is_foreign
 from msefpn.config import parse_size
 from msefpn.data.images import fitted_size
 from msefpn.errors import UserError
@@ -70,7 +71,8 @@ class Predictor:
         """Read a run's weights, or an exported file.
 
         Args:
-            run: run folder (its best weights), a .safetensors file of one, a name, or an exported file.
+            run: run folder (its best weights), a .safetensors file of one, a name, a checkpoint that
+                `msefpn.models.load` reads, or an exported file.
             size: as in training, 320 or 1333x800; None: the run's own.
             device: auto, cpu or gpu.
             compile: whether the first call compiles the detector.
@@ -169,13 +171,14 @@ def open_detector(run: Path, device: str) -> tuple[Detects, torch.device]:
     """Open a run or an exported file, ready to detect, and return the device that it runs on too.
 
     Args:
-        run: run folder (its best weights), a .safetensors file of one, a name, or an exported file.
+        run: run folder (its best weights), a .safetensors file of one, a name, a checkpoint that
+            `msefpn.models.load` reads, or an exported file.
         device: auto, cpu or gpu.
 
     Raises:
         UserError: there are no weights, they are damaged, or there is no such device.
     """
-    if is_named(run) or run.is_dir() or run.suffix == ".safetensors":
+    if is_named(run) or run.is_dir() or run.suffix == ".safetensors" or is_foreign(run):
         where = pick_device(device)
         detector = load(run).to(where)
         fold_for_good(detector)

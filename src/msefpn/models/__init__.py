@@ -2,11 +2,13 @@
 
 from msefpn.models.detectors import Detector, OneStage, TwoStage
 from msefpn.models.factory import build, check_neck_name, probe
-from msefpn.models.torchvision_weights import from_torchvision
-from msefpn.models.weights import InitReport, check_initial_weights, init_weights, load, save
+from msefpn.models.importers import Foreign, from_torchvision, read_foreign
+from msefpn.models.style import styled
+from msefpn.models.weights import InitReport, check_initial_weights, info_of, init_weights, load, save
 
 __all__ = [
     "Detector",
+    "Foreign",
     "InitReport",
     "OneStage",
     "TwoStage",
@@ -14,8 +16,11 @@ __all__ = [
     "check_initial_weights",
     "check_neck_name",
     "from_torchvision",
+    "info_of",
     "init_weights",
     "load",
     "probe",
+    "read_foreign",
     "save",
+    "styled",
 ]

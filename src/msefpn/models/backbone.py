@@ -13,6 +13,7 @@ configuration's `backbone_options`, that returns a module. See `Body` for what i
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,7 +32,7 @@ _SMALLEST_EPS = 1e-30
 """Stands for an epsilon of 0, which torch 2.11's batch normalisation refuses; no variance notices it."""
 _MEAN, _STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 """ImageNet's, RGB, 0..255."""
-_OWN_OPTIONS = ("frozen_stages", "train_norm", "norm_eps")
+_OWN_OPTIONS = ("frozen_stages", "train_norm", "norm_eps", "mean", "std", "stride_in_1x1")
 """Of any backbone, see `Backbone`."""
 
 
@@ -84,17 +85,21 @@ class Backbone(nn.Module):
         train_norm: let batch normalisation update its statistics; else they stay fixed, scale and shift are
             trained outside the frozen stages, and the convolution before does all of the work, see `fold`.
         norm_eps: epsilon of batch normalisation; None: the model's own.
+        mean: (3,) mean of the images that the weights were trained on, 0..255, RGB; None: the model's own.
+        std: (3,) their standard deviation; 1, 1, 1 for weights of caffe style; None: the model's own.
+        stride_in_1x1: put the stride of a ResNet's bottlenecks into their first 1x1 convolution, as weights
+            of caffe style have it (MSRA's, detectron2's zoo), not into the 3x3 one.
 
     Attributes:
         channels: channels of the maps, finest first.
         strides: their strides.
-        mean: (3,) mean of the images that the weights were trained on, 0..255, RGB.
-        std: (3,) their standard deviation.
+        mean, std, stride_in_1x1: see above.
         frozen: names of the frozen parameters.
         timm_name: of a model of timm's, whose ImageNet weights timm's hub has; else None.
 
     Raises:
-        UserError: `frozen_stages` is not one of the stages.
+        UserError: `frozen_stages` is not one of the stages, `mean` or `std` are not three numbers, or there
+            are no bottlenecks whose stride could be moved.
     """
 
     def __init__(
@@ -105,12 +110,19 @@ class Backbone(nn.Module):
         frozen_stages: int | None = None,
         train_norm: bool = False,
         norm_eps: float | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        stride_in_1x1: bool = False,
     ) -> None:
         super().__init__()
         self.name, self.train_norm, self.timm_name = name, train_norm, spec.timm_name
         self.body: Any = spec.body
         self.channels, self.strides = list(spec.channels), list(spec.strides)
-        self.mean, self.std, self.nhwc = spec.mean, spec.std, spec.nhwc
+        self.mean = spec.mean if mean is None else _three("mean", mean)
+        self.std = spec.std if std is None else _three("std", std, above=0)
+        self.nhwc, self.stride_in_1x1 = spec.nhwc, stride_in_1x1
+        if stride_in_1x1:
+            _move_strides(spec.body, name)
         for module in self.norms():
             module.eps = module.eps if norm_eps is None else max(norm_eps, _SMALLEST_EPS)
         if frozen_stages is None:
@@ -143,13 +155,16 @@ def make_backbone(
     frozen_stages: int | None = None,
     train_norm: bool = False,
     norm_eps: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    stride_in_1x1: bool = False,
     **options: Any,
 ) -> Backbone:
     """Build a backbone with random weights, or those that a plug-in gives it.
 
     Args:
         name: timm's name of a model, or a plug-in's.
-        frozen_stages, train_norm, norm_eps: see `Backbone`.
+        frozen_stages, train_norm, norm_eps, mean, std, stride_in_1x1: see `Backbone`.
         options: arguments of a plug-in.
 
     Raises:
@@ -162,7 +177,44 @@ def make_backbone(
     else:
         check_options(_of_timm, "backbone_options", options, taken=1, more=_OWN_OPTIONS)
         spec = _of_timm(name)
-    return Backbone(spec, name, frozen_stages=frozen_stages, train_norm=train_norm, norm_eps=norm_eps)
+    return Backbone(
+        spec,
+        name,
+        frozen_stages=frozen_stages,
+        train_norm=train_norm,
+        norm_eps=norm_eps,
+        mean=mean,
+        std=std,
+        stride_in_1x1=stride_in_1x1,
+    )
+
+
+def _three(name: str, values: Any, above: float = -math.inf) -> list[float]:
+    """The three numbers of an option, above a limit. Raises UserError."""
+    numbers = isinstance(values, (list, tuple)) and all(isinstance(x, (int, float)) for x in values)
+    if not numbers or len(values) != 3 or not all(above < x < math.inf for x in values):
+        limit = " above 0" if above == 0 else ""
+        raise UserError(
+            f"{name} of backbone_options is {values!r}: give three numbers{limit}, for R, G and B"
+        )
+    return [float(x) for x in values]
+
+
+def _move_strides(body: nn.Module, name: str) -> None:
+    """Move the stride of each bottleneck from its 3x3 convolution to the 1x1 one before."""
+    moved = 0
+    for block in body.modules():
+        first, second = (getattr(block, part, None) for part in ("conv1", "conv2"))
+        if not isinstance(first, nn.Conv2d) or not isinstance(second, nn.Conv2d):
+            continue
+        if first.kernel_size == (1, 1) and second.stride == (2, 2):
+            first.stride, second.stride = second.stride, first.stride
+            moved += 1
+    if not moved:
+        raise UserError(
+            f"stride_in_1x1 is for ResNets with bottlenecks, such as resnet50, and {name} is not one: "
+            "leave it out"
+        )
 
 
 def as_maps(output: Any) -> list[Tensor]:

@@ -14,7 +14,8 @@ from msefpn.structures import Detections, Proposals, Targets
 class CascadeHead(nn.Module):
     """RoI heads in a row: each refines the boxes of the one before, and is trained at a higher IoU.
 
-    In prediction the logits of all stages are averaged, on the boxes of the last. Boxes are class-agnostic.
+    In prediction the logits of all stages, or their scores, are averaged, on the boxes of the last. Boxes are
+    class-agnostic.
 
     Args:
         channels: channels of the pyramid.
@@ -27,6 +28,8 @@ class CascadeHead(nn.Module):
         sampling_ratio: see `RoIAlign`.
         box_loss, class_loss: see `RoIHead`.
         beta: where smooth L1 turns quadratic; 0: L1.
+        clamp_both: see `boxes.decode`.
+        average_scores: average the stages' scores (detectron2), not their logits (mmdetection).
 
     Raises:
         ValueError: the stages' arguments differ in length.
@@ -56,6 +59,8 @@ class CascadeHead(nn.Module):
         box_loss: str = "smooth_l1",
         class_loss: str = "cross_entropy",
         beta: float = 1.0,
+        clamp_both: bool = True,
+        average_scores: bool = False,
     ) -> None:
         super().__init__()
         if not len(ious) == len(stds) == len(weights) >= 1:
@@ -63,7 +68,7 @@ class CascadeHead(nn.Module):
                 "each stage has an IoU, stds and a weight, but there are "
                 f"{len(ious)}, {len(stds)} and {len(weights)}"
             )
-        self.levels, self.weights = len(strides), list(weights)
+        self.levels, self.weights, self.average_scores = len(strides), list(weights), average_scores
         self.stages = nn.ModuleList(
             RoIHead(
                 channels,
@@ -83,6 +88,7 @@ class CascadeHead(nn.Module):
                 box_loss=box_loss,
                 class_loss=class_loss,
                 beta=beta,
+                clamp_both=clamp_both,
             )
             for iou, deviations in zip(ious, stds, strict=True)
         )
@@ -97,7 +103,11 @@ class CascadeHead(nn.Module):
             rois = boxes.squeeze(2)
         last: RoIHead = self.stages[-1]  # type: ignore[assignment]  # likewise
         regions = Proposals(pooled, proposals.valid)
-        return last.selected(torch.stack(logits).mean(dim=0), rois[:, :, None], regions)
+        if self.average_scores:  # of log-probabilities the softmax gives the probabilities
+            mean = torch.stack([found.softmax(dim=-1) for found in logits]).mean(dim=0).clamp(min=1e-30).log()
+        else:
+            mean = torch.stack(logits).mean(dim=0)
+        return last.selected(mean, rois[:, :, None], regions)
 
     def losses(
         self,

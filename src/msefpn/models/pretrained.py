@@ -1,7 +1,6 @@
 """torchvision's detectors with COCO weights, as ours."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +9,9 @@ from msefpn.checkpoint import DetectorInfo, read_info
 from msefpn.errors import UserError
 from msefpn.models.detectors import Detector
 from msefpn.models.factory import build
-from msefpn.models.torchvision_weights import convert_torchvision
+from msefpn.models.importers.base import Names
+from msefpn.models.importers.files import read_checkpoint
+from msefpn.models.importers.torchvision import convert_torchvision
 from msefpn.pretrained import fetch_pretrained
 
 
@@ -24,7 +25,7 @@ def read_pretrained(name: str) -> tuple[DetectorInfo, dict[str, Tensor]]:
         UserError: they cannot be downloaded, or the file in the cache is another one.
     """
     path = fetch_pretrained(name)
-    content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    content = read_checkpoint(path).state
     info = read_info(name)
     try:
         return info, convert_pretrained(info, content)
@@ -40,7 +41,9 @@ def convert_pretrained(info: DetectorInfo, state: Mapping[str, Tensor]) -> dict[
     """
     with torch.device("meta"):
         own = build(*info)
-    converted, left_out = convert_torchvision(state, own, info.category_ids)
+    names = Names(dict(state))
+    convert_torchvision(names, info.category_ids)
+    converted, left_out = names.own, list(names.left)
     for name, tensor in own.state_dict().items():
         if name.endswith("num_batches_tracked"):
             converted.pop(name, None)

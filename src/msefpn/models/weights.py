@@ -5,22 +5,28 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import safetensors
 import timm
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from msefpn.checkpoint import KEY, find_weights, missing_weights, read_info, write_info
+from msefpn.checkpoint import (
+    KEY,
+    DetectorInfo,
+    find_weights,
+    is_foreign,
+    missing_weights,
+    read_info,
+    write_info,
+)
 from msefpn.errors import UserError
 from msefpn.models.class_rows import move_class_rows
 from msefpn.models.detectors import Detector
 from msefpn.models.factory import build
+from msefpn.models.importers import read_foreign, read_safetensors
 from msefpn.models.pretrained import load_pretrained, read_pretrained
-from msefpn.models.torchvision_weights import convert_torchvision, is_torchvision
+from msefpn.models.style import check_style, style_of_weights
 from msefpn.pretrained import is_pretrained, on_hub
 
 
@@ -53,16 +59,19 @@ def load(path: str | Path) -> Detector:
 
     Args:
         path: a file written by `save`, or a run's folder: its `best.safetensors`, else `last.safetensors`;
-            or the name of a detector with COCO weights, or hf://USER/NAME, which are downloaded.
+            a checkpoint of torchvision, mmdetection or detectron2, see `read_foreign`; or the name of a
+            detector with COCO weights, or hf://USER/NAME, which are downloaded.
 
     Raises:
-        UserError: no such file, a broken one, one that `save` did not write, or one that cannot be
-            downloaded.
+        UserError: no such file, a broken one, one of an unknown detector or without the names of its classes,
+            or one that cannot be downloaded.
     """
     if is_pretrained(path):
         return load_pretrained(str(path))
     file = find_weights(path)
-    detector, state = build(*read_info(file), owner=str(file)), _read_safetensors(file)
+    if is_foreign(file):
+        return read_foreign(file).detector()
+    detector, state = build(*read_info(file), owner=str(file)), read_safetensors(file)
     detector.drop_training_parts()
     try:
         detector.load_state_dict(state)
@@ -70,6 +79,14 @@ def load(path: str | Path) -> Detector:
         detail = " ".join(str(error).split())[:300]
         raise UserError(f"{file} does not fit the detector that it describes: {detail}") from None
     return detector.eval()
+
+
+def info_of(path: str | Path) -> DetectorInfo:
+    """Tell what weights that `load` reads are of. Raises UserError as `load` does."""
+    if is_pretrained(path) or not is_foreign(file := find_weights(path)):
+        return read_info(path)
+    detector = read_foreign(file).detector()
+    return DetectorInfo(detector.config, detector.classes, detector.category_ids)
 
 
 @dataclass(frozen=True)
@@ -108,11 +125,13 @@ def init_weights(detector: Detector, source: str) -> InitReport:
         detector: what to fill.
         source: `imagenet` (the backbone's weights from timm's hub; a plug-in's backbone keeps the weights
             that it was made with), `none`, the name of a detector with COCO weights, hf://USER/NAME, or a
-            file of a timm backbone, of a torchvision detector or of one of ours (.safetensors, .pth, .pt). Of
-            a detector whose class names are known, rows of class layers are taken by name.
+            file of a timm backbone, of a detector of torchvision, mmdetection or detectron2, or of one of
+            ours (.safetensors, .pth, .pt, .pkl). Of a detector whose class names are known, rows of class
+            layers are taken by name.
 
     Raises:
-        UserError: no such file, a broken one, nothing in it fits, or the hub cannot be reached.
+        UserError: no such file, a broken one, nothing in it fits, its images are normalised in another way,
+            or the hub cannot be reached.
     """
     if source == "none":
         return InitReport("nowhere", (), tuple(detector.state_dict()), ())
@@ -154,21 +173,20 @@ def _read_source(
     if is_pretrained(source):
         info, state = read_pretrained(source)
         return state, info.classes, []
+    path = _file_of(source)
+    check_style(detector.config, style_of_weights(source), source)
+    if path.suffix != ".safetensors" or is_foreign(path):
+        foreign = read_foreign(path)
+        return foreign.state, foreign.classes, []
+    return read_safetensors(path), read_info(path).classes, []
+
+
+def _file_of(source: str) -> Path:
+    """The file of initial weights that are not the hub's of timm. Raises UserError."""
     path = find_weights(source) if on_hub(source) else Path(source)
-    state = _read_any(path)
-    if is_torchvision(state):
-        state, left_out = convert_torchvision(state, detector)
-        return state, None, left_out
-    return state, _own_classes(path), []
-
-
-def _own_classes(path: Path) -> tuple[str, ...] | None:
-    """Names of the classes of a detector of ours; None: it is a file of something else."""
-    if path.suffix != ".safetensors":
-        return None
-    with safetensors.safe_open(path, framework="numpy") as opened:
-        ours = KEY in (opened.metadata() or {})
-    return read_info(path).classes if ours else None
+    if not path.is_file():
+        raise missing_weights(path)
+    return path
 
 
 def _as_made(detector: Detector) -> InitReport:
@@ -212,31 +230,6 @@ def _from_hub(name: str) -> dict[str, Tensor]:
         ) from None
     state: dict[str, Tensor] = model.state_dict()
     return state
-
-
-def _read_any(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise missing_weights(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file raises whatever its first wrong byte leads to
-        reason = str(error).split("\n")[0][:120]
-        raise UserError(f"initial weights {path} cannot be read as tensors alone: {reason}") from None
-    for key in ("state_dict", "model"):
-        content = content.get(key, content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"initial weights {path} hold no state dict: save model.state_dict() alone")
-    return content
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} is broken or half-written ({reason}): take another copy of it") from None
 
 
 def _summary(names: tuple[str, ...], most: int = 6) -> str:

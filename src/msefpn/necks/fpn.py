@@ -17,7 +17,7 @@ class FPN(Neck):
         out_channels: channels of every output map.
         start_level: first input level that becomes an output (0 for two-stage heads, 1 for RetinaNet).
         extra_levels: coarser levels on top: `none`, `pool` (P6 for two-stage heads), `conv_c5` (P6 and P7
-            of RetinaNet) or `conv_p5_relu` (torchvision's RetinaNet).
+            of RetinaNet), `conv_c5_relu` (detectron2's RetinaNet) or `conv_p5_relu` (torchvision's).
     """
 
     def __init__(

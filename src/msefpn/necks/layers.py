@@ -165,6 +165,15 @@ class ConvC5(ExtraLevels):
         return [p6, self.p7(p6)]
 
 
+class ConvC5Relu(ConvC5):
+    """P6 = 3x3 stride-2 convolution of C5, P7 the same of relu(P6): detectron2's RetinaNet."""
+
+    def forward(self, c5: Tensor, p5: Tensor) -> list[Tensor]:
+        """Two maps, see `ExtraLevels.forward`."""
+        p6 = self.p6(c5)
+        return [p6, self.p7(F.relu(p6))]
+
+
 class ConvP5Relu(ExtraLevels):
     """P6 = 3x3 stride-2 convolution of P5, P7 the same of relu(P6): torchvision's RetinaNet."""
 
@@ -185,5 +194,6 @@ EXTRA_LEVELS: dict[str, type[ExtraLevels]] = {
     "none": ExtraLevels,
     "pool": PoolP5,
     "conv_c5": ConvC5,
+    "conv_c5_relu": ConvC5Relu,
     "conv_p5_relu": ConvP5Relu,
 }

@@ -23,7 +23,7 @@ from msefpn.data.proposals import with_proposals
 from msefpn.data.synthetic import draw_builtin_set
 from msefpn.errors import UserError
 from msefpn.inference.device import check_devices, pick_precision
-from msefpn.models import Detector, build, check_initial_weights, init_weights, probe
+from msefpn.models import Detector, build, check_initial_weights, init_weights, probe, styled
 from msefpn.models.convolution import pick_method
 from msefpn.runs.console import say
 from msefpn.runs.folder import (
@@ -58,7 +58,8 @@ def train(plan: Plan, callbacks: Iterable[Any] = ()) -> Path:
             not finite, an image that has become unreadable, or a full disk.
         KeyboardInterrupt: Ctrl-C; the message says how to resume.
     """
-    config, first = plan.config, is_first_process()
+    config, adopted = (plan.config, []) if plan.resume else styled(plan.config)
+    plan, first = replace(plan, config=config), is_first_process()
     device = check_devices(config)
     precision = pick_precision(config.precision, device)
     watching = make_callbacks(config, callbacks)
@@ -74,6 +75,7 @@ def train(plan: Plan, callbacks: Iterable[Any] = ()) -> Path:
         report = init_weights(detector, config.init)
         check_initial_weights(detector, report)
         told = ["initial weights: random"] if config.init == "none" else str(report).splitlines()
+        told += adopted
     from msefpn.training.lightning import Training, fit  # noqa: PLC0415  slow to import: last
 
     run = Run(plan.out, config, train_data.classes)

@@ -45,7 +45,7 @@ class MakeNeck(Protocol):
 
         Args:
             start_level: index of the backbone's first map that becomes a level of the pyramid.
-            extra_levels: coarser levels on top: `none`, `pool`, `conv_c5` or `conv_p5_relu`.
+            extra_levels: coarser levels on top: `none`, `pool`, `conv_c5`, `conv_c5_relu` or `conv_p5_relu`.
         """
 
 

@@ -6,16 +6,17 @@ order of `category_ids`, and background, where there is one, comes last.
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from msefpn.config import Config
 from msefpn.errors import UserError
-from msefpn.models.detectors import Detector, OneStage
+from msefpn.models.detectors import Detector
 from msefpn.models.factory import build
-from msefpn.models.fcos import FCOSHead
-from msefpn.models.retina import RetinaHead
+from msefpn.models.importers.base import Description, Names, coco_classes, rows
+from msefpn.models.importers.resnet import resnet_name
 
 NAMES = (
     (r"backbone\.body\.(.+)", r"backbone.body.\1"),
@@ -44,43 +45,82 @@ FCOS_NAMES = (
 OLD_MASKS = re.compile(r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)")
 """torchvision's own COCO weights number the mask head's convolutions so, from 1."""
 TOWERS = re.compile(r"head\.(classification|regression)_head\.conv\.(\d)\.([01])\.(\w+)")
+_BOXES = "head.regression_head.bbox_reg.bias"
 
 
-def is_torchvision(state: Mapping[str, Tensor]) -> bool:
+def is_torchvision(names: Mapping[str, Any]) -> bool:
     """Whether these are the names of a torchvision detector with a pyramid."""
-    return any(name.startswith("backbone.fpn.inner_blocks.") for name in state)
+    return any(name.startswith("backbone.fpn.inner_blocks.") for name in names)
 
 
-def convert_torchvision(
-    state: Mapping[str, Tensor], detector: Detector, labels: Sequence[int] | None = None
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename and reorder.
+def label_rows(state: Mapping[str, Tensor]) -> int | None:
+    """Rows of the class layer for one anchor, background's included; None: it has no such layer."""
+    score = state.get("roi_heads.box_predictor.cls_score.bias")
+    if score is not None:
+        return len(score)
+    score = state.get("head.classification_head.cls_logits.bias")
+    return None if score is None else len(score) // _per_cell(state)
+
+
+def labels_of(state: Mapping[str, Tensor]) -> list[int]:
+    """torchvision's labels of the classes: COCO's 80 of 91, else all but the background."""
+    count = label_rows(state)
+    return list(coco_classes().values()) if count == 91 else list(range(1, count or 1))
+
+
+def convert_torchvision(names: Names, labels: Sequence[int]) -> None:
+    """Take what has a place here, classes in our order.
+
+    Args:
+        names: torchvision's tensors.
+        labels: torchvision's label of each of our classes.
+    """
+    state = dict(names.left)
+    kind, normed, per_cell = _kind(state), _has_norms(state), _per_cell(state)
+    for theirs, tensor in state.items():
+        own = _rename(theirs, kind, normed)
+        if own is None:
+            continue
+        if own.startswith(("roi.box.classes.", "roi.box.deltas.", "mask.masks.", "head.classes.")):
+            chosen = _class_rows(own, tensor, labels, per_cell)
+            names.take(theirs, own, chosen, "classes in our order")
+        else:
+            names.take(theirs, own)
+
+
+def describe_torchvision(state: Mapping[str, Tensor]) -> Description:
+    """The detector that torchvision's tensors are of.
 
     Args:
         state: torchvision's.
-        detector: what it shall fit.
-        labels: torchvision's label of each of our classes; None: the detector's category ids, as
-            torchvision's COCO weights have them, if the largest is the last row of the head; else the
-            heads' class layers are left out.
 
-    Returns:
-        Tensors under our names, and the names of torchvision's that have no place, with the reason.
+    Raises:
+        UserError: it is none of ours.
     """
-    converted: dict[str, Tensor] = {}
-    left_out: list[str] = []
-    for name, tensor in state.items():
-        own = _rename(name, detector)
-        if own is None:
-            left_out.append(name)
-        elif own.startswith(("roi.box.classes.", "roi.box.deltas.", "mask.masks.", "head.classes.")):
-            rows = _class_rows(own, tensor, labels, detector)
-            if rows is None:
-                left_out.append(f"{name} (its classes are others)")
-            else:
-                converted[own] = tensor[rows]
-        else:
-            converted[own] = tensor
-    return converted, left_out
+    kind = _kind(state)
+    body = {name.removeprefix("backbone.body."): x for name, x in state.items()}
+    count = label_rows(state)
+    if count is None:
+        raise UserError("it has no layer of classes")
+    fixed = not any(name.endswith("num_batches_tracked") for name in state)
+    neck: dict[str, Any] = {"out_channels": rows(state, _first(state))}
+    head: dict[str, Any] = {}
+    if kind == "retinanet":
+        c5 = "backbone.fpn.extra_blocks.p6.weight"
+        if c5 in state and rows(state, c5, 1) != neck["out_channels"]:
+            neck["extra_levels"] = "conv_c5_relu"
+        head = {"head": {"norm": True}} if _has_norms(state) else {}
+    config = Config(
+        detector=kind,
+        backbone=resnet_name(body),
+        backbone_options={"norm_eps": 0.0 if fixed and count == 91 else 1e-5},
+        neck="fpn",
+        neck_options=neck,
+        detector_options={"preset": "torchvision", **head},
+        size="1333x800",
+    )
+    classes = tuple(coco_classes()) if count == 91 else None
+    return Description(config, 80 if count == 91 else count - 1, classes)
 
 
 def from_torchvision(
@@ -114,10 +154,11 @@ def from_torchvision(
         detector_options={"preset": "torchvision"},
     )
     detector = build(config, classes, labels)
-    converted, left_out = convert_torchvision(state, detector, labels)
-    missing, unexpected = detector.load_state_dict(converted, strict=False)
+    names = Names(dict(state))
+    convert_torchvision(names, labels)
+    missing, unexpected = detector.load_state_dict(names.own, strict=False)
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if strange := [*left_out, *missing, *unexpected]:
+    if strange := [*names.left, *missing, *unexpected]:
         more = f" and {len(strange) - 4} more" if len(strange) > 4 else ""
         raise UserError(
             f"not a torchvision {config.detector} with {backbone} and FPN: "
@@ -134,32 +175,45 @@ def _kind(state: Mapping[str, Tensor]) -> str:
     return "fcos" if "head.regression_head.bbox_ctrness.weight" in state else "retinanet"
 
 
-def _rename(name: str, detector: Detector) -> str | None:
-    head = detector.head if isinstance(detector, OneStage) else None
-    if isinstance(head, RetinaHead) and (tower := TOWERS.fullmatch(name)):
+def _first(state: Mapping[str, Tensor]) -> str:
+    """The name of the first lateral convolution's weight, with or without a normalisation beside it."""
+    names = (f"backbone.fpn.inner_blocks.0.{end}" for end in ("0.weight", "weight"))
+    return next((name for name in names if name in state), "backbone.fpn.inner_blocks.0.0.weight")
+
+
+def _has_norms(state: Mapping[str, Tensor]) -> bool:
+    """Whether RetinaNet's towers are normalised, as in torchvision's second version."""
+    return any(re.fullmatch(r"head\.\w+\.conv\.\d\.1\.weight", name) for name in state)
+
+
+def _per_cell(state: Mapping[str, Tensor]) -> int:
+    """Anchors in a cell of a one-stage head."""
+    return max(1, len(state[_BOXES]) // 4) if _BOXES in state else 1
+
+
+def _rename(name: str, kind: str, normed: bool) -> str | None:
+    if kind == "retinanet" and (tower := TOWERS.fullmatch(name)):
         branch = "class" if tower[1] == "classification" else "box"
-        step = 3 if head.norm else 2  # conv, norm, activation
+        step = 3 if normed else 2  # conv, norm, activation
         return f"head.{branch}_tower.{step * int(tower[2]) + int(tower[3])}.{tower[4]}"
     if conv := OLD_MASKS.fullmatch(name):
         return f"mask.convs.{int(conv[1]) - 1}.{conv[2]}"
-    for pattern, own in FCOS_NAMES + NAMES if isinstance(head, FCOSHead) else NAMES:
+    for pattern, own in FCOS_NAMES + NAMES if kind == "fcos" else NAMES:
         if match := re.fullmatch(pattern, name):
             return match.expand(own)
     return None
 
 
-def _class_rows(own: str, tensor: Tensor, labels: Sequence[int] | None, detector: Detector) -> Tensor | None:
-    """Rows of torchvision's class layer in our order, or None where the labels are not its classes."""
-    row = torch.tensor(detector.category_ids if labels is None else labels)
-    if own.startswith("head.classes."):
-        head = detector.head if isinstance(detector, OneStage) else None
-        per_cell = head.anchors.per_cell if isinstance(head, (RetinaHead, FCOSHead)) else 1
-    else:
+def _class_rows(own: str, tensor: Tensor, labels: Sequence[int], per_cell: int) -> Tensor:
+    """Rows of torchvision's class layer in our order. Raises UserError for labels that it does not have."""
+    row = torch.tensor(labels, dtype=torch.long)
+    if not own.startswith("head.classes."):
         per_cell = 4 if own.startswith("roi.box.deltas.") else 1
     count = len(tensor) // per_cell
-    last = int(row.max())
-    if last >= count or (labels is None and last != count - 1):
-        return None
+    if max(labels, default=0) >= count:
+        raise UserError(
+            f"label {max(labels)} is not one of the {count} of these weights: labels are 0 to {count - 1}"
+        )
     if own.startswith("roi.box.classes."):
         return torch.cat([row, torch.tensor([0])])  # background last
     if own.startswith("roi.box.deltas."):

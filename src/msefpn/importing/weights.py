@@ -1,0 +1,32 @@
+"""Weights written from a checkpoint of another library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from msefpn.errors import UserError
+from msefpn.models import read_foreign, save
+from msefpn.runs.console import say
+from msefpn.runs.folder import check_file, write_text
+
+
+def import_weights(
+    file: Path, out: Path | None, *, classes: Sequence[str], style: str | None, table: Path | None
+) -> Path:
+    """Write weights and say what became of the tensors; see `msefpn.commands.models.import_file`."""
+    out = out or Path(f"{file.stem}.safetensors")
+    if out.suffix != ".safetensors":
+        raise UserError(f"out '{out}' must end in .safetensors, as weights do")
+    for path in (out, table):
+        if path is not None:
+            check_file(path)
+    foreign = read_foreign(file, style=style)
+    detector = foreign.detector(classes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save(detector, out)
+    if table is not None:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        write_text(table, foreign.table())
+    say(*foreign.lines(), f"written: {out}", f"detect: msefpn predict {out} PHOTOS")
+    return out
