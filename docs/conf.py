@@ -39,8 +39,9 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         "py:class",
-        r"(torch|nn|np|numpy|supervision|pathlib|collections\.abc)\.\S+",
+        r"(torch|nn|np|numpy|PIL|supervision|pathlib|collections\.abc)\.\S+",
     ),  # a build without a network asks no other site
+    ("py:class", r"msefpn\.prediction\.loaded\.PredictArguments"),  # for the type checker only
     ("py:class", r"[A-Z]\w+"),  # imported for the type checker only, which has checked it
 ]
 

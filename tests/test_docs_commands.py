@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +31,11 @@ from safetensors.torch import save_file
 import msefpn
 from msefpn import plugins
 from msefpn.ablation.cost import row_configs
+from msefpn.checkpoint import read_info
 from msefpn.cli import COMMANDS, command_parser, main
 from msefpn.config import Config, load_recipe, parse_settings
 from msefpn.data import datasets, synthetic
-from msefpn.models import check_neck_name
+from msefpn.models import build, check_neck_name, save
 from msefpn.names import check_rows
 from msefpn.plugins import known
 from msefpn.reporting import report
@@ -68,8 +70,11 @@ NOT_RUN = {
     r"make (quickstart|test|docs)": "installs; .ci/run runs make test and make docs",
     r"(\. |python3 -m venv |pip install )": "installs",
     r"\.venv/bin/pytest tests/": "is a test itself",
+    r"trtexec ": "needs TensorRT and a GPU",
 }
 """Commands other than msefpn, and why they are not run."""
+OTHERS = ("fiftyone", "trackers")
+"""Packages of no extra: Python that imports one is compiled, and run where it is installed."""
 LONG = "docs/results/"
 """Pages of measurements that took hours: their commands are looked up, not run."""
 ROWS = {
@@ -202,6 +207,14 @@ def film(path: Path, photo: Path) -> None:
         container.mux(stream.encode())
 
 
+def put_fpn(run: Path) -> None:
+    """Give a run the weights of an FPN detector, untrained."""
+    config, classes, category_ids = read_info(run)
+    detector = build(dataclasses.replace(config, neck="fpn"), classes, category_ids)
+    for name in ("best", "last"):
+        save(detector, run / f"{name}.safetensors")
+
+
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """Prepare what the texts name: the user's data, photos and plug-ins, and a run."""
@@ -214,6 +227,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     shutil.copytree(folder / "my_data", folder / "runs" / "builtin-data")
     synthetic.draw_builtin_set(folder / "more", train=10, val=1, seed=1, size=96)
     film(folder / "street.mp4", folder / "photos" / "000001.jpg")
+    shutil.copy(folder / "photos" / "000001.jpg", folder / "photo.jpg")
     label(folder / "labelled", folder / "more")
     tabulate(folder / "my_tables", folder / "my_data")
     describe(folder / "hugging_face", folder / "more")
@@ -231,6 +245,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     given = SHORT["train"] | BACKBONE | {"init": folder / BACKBONE["init"]}
     msefpn.train(folder / "my_data", recipe="small_data", out=folder / "runs/mine", **given)
     shutil.copytree(folder / "runs/mine", folder / "runs/fpn")
+    put_fpn(folder / "runs/fpn")
     trained = {("train", frozenset(options)) for options in (("data", "out"), ("data", "recipe", "out"))}
     yield Sandbox(folder, trained)
     for kind, table in plugins._TABLES.items():
@@ -328,7 +343,11 @@ def test_page(page: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> N
         elif block.language == "python":
             if "import datasets" in block.text:
                 pytest.importorskip("datasets")
-            exec(compile(block.text, page, "exec"), names)
+            code = compile(block.text, page, "exec")
+            if not any(
+                re.search(rf"(from|import) {name}\b", block.text) and not find_spec(name) for name in OTHERS
+            ):
+                exec(code, names)
         elif block.language == "yaml":
             named = re.match(r"# (\S+\.yaml)\n", block.text)
             assert named, f"{page}: begin a recipe with its name, as in '# mine.yaml'"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from msefpn.commands.compare import ablate, cost
     from msefpn.commands.data import check, convert, split
     from msefpn.commands.inspect import demo, explain, report
-    from msefpn.commands.models import build, export, import_file, list_models, load
+    from msefpn.commands.models import build, export, import_file, list_models, load, upgrade
     from msefpn.commands.plugins import list_plugins
     from msefpn.commands.predict import evaluate, predict, stream
     from msefpn.commands.train import train
@@ -26,7 +26,7 @@ _HOMES = {
     "commands.compare": ("ablate", "cost"),
     "commands.data": ("check", "convert", "split"),
     "commands.inspect": ("demo", "explain", "report"),
-    "commands.models": ("build", "export", "import_file", "list_models", "load"),
+    "commands.models": ("build", "export", "import_file", "list_models", "load", "upgrade"),
     "commands.plugins": ("list_plugins",),
     "commands.predict": ("evaluate", "predict", "stream"),
     "commands.train": ("train",),
@@ -58,6 +58,7 @@ __all__ = [
     "split",
     "stream",
     "train",
+    "upgrade",
 ]
 
 

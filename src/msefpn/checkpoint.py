@@ -127,6 +127,15 @@ def check_run(path: str | Path) -> None:
         read_info(path)
 
 
+def is_ours(file: str | Path) -> bool:
+    """Whether a .safetensors file describes a detector, as `msefpn.models.save` writes it."""
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            return KEY in (opened.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
 def read_info(path: str | Path) -> DetectorInfo:
     """Read the description of a detector from a run folder or a file of weights; no plug-in is imported.
 

@@ -31,6 +31,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "export": models.export,
     "models": models.list_models,
     "import": models.import_file,
+    "upgrade": models.upgrade,
     "check": data.check,
     "convert": data.convert,
     "split": data.split,

@@ -21,7 +21,7 @@ from msefpn.explaining.levels import level_moments
 from msefpn.explaining.panels import Observation
 from msefpn.inference.predictor import Predictor
 from msefpn.metrics.similarity import cka, moments
-from msefpn.models import build, save
+from msefpn.models import build, load, save
 from msefpn.models.detectors import OneStage
 from msefpn.models.retina import RetinaHead
 from tests import TINY
@@ -214,7 +214,7 @@ def test_mistakes_are_told_in_one_line(run: Callable[..., Path], tiny_set: Path,
 
 
 def test_watching_changes_no_detection(run: Callable[..., Path], tiny_set: Path, tmp_path: Path) -> None:
-    detector = msefpn.load(run("mse_fpn")).eval()
+    detector = load(run("mse_fpn"))
     images = torch.from_numpy(np.array(Image.open(tiny_set / "val" / "000001.jpg"))[:96, :96]).permute(
         2, 0, 1
     )

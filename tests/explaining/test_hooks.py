@@ -9,8 +9,7 @@ from torch import nn
 
 from msefpn.errors import UserError
 from msefpn.explaining.hooks import NeckRecord, watching
-from msefpn.necks import NECKS, InnerMap, Neck
-from msefpn.necks.mse_fpn import GATES, MSEFPN
+from msefpn.necks import GATES, MSEFPN, NECKS, InnerMap, Neck
 from msefpn.necks.stack import Stack
 
 CHANNELS, STRIDES = [8, 16, 24, 32], [4, 8, 16, 32]

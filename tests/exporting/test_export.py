@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 import msefpn
 from msefpn.checkpoint import KEY, read_info
 from msefpn.cli import main
+from msefpn.data.images import read_image
 from msefpn.errors import UserError
 from msefpn.exporting.export import ExportReport
 from msefpn.exporting.parity import compare
@@ -226,6 +228,23 @@ def test_predict_and_evaluate_take_the_file(
     with pytest.raises(UserError, match="an exported file, whose graph ends in NMS: leave out --flip"):
         msefpn.evaluate(onnx_file, out=tmp_path / "c", workers=0, flip=True)
     assert not (tmp_path / "c").exists()
+
+
+def test_a_loaded_file_takes_images_from_memory(run: Path, onnx_file: Path, tiny_set: Path) -> None:
+    images = [read_image(tiny_set / "val" / f"00000{number}.jpg") for number in (1, 2)]
+    loaded = msefpn.load(onnx_file)
+    found = loaded.predict(images, score=0.2, batch=2)
+    expected = msefpn.load(run, device="cpu").predict(images, score=0.2, batch=2)
+    for one, other in zip(found, expected, strict=True):
+        assert len(one.predictions.scores) == len(other.predictions.scores) > 3
+        np.testing.assert_allclose(one.predictions.scores, other.predictions.scores, atol=1e-3)
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda image: loaded.predict(image, score=0.2), [images[0]] * 6))
+    for result in together:
+        np.testing.assert_array_equal(result.predictions.boxes, together[0].predictions.boxes)
+    for limit in ({"iou": 0.3}, {"max_per_image": 3}):
+        with pytest.raises(UserError, match=f"{next(iter(limit))} cannot be changed in .*keep their own"):
+            loaded.predict(images[0], **limit)
 
 
 def test_standalone_script_agrees_without_torch_and_msefpn(

@@ -21,7 +21,7 @@ from msefpn.inference.detect import Predictions
 from msefpn.inference.predictor import Predictor
 from msefpn.metrics.coco import NUMBERS
 from msefpn.models import TwoStage
-from msefpn.prediction.predict import ImageResult
+from msefpn.prediction.results import ImageResult
 from msefpn.structures import Detections
 from tests import TINY
 
@@ -106,6 +106,25 @@ def test_classes_that_are_asked_for(run: Path, tiny_set: Path, tmp_path: Path) -
         msefpn.predict(run, tiny_set / "val", classes="ball")
 
 
+def test_limits_of_the_command(
+    run: Path,
+    tiny_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["predict", str(run), str(tiny_set / "val"), "--score", "0", "--device", "cpu", "--save", "json"]
+    counts = {}
+    for name, limits in (("own", []), ("few", ["--max-per-image", "2"]), ("apart", ["--iou", "0.1"])):
+        assert main([*words, *limits, "--out", str(tmp_path / name)]) == 0
+        counts[name] = len(json.loads((tmp_path / name / "predictions.json").read_text()))
+    assert counts["few"] == 2 * 5 < counts["apart"] < counts["own"]
+    monkeypatch.setattr(Predictor, "limits", None)
+    assert main([*words, "--iou", "0.1", "--out", str(tmp_path / "none")]) == 2
+    assert "iou cannot be changed in" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_stream_gives_what_predict_writes(run: Path, tiny_set: Path, tmp_path: Path) -> None:
     (tmp_path / "torn.jpg").touch()
     files = sorted((tiny_set / "val").iterdir())
@@ -135,7 +154,7 @@ def test_a_result_as_detections_of_supervision(monkeypatch: pytest.MonkeyPatch) 
     masks[0] = run_lengths(encode_mask(mask), (20, 30))
     box = np.array([[8, 5, 20, 10]], np.float32)
     found = Predictions(np.array([0]), box, np.array([0.9], np.float32), np.array([1]), masks)
-    result = ImageResult("a.jpg", None, np.zeros((20, 30, 3), np.uint8), found, ("cat", "dog"))
+    result = ImageResult("a.jpg", None, np.zeros((20, 30, 3), np.uint8), found, ("cat", "dog"), (1, 2))
     detections = result.detections
     assert list(detections.data["class_name"]) == ["dog"]
     assert detections.class_id is not None

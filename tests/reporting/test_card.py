@@ -8,7 +8,7 @@ from PIL import Image
 import msefpn
 from msefpn.config import Config
 from msefpn.errors import UserError
-from msefpn.models import build, save
+from msefpn.models import Detector, build, save
 from msefpn.reporting.card import describe_run
 from tests.reporting.test_report import make_run
 
@@ -50,15 +50,17 @@ def test_missing_parts_are_left_out(run: Path, tmp_path: Path) -> None:
 def test_a_loaded_run_is_saved_with_its_card(run: Path, tmp_path: Path) -> None:
     save(build(Config(backbone="test_resnet", neck="fpn"), ["a"]), run / "best.safetensors")
     try:
-        detector = msefpn.load(run)
+        detector = msefpn.load(run).detector
+        assert isinstance(detector, Detector)
         detector.save_pretrained(tmp_path / "out")
-        again = msefpn.load(tmp_path / "out")
+        again = msefpn.load(tmp_path / "out").detector
     finally:
         (run / "best.safetensors").unlink()
     names = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert names == ["README.md", "config.json", "detections.webp", "model.safetensors"]
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert card.index("Detects 1 class: a.") < card.index("## Data") < card.index("## Configuration")
+    assert isinstance(again, Detector)
     assert again.describe is None
 
 

@@ -9,10 +9,11 @@ import torch
 import yaml
 from PIL import Image
 
-from msefpn import evaluate, load, predict, train
+from msefpn import evaluate, predict, train
 from msefpn.cli import main
 from msefpn.data.masks import decode_masks
 from msefpn.inference.detect import Predictions, detect, merge_predictions
+from msefpn.models import load
 from tests import TINY
 
 Capsys = pytest.CaptureFixture[str]

@@ -1,4 +1,4 @@
-"""Detectors from names and files, and into files: build, load, import, export."""
+"""Detectors from names and files, and into files: build, load, import, export, upgrade."""
 
 # ruff: noqa: PLC0415  (what is slow to import is imported where it is needed)
 from __future__ import annotations
@@ -7,20 +7,35 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msefpn import plugins
 from msefpn.checkpoint import check_initial_name, check_run, place_beside
-from msefpn.commands.arguments import as_list, as_path, configured, takes
+from msefpn.commands.arguments import as_list, as_path, as_text, configured, takes
 from msefpn.config import Config, from_dict
 from msefpn.errors import UserError
 from msefpn.exporting.options import ExportOptions
+from msefpn.inference.options import DetectionOptions
 from msefpn.pretrained import LICENCE, PRETRAINED, is_named, published_weights
 from msefpn.runs.folder import CONFIG, DATA
 
 if TYPE_CHECKING:
     from msefpn.exporting.export import ExportReport
     from msefpn.models import Detector
+    from msefpn.prediction.loaded import LoadedDetector
+
+_SAME = 1e-4
+"""Largest difference of an upgraded detector's pyramid, as a share of a level's largest value."""
+
+
+class Upgrade(NamedTuple):
+    """What `upgrade` did."""
+
+    file: Path
+    parameters: tuple[int, int]
+    """Of the neck, before and after."""
+    difference: float
+    """Largest difference of the pyramid on noise, as a share of a level's largest value."""
 
 
 def import_file(
@@ -95,26 +110,46 @@ def export(run: str | Path, **options: Any) -> ExportReport:
     return export_run(Path(run), chosen)
 
 
-def load(path: str | Path) -> Detector:
-    """Return a trained detector in evaluation mode, with its classes.
+@takes(DetectionOptions)
+def load(
+    path: str | Path,
+    *,
+    size: str | int | None = None,
+    device: str = "auto",
+    compile: bool = False,
+    **options: Any,
+) -> LoadedDetector:
+    """Load a trained detector, to detect on images in memory.
 
     Args:
-        path: run folder (its best weights), a .safetensors file of one, a checkpoint that `import_file`
-            reads, hf://USER/NAME, or a name that `list_models` lists
+        path: run folder (its best weights), a .safetensors or exported file of one, a checkpoint that
+            `import_file` reads, hf://USER/NAME, or a name that `list_models` lists
+        size: longest x shortest side, pixels, that images are resized to fit into (default: the run's)
+        device: auto, cpu or gpu
+        compile: compile the detector on its first call (inductor); it takes a minute or more
+
+    Returns:
+        The detector: its `predict` takes images; the torch module is its `detector`.
 
     Raises:
         UserError: there are no weights, they are damaged, they cannot be downloaded, or they need a plug-in
             that is not loaded.
     """
+    merging = DetectionOptions.given(**options)
     check_run(path)
 
     from msefpn import models
+    from msefpn.prediction.loaded import LoadedDetector
     from msefpn.reporting.card import describe_run
 
-    detector, run = models.load(path), place_beside(Path(path))
-    if not is_named(path) and (run / CONFIG).is_file() and (run / DATA).is_file():
+    loaded = LoadedDetector.open(
+        Path(path), size=as_text(size), device=device, compile=compile, options=merging
+    )
+    detector, run = loaded.detector, place_beside(Path(path))
+    named = is_named(path) or not ((run / CONFIG).is_file() and (run / DATA).is_file())
+    if isinstance(detector, models.Detector) and not named:
         detector.describe = functools.partial(describe_run, run)
-    return detector
+    return loaded
 
 
 @takes(
@@ -193,3 +228,52 @@ def list_models() -> list[dict[str, Any]]:
         "torchvision's own; it states none for the weights, which are trained on COCO's photographs."
     )
     return found
+
+
+@takes(Config, only=("neck", "neck_options"))
+def upgrade(
+    model: str | Path, *, out: str | Path | None = None, set: Sequence[str] = (), **options: Any
+) -> Upgrade:
+    """Give an FPN detector another neck, such as MSE-FPN, that detects the same before further training.
+
+    The new parts start as the identity: neck_options.start is identity, which is ours, not the paper's.
+
+    Args:
+        model: run folder (its best weights) or a .safetensors file of one, hf://USER/NAME, or a name of
+            `msefpn models`, with the neck fpn
+        out: file for the upgraded detector (default: upgraded.safetensors in the folder of the weights)
+        set: options of the new neck, such as neck_options.preset=lean
+
+    Returns:
+        The file, the neck's parameters before and after, and the largest difference of the pyramid.
+
+    Raises:
+        UserError: the neck is not an FPN, the new one cannot start as one, or the file exists.
+    """
+    check_run(model)
+    values, _ = configured(options, set)
+    if other := sorted(values.keys() - {"neck", "neck_options"}):
+        raise UserError(f"upgrade changes the neck alone: leave out --set {other[0]}")
+
+    from msefpn import models
+    from msefpn.runs.console import say
+    from msefpn.runs.folder import check_file
+
+    file = as_path(out) or place_beside(Path(model)) / "upgraded.safetensors"
+    if file.suffix != ".safetensors":
+        raise UserError(f"out '{file}' is not a .safetensors file: name one")
+    check_file(file)
+    old = models.load(model)
+    neck = values.get("neck", "mse_fpn")
+    new = models.upgrade_neck(old, neck, values.get("neck_options", {}))
+    difference = models.pyramid_difference(old, new)
+    if not difference <= _SAME:
+        raise UserError(f"the pyramid would change by {difference:.1e} of its values: {file} is not written")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    models.save(new, file)
+    before, after = (sum(p.numel() for p in one.neck.parameters()) for one in (old, new))
+    say(
+        f"{model}: fpn to {neck}, {before:,} to {after:,} parameters of the neck; "
+        f"the pyramid differs by {difference:.1e} at most: {file}"
+    )
+    return Upgrade(file, (before, after), difference)

@@ -15,12 +15,13 @@ from msefpn.prediction.request import PredictionOptions
 
 if TYPE_CHECKING:
     from msefpn.inference.frames import InputSource
-    from msefpn.prediction.predict import ImageResult
+    from msefpn.prediction.loaded import LoadedDetector
+    from msefpn.prediction.results import ImageResult
 
 
 @takes(PredictionOptions, DetectionOptions)
 def predict(
-    run: str | Path,
+    run: str | Path | Any,
     sources: Sequence[str | Path] | str | Path,
     *,
     out: str | Path | None = None,
@@ -33,7 +34,8 @@ def predict(
 
     Args:
         run: run folder (its best weights), a .safetensors or exported file of one, a checkpoint that
-            `msefpn import` reads, hf://USER/NAME, or a name of `msefpn models`
+            `msefpn import` reads, hf://USER/NAME, or a name of `msefpn models`; from Python also what
+            `msefpn.load` returns
         sources: image and video files, folders of images, globs, http and https addresses of files, or a
             camera: camera:0
         out: folder for the results (default: the first free one of predictions-1, predictions-2, ...)
@@ -52,13 +54,13 @@ def predict(
 
     from msefpn.prediction.predict import predict as write_predictions
 
-    kinds = ["pictures", "json"] if save is None else [save] if isinstance(save, str) else save
-    return write_predictions(Path(run), found, chosen, out=None if out is None else Path(out), save=kinds)
+    kinds = ["pictures", "json"] if save is None else save
+    return write_predictions(_opened(run), found, chosen, out=as_path(out), save=kinds)
 
 
 @takes(PredictionOptions, DetectionOptions)
 def stream(
-    run: str | Path, sources: Sequence[str | Path] | str | Path, **options: Any
+    run: str | Path | LoadedDetector, sources: Sequence[str | Path] | str | Path, **options: Any
 ) -> Iterator[ImageResult]:
     """Detect objects in images and videos, one result after the other; nothing is written.
 
@@ -66,7 +68,8 @@ def stream(
 
     Args:
         run: run folder (its best weights), a .safetensors or exported file of one, a checkpoint that
-            `msefpn import` reads, hf://USER/NAME, or a name of `msefpn models`
+            `msefpn import` reads, hf://USER/NAME, or a name of `msefpn models`; from Python also what
+            `msefpn.load` returns
         sources: image and video files, folders of images, globs, http and https addresses of files, or a
             camera: camera:0
 
@@ -81,7 +84,7 @@ def stream(
 
     from msefpn.prediction.predict import stream as stream_results
 
-    return stream_results(Path(run), found, chosen)
+    return stream_results(_opened(run), found, chosen)
 
 
 @takes(DetectionOptions)
@@ -145,9 +148,16 @@ def evaluate(
     )
 
 
-def _check_given(run: str | Path, sources: Sequence[str | Path] | str | Path) -> list[InputSource]:
+def _check_given(
+    run: str | Path | LoadedDetector, sources: Sequence[str | Path] | str | Path
+) -> list[InputSource]:
     """Check the run and return the sources, before torch is imported. Raises UserError."""
     from msefpn.inference.sources import find_sources
 
-    check_run(run)
+    if isinstance(run, (str, Path)):
+        check_run(run)
     return find_sources(sources)
+
+
+def _opened(run: str | Path | LoadedDetector) -> Path | LoadedDetector:
+    return Path(run) if isinstance(run, str) else run

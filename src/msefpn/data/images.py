@@ -103,6 +103,17 @@ def read_reduced(
         raise ImageFault(_reason(error)) from error
 
 
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """Return what `read_image` would give of an open image; the image stays as it is. Raises ImageFault."""
+    try:
+        orientation = _orientation(image)
+        return to_rgb(image.transpose(_TURNS[orientation]) if orientation else image)
+    except ImageFault:
+        raise
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        raise ImageFault(_reason(error)) from error
+
+
 def _orientation(image: Image.Image) -> int:
     # Without this guard Pillow decodes a whole PNG to look for EXIF data behind the pixels.
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if image.info.get("exif") else 1

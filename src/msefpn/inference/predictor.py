@@ -23,15 +23,16 @@ from msefpn.inference.options import DetectionOptions, View
 from msefpn.inference.views import MergedViews, apply_options
 from msefpn.models import load
 from msefpn.models.fold import fold_for_good
+from msefpn.models.select import selecting, selection_of
 from msefpn.pretrained import is_named
 from msefpn.structures import Batch, Proposals, Targets
 
 
 class Predictor:
-    """Detects on images in memory; several threads may share one.
+    """Detects on arrays; several threads may share one.
 
     Attributes:
-        detector: what detects; it cannot be trained any more.
+        detector: what detects.
         classes: names of its K classes.
         category_ids: their ids in the annotation file, same order.
         size: longest and shortest side that images are resized to fit into, pixels.
@@ -101,6 +102,8 @@ class Predictor:
         *,
         score: float = 0.0,
         proposals: Sequence[NDArray[np.float32]] | None = None,
+        iou: float | None = None,
+        max_per_image: int | None = None,
     ) -> list[Predictions]:
         """Detect on images, together as one batch.
 
@@ -108,6 +111,9 @@ class Predictor:
             images: (H, W, 3) uint8 RGB each.
             score: detections below are left out.
             proposals: for Fast R-CNN, the regions (r, 4) float32 of each image, xyxy, pixels, best first.
+            iou: detections that overlap a better one of their class by more than this go; None: the
+                detector's own. Without effect where `limits` is None.
+            max_per_image: most detections of an image; likewise.
 
         Returns:
             The predictions for each image, best first, boxes in its pixels; `image_ids` is its index.
@@ -117,7 +123,8 @@ class Predictor:
         """
         if not images:
             return []
-        with telling_memory(len(images), self.size), telling_compiler():
+        limits = selecting(iou, max_per_image)
+        with telling_memory(len(images), self.size), telling_compiler(), limits:
             if self.merged is not None:
                 return self._merged(self.merged, images, score)
             return predict_batch(self.detector, self.batch(images, proposals), self.device, score)
@@ -129,6 +136,16 @@ class Predictor:
         found = merged(lambda view: self.batch(images, view=view), self.device, score)
         pairs = enumerate(found)
         return [replace(one, image_ids=np.full(len(one.scores), row)) for row, one in pairs]
+
+    @property
+    def limits(self) -> tuple[float, int] | None:
+        """The detector's own `iou` and `max_per_image`; None: they cannot be changed."""
+        if self.merged is not None or not isinstance(self.detector, nn.Module):
+            return None
+        if self.detector._compiled_call_impl is not None:
+            return None  # a graph keeps what it was traced with
+        selection = selection_of(self.detector)
+        return None if selection is None else (selection.nms_iou, selection.max_per_image)
 
     def batch(
         self,

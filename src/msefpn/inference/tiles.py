@@ -18,7 +18,7 @@ from msefpn.inference.detect import Predictions, merge_predictions
 Detect = Callable[[Sequence[NDArray[np.uint8]]], list[Predictions]]
 """Images (H, W, 3) to their predictions, such as a `Predictor`."""
 IOU = 0.5
-"""Two boxes of a class with a larger IoU are one object."""
+"""Two boxes of a class with a larger IoU are one object, where nothing else is said."""
 INSIDE = 0.6
 """A cut box belongs to another box of its class that holds more than this fraction of its area."""
 _TOUCH = 2.0
@@ -47,7 +47,13 @@ def _starts(length: int, side: int, overlap: float) -> NDArray[np.int64]:
 
 
 def detect_in_tiles(
-    detect: Detect, pixels: NDArray[np.uint8], *, tile: tuple[int, int], overlap: float, batch: int
+    detect: Detect,
+    pixels: NDArray[np.uint8],
+    *,
+    tile: tuple[int, int],
+    overlap: float,
+    batch: int,
+    iou: float | None = None,
 ) -> Predictions:
     """Detect on an image and on its tiles, and merge the predictions.
 
@@ -57,6 +63,7 @@ def detect_in_tiles(
         tile: width and height of a tile, pixels; an image that fits in it has none.
         overlap: of neighbouring tiles, as a fraction of a side.
         batch: images and tiles at a time.
+        iou: two boxes of a class with a larger IoU are one object; None: `IOU`.
     """
     height, width = pixels.shape[:2]
     tiles = windows(height, width, tile, overlap)
@@ -72,7 +79,7 @@ def detect_in_tiles(
     together = merge_predictions(parts)
     if len(views) == 1:
         return together
-    return together.where(suppress(together, np.concatenate(pieces)))
+    return together.where(suppress(together, np.concatenate(pieces), IOU if iou is None else iou))
 
 
 def _moved(found: Predictions, view: Sequence[int], size: tuple[int, int]) -> Predictions:
@@ -97,7 +104,7 @@ def _is_piece(boxes: NDArray[np.float32], view: Sequence[int], size: tuple[int, 
     return pieces
 
 
-def suppress(found: Predictions, pieces: NDArray[np.bool_]) -> NDArray[np.int64]:
+def suppress(found: Predictions, pieces: NDArray[np.bool_], iou: float = IOU) -> NDArray[np.int64]:
     """Rows to keep, best first: per class, whole objects before pieces (M,) that a border cuts."""
     order = np.lexsort((-found.scores, pieces))
     boxes, areas = found.boxes[order], _areas(found.boxes[order])
@@ -109,7 +116,7 @@ def suppress(found: Predictions, pieces: NDArray[np.bool_]) -> NDArray[np.int64]
         rest = row + 1 + np.flatnonzero(alive[row + 1 :] & (labels[row + 1 :] == labels[row]))
         corners = np.maximum(boxes[row, :2], boxes[rest, :2]), np.minimum(boxes[row, 2:], boxes[rest, 2:])
         shared = _areas(np.concatenate(corners, 1))
-        same = shared > IOU * (areas[row] + areas[rest] - shared)
+        same = shared > iou * (areas[row] + areas[rest] - shared)
         alive[rest[same | (cut[rest] & (shared > INSIDE * areas[rest]))]] = False
     kept = order[alive]
     best: NDArray[np.int64] = kept[np.argsort(-found.scores[kept], kind="stable")]

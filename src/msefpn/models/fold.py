@@ -60,6 +60,12 @@ class FoldedConv(nn.Conv2d):
         ):
             return self._conv(x, weight, bias)
 
+    def train(self, mode: bool = True) -> "FoldedConv":
+        """Switch the mode; before training, forget what was folded before."""
+        super().train(mode)
+        self.ready = None if mode else self.ready
+        return self
+
     def _conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y: Tensor = self._conv_forward(x, weight, bias)
         return y
@@ -178,7 +184,10 @@ def folded(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def fold_for_good(module: nn.Module) -> list[FoldedConv]:
-    """Fold once for all: from here on neither weights nor modes may change. Return what was folded."""
+    """Fold once for all, until the module is put into training mode. Return what was folded.
+
+    Until then its weights may not change.
+    """
     convolutions = [m for m in module.modules() if isinstance(m, FoldedConv)]
     for conv in convolutions:
         conv.ready = conv.fold()

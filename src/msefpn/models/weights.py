@@ -16,6 +16,7 @@ from msefpn.checkpoint import (
     DetectorInfo,
     find_weights,
     is_foreign,
+    is_ours,
     missing_weights,
     read_info,
     write_info,
@@ -144,6 +145,7 @@ def init_weights(detector: Detector, source: str) -> InitReport:
     if classes is not None:
         state, kept, new, dropped = move_class_rows(state, classes, detector, detector.classes)
         left_out += [f"{name} (its classes are others)" for name in dropped]
+    _check_start(detector, source)
     own = detector.state_dict()
     fitting: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -187,6 +189,19 @@ def _file_of(source: str) -> Path:
     if not path.is_file():
         raise missing_weights(path)
     return path
+
+
+def _check_start(detector: Detector, source: str) -> None:
+    """Raise UserError where a file's neck has these tensors but another `start`: they would mean another."""
+    if not source.endswith(".safetensors") or not is_ours(source):
+        return
+    theirs = read_info(source).config
+    start, own = theirs.neck_options.get("start"), detector.config.neck_options.get("start")
+    if theirs.neck == detector.config.neck and start != own and {start, own} != {None, "paper"}:
+        raise UserError(
+            f"initial weights {source} are of a neck with start '{start or 'paper'}': "
+            f"add --set neck_options.start={start or 'paper'}"
+        )
 
 
 def _as_made(detector: Detector) -> InitReport:

@@ -12,8 +12,10 @@ from msefpn.necks.bfp import BFP
 from msefpn.necks.bifpn import BiFPN
 from msefpn.necks.ce_fpn import CEFPN
 from msefpn.necks.fpn import FPN
-from msefpn.necks.mse_fpn import GATES, GCG, MSEFPN, SEM, SIM
+from msefpn.necks.gates import GATES, GCG
+from msefpn.necks.mse_fpn import MSEFPN, SIM
 from msefpn.necks.pafpn import PAFPN
+from msefpn.necks.sem import SEM
 from msefpn.necks.stack import Stack
 
 NECKS: dict[str, type[Neck]] = {

@@ -1,4 +1,4 @@
-"""Gates on the top-down path: what may stand where GCG stands in MSE-FPN.
+"""Gates on the top-down path: MSE-FPN's GCG, and what may stand in its place.
 
 Every gate here reads a map (B, C, H, W) and gives a map of the same shape.
 """
@@ -15,6 +15,8 @@ class Gate(nn.Module):
 
     joins = False
     """Whether it has weights for two maps: the top level, with nothing above it, then has no gate."""
+    has_identity = False
+    """Whether it can start as the identity and still learn."""
 
     def fuse(self, local: Tensor, above: Tensor) -> Tensor:
         """Gate the sum of this level's map and the upsampled map of the level above, both (B, C, H, W).
@@ -28,12 +30,52 @@ class Gate(nn.Module):
 class NoGate(Gate):
     """FPN's plain sum."""
 
+    has_identity = True
+
     def __init__(self, channels: int) -> None:
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x as it is."""
         return x
+
+
+class GCG(Gate):
+    """Gated channel guidance of one level: X * sigmoid(FC1(mean over width) FC2(mean over height)).
+
+    The product of the two strips is the outer product, channel by channel; no residual.
+
+    Args:
+        channels: channels of the map.
+        identity: the gate is 1 + tanh in place of the sigmoid, see `start_as_identity`.
+    """
+
+    has_identity = True
+
+    def __init__(self, channels: int, *, identity: bool = False) -> None:
+        super().__init__()
+        self.identity = identity
+        self.rows = nn.Conv2d(channels, channels, 1)
+        self.columns = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate x (B, C, H, W)."""
+        over_width, over_height = strip_means(x)
+        rows: Tensor = self.rows(over_width)  # (B, C, H, 1)
+        columns: Tensor = self.columns(over_height)  # (B, C, 1, W)
+        if self.identity:
+            return x.addcmul(x, (rows * columns).tanh_())
+        return (rows * columns).sigmoid_() * x
+
+    def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
+        """See `InnerMap`."""
+        scores = outputs["rows"][0] * outputs["columns"][0]
+        gate = scores.tanh() / 2 + 0.5 if self.identity else scores.sigmoid()
+        return [InnerMap("GCG gate", "gate", gate)]
+
+    def start_as_identity(self) -> None:
+        """Make the product of the strips zero; its other factor stays, so that it can learn."""
+        nn.init.zeros_(self.rows.weight)
 
 
 class CAG(Gate):
@@ -143,3 +185,13 @@ class GMU(Gate):
     def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
         """See `InnerMap`."""
         return [InnerMap("GMU gate", "gate", outputs["gate"][0].sigmoid())]
+
+
+GATES: dict[str, type[GCG | CAG | CoordinateAttention | CBAM | GMU | NoGate]] = {
+    "gcg": GCG,
+    "cag": CAG,
+    "coordinate": CoordinateAttention,
+    "cbam": CBAM,
+    "gmu": GMU,
+    "none": NoGate,
+}

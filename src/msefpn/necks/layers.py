@@ -8,6 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def check_choice(argument: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError for a value that an argument does not have."""
+    if value not in known:
+        raise ValueError(f"{argument} '{value}' is unknown: known: {', '.join(known)}")
+
+
 def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
     """Group normalisation with `groups` groups, or the largest divisor of `channels` below that.
 

@@ -7,146 +7,17 @@ lateral, GCG gates each level of the top-down path. Where the paper's text leave
 a constructor argument, the default first; `docs/mse-fpn.md` lists them.
 """
 
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msefpn.necks.base import InnerMap, Neck, init_xavier
-from msefpn.necks.gates import CAG, CBAM, GMU, CoordinateAttention, Gate, NoGate
-from msefpn.necks.layers import (
-    float32,
-    group_norm,
-    mean_down,
-    resize_bilinear,
-    rounded_width,
-    strip_means,
-    upsample_nearest,
-)
-
-
-class SEM(nn.Module):
-    """Semantic enhancement module: one map of semantics from several levels.
-
-    The levels are average-pooled to half the coarsest map's size, rounded up, and concatenated to M
-    (B, C, h, w), C the sum of their channels, or, after a 1x1 convolution, `width`; N = h * w. A spatial
-    branch a (B, 1, h, w) weighs V = Wv M, a channel branch m (B, C, 1, 1) weighs M:
-
-        R = (Wq M)^T (Wk M), normalised per sample over its N x N entries
-        a = sigmoid(mean of R over queries)
-        m = sigmoid(W2 relu(W1 mean(M)))
-        G = a * V + m * M
-
-    Args:
-        in_channels: channels of the levels that are read, finest first.
-        branches: `both`, `spatial` (G = a * V), `channel` (G = m * M) or `conv` (G = 1x1 convolution of M,
-            the ablation without SEM).
-        combine: `add` (a * V + m * M), `cascade` (m * (a * V) + M) or `residual` (M + a * V + m * M).
-        score_norm: normalise the scores R `before` or `after` the mean over queries.
-        width: channels that M is reduced to; None: it is not.
-    """
-
-    def __init__(
-        self,
-        in_channels: Sequence[int],
-        *,
-        branches: str = "both",
-        combine: str = "add",
-        score_norm: str = "before",
-        width: int | None = None,
-    ) -> None:
-        super().__init__()
-        _choose("branches", branches, ("both", "spatial", "channel", "conv"))
-        _choose("combine", combine, ("add", "cascade", "residual"))
-        _choose("score_norm", score_norm, ("before", "after"))
-        if combine != "add" and branches != "both":
-            raise ValueError(f"combine '{combine}' joins two branches, but branches is '{branches}'")
-        if score_norm != "before" and branches not in ("both", "spatial"):
-            raise ValueError(
-                f"score_norm '{score_norm}' needs the spatial branch, but branches is '{branches}'"
-            )
-        self.branches, self.combine, self.score_norm = branches, combine, score_norm
-        self.groups = tuple(in_channels) if width is None else ()
-        concatenated = sum(in_channels)
-        self.channels = channels = concatenated if width is None else width
-        self.reduce = nn.Identity() if width is None else nn.Conv2d(concatenated, width, 1)
-        if branches in ("both", "spatial"):
-            self.query = nn.Conv2d(channels, rounded_width(channels, 8), 1)
-            self.key = nn.Conv2d(channels, rounded_width(channels, 8), 1)
-            self.value = nn.Conv2d(channels, channels, 1)
-        if branches in ("both", "channel"):
-            hidden = rounded_width(channels, 16)
-            self.channel_gate = nn.Sequential(
-                nn.Conv2d(channels, hidden, 1),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(hidden, channels, 1),
-                nn.Sigmoid(),
-            )
-        if branches == "conv":
-            self.conv = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, features: list[Tensor], coarsest: Tensor) -> Tensor:
-        """Gather the semantics.
-
-        Args:
-            features: the levels that are read, (B, in_channels[i], H_i, W_i).
-            coarsest: the backbone's coarsest map, (B, C5, H5, W5): it sets the size.
-
-        Returns:
-            G, (B, C, ceil(H5 / 2), ceil(W5 / 2)).
-        """
-        height, width = coarsest.shape[-2:]
-        size = ((height + 1) // 2, (width + 1) // 2)
-        pooled = [mean_down(x, size) for x in features]
-        m: Tensor = self.reduce(torch.cat(pooled, dim=1))  # (B, C, h, w)
-        if self.branches == "conv":
-            mixed: Tensor = self.conv(m)
-            return mixed
-        if self.branches == "channel":
-            return self.channel_weight(m) * m
-        enhanced: Tensor = self.spatial_weight(m) * self.value(m)
-        if self.branches == "spatial":
-            return enhanced
-        weight = self.channel_weight(m)
-        if self.combine == "cascade":
-            return weight * enhanced + m
-        gathered = enhanced + weight * m
-        return gathered + m if self.combine == "residual" else gathered
-
-    def channel_weight(self, m: Tensor) -> Tensor:
-        """The channel branch's weights (B, C, 1, 1) of M (B, C, h, w)."""
-        weight: Tensor = self.channel_gate(m.mean(dim=(2, 3), keepdim=True))  # (B, C, 1, 1)
-        return weight
-
-    def spatial_weight(self, m: Tensor) -> Tensor:
-        """The spatial branch's attention a (B, 1, h, w) of M (B, C, h, w).
-
-        The scores and their statistics are float32, also under autocast.
-        """
-        query: Tensor = self.query(m).flatten(2)  # (B, C', N)
-        key: Tensor = self.key(m).flatten(2)  # (B, C', N)
-        precise = torch.promote_types(m.dtype, torch.float32)
-        with float32(m):
-            query, key = query.to(precise), key.to(precise)
-            scores = query.transpose(1, 2) @ key  # (B, N queries, N keys)
-            if self.score_norm == "before":
-                scores = F.layer_norm(scores, scores.shape[1:])
-            pooled = scores.mean(dim=1)  # (B, N)
-            if self.score_norm == "after":
-                pooled = F.layer_norm(pooled, pooled.shape[1:])
-        weight: Tensor = pooled.sigmoid().to(m.dtype).unflatten(1, m.shape[-2:]).unsqueeze(1)
-        return weight
-
-    def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
-        """See `InnerMap`."""
-        m, maps = outputs["reduce"][0], [InnerMap("SEM semantics G", "map", outputs[""][0])]
-        if self.branches in ("both", "spatial"):
-            maps.insert(0, InnerMap("SEM attention", "gate", self.spatial_weight(m)))
-        if self.branches in ("both", "channel"):
-            maps.append(InnerMap("SEM channel weights", "channels", self.channel_weight(m), self.groups))
-        return maps
+from msefpn.necks.fpn import FPN
+from msefpn.necks.gates import GATES, GCG, Gate, NoGate
+from msefpn.necks.layers import check_choice, group_norm, resize_bilinear, upsample_nearest
+from msefpn.necks.sem import SEM
 
 
 class SIM(nn.Module):
@@ -161,12 +32,20 @@ class SIM(nn.Module):
         out_channels: channels of F.
         width: channels inside, with a 1x1 convolution to `out_channels` after them; None: `out_channels`,
             and none.
+        identity: the gate is 1 + tanh in place of the sigmoid, see `start_as_identity`.
     """
 
     def __init__(
-        self, in_channels: int, semantic_channels: int, out_channels: int, width: int | None = None
+        self,
+        in_channels: int,
+        semantic_channels: int,
+        out_channels: int,
+        width: int | None = None,
+        *,
+        identity: bool = False,
     ) -> None:
         super().__init__()
+        self.identity = identity
         inner = out_channels if width is None else width
         self.local = nn.Conv2d(in_channels, inner, 1)
         self.gate = nn.Sequential(nn.Conv2d(semantic_channels, inner, 1, bias=False), group_norm(inner))
@@ -180,15 +59,31 @@ class SIM(nn.Module):
         """
         local = self.local(x)
         # autocast leaves norms in float32: the small maps go back to 16 bits before they grow
-        gate = resize_bilinear(self.gate(semantics).sigmoid().to(local.dtype), like=x)
+        gate = self.gate(semantics)
+        gate = 1 + gate.tanh() if self.identity else gate.sigmoid()
+        gate = resize_bilinear(gate.to(local.dtype), like=x)
         embedding = resize_bilinear(self.embedding(semantics).to(local.dtype), like=x)
         injected: Tensor = self.reduce(embedding.addcmul_(local, gate))
         return injected
 
     def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
         """See `InnerMap`."""
-        gate, embedding = outputs["gate"][0].sigmoid(), outputs["embedding"][0]
+        gate, embedding = outputs["gate"][0], outputs["embedding"][0]
+        gate = gate.tanh() / 2 + 0.5 if self.identity else gate.sigmoid()
         return [InnerMap("SIM gate", "gate", gate), InnerMap("SIM embedding", "map", embedding)]
+
+    def start_as_identity(self) -> None:
+        """Make F the 1x1 convolution alone: the norms of gate and embedding give zero."""
+        for norm in (self.gate[1], self.embedding[1]):
+            assert isinstance(norm, nn.GroupNorm)
+            nn.init.zeros_(norm.weight)
+        if not isinstance(self.reduce, nn.Identity):
+            nn.init.dirac_(self.local.weight)
+
+    @property
+    def lateral(self) -> nn.Module:
+        """The convolution that is FPN's lateral at the start."""
+        return self.local if isinstance(self.reduce, nn.Identity) else self.reduce
 
 
 class AddedSemantics(nn.Module):
@@ -208,41 +103,14 @@ class AddedSemantics(nn.Module):
         """See `InnerMap`."""
         return [InnerMap("added semantics", "map", outputs["semantics"][0])]
 
+    def start_as_identity(self) -> None:
+        """Make the semantics zero."""
+        nn.init.zeros_(self.semantics.weight)
 
-class GCG(Gate):
-    """Gated channel guidance of one level: X * sigmoid(FC1(mean over width) FC2(mean over height)).
-
-    The product of the two strips is the outer product, channel by channel; no residual.
-
-    Args:
-        channels: channels of the map.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.rows = nn.Conv2d(channels, channels, 1)
-        self.columns = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Gate x (B, C, H, W)."""
-        over_width, over_height = strip_means(x)
-        rows: Tensor = self.rows(over_width)  # (B, C, H, 1)
-        columns: Tensor = self.columns(over_height)  # (B, C, 1, W)
-        return (rows * columns).sigmoid_() * x
-
-    def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
-        """See `InnerMap`."""
-        return [InnerMap("GCG gate", "gate", (outputs["rows"][0] * outputs["columns"][0]).sigmoid())]
-
-
-GATES: dict[str, type[GCG | CAG | CoordinateAttention | CBAM | GMU | NoGate]] = {
-    "gcg": GCG,
-    "cag": CAG,
-    "coordinate": CoordinateAttention,
-    "cbam": CBAM,
-    "gmu": GMU,
-    "none": NoGate,
-}
+    @property
+    def lateral(self) -> nn.Module:
+        """The convolution that is FPN's lateral at the start."""
+        return self.local
 
 
 class MSEFPN(Neck):
@@ -271,6 +139,9 @@ class MSEFPN(Neck):
             semantics through a 1x1 convolution, added to the lateral).
         gate: `gcg`, or in its place `cag`, `coordinate`, `cbam`, `gmu` or `none`.
         gate_at: gate the `merged` map, or the `lateral` map before the sum: T_i = GCG_i(F_i) + up(T_{i+1}).
+        start: `paper`, or `identity`, which is ours: the gates of SIM and GCG are 1 + tanh in place of the
+            sigmoid, and gates and embeddings start at one and zero. The neck then starts as an FPN of the
+            same laterals, and can take the weights of one, see `start_from`.
 
     Raises:
         ValueError: an unknown choice, or choices that do not go together.
@@ -293,15 +164,20 @@ class MSEFPN(Neck):
         sim: str = "inject",
         gate: str = "gcg",
         gate_at: str = "merged",
+        start: str = "paper",
     ) -> None:
         super().__init__(
             in_channels, in_strides, out_channels, start_level=start_level, extra_levels=extra_levels
         )
-        _choose("preset", preset, ("shared", "lean", "split"))
-        _choose("sem", sem, ("both", "spatial", "channel", "conv", "none"))
-        _choose("sim", sim, ("inject", "wide", "add"))
-        _choose("gate", gate, tuple(GATES))
-        _choose("gate_at", gate_at, ("merged", "lateral"))
+        check_choice("preset", preset, ("shared", "lean", "split"))
+        check_choice("sem", sem, ("both", "spatial", "channel", "conv", "none"))
+        check_choice("sim", sim, ("inject", "wide", "add"))
+        check_choice("gate", gate, tuple(GATES))
+        check_choice("gate_at", gate_at, ("merged", "lateral"))
+        check_choice("start", start, ("paper", "identity"))
+        if start == "identity" and not GATES[gate].has_identity:
+            able = " or ".join(f"'{name}'" for name, kind in GATES.items() if kind.has_identity)
+            raise ValueError(f"start 'identity' is not possible with gate '{gate}': it needs gate {able}")
         if GATES[gate].joins and gate_at == "lateral":
             raise ValueError(f"gate '{gate}' joins two maps: it needs gate_at 'merged'")
         if sem == "none":
@@ -316,7 +192,7 @@ class MSEFPN(Neck):
         if preset == "split" and width is not None:
             raise ValueError(f"width {width} leaves no slices of the levels: preset 'split' needs width None")
         width = out_channels if preset == "lean" and width is None else width
-        self.preset, self.gate_at = preset, gate_at
+        self.preset, self.gate_at, self.start = preset, gate_at, start
         injected = self.in_channels[start_level:]
         self.sem: SEM | None = None
         if sem == "none":
@@ -328,13 +204,43 @@ class MSEFPN(Neck):
             self.semantic_split = injected if preset == "split" else [self.sem.channels]
             widths = injected if preset == "split" else [self.sem.channels] * len(injected)
             self.laterals = nn.ModuleList(
-                _injection(sim, channels, width, out_channels)
+                _injection(sim, channels, width, out_channels, identity=start == "identity")
                 for channels, width in zip(injected, widths, strict=True)
             )
-        self.gates = nn.ModuleList(GATES[gate](out_channels) for _ in injected[:-1])
-        self.gates.append((NoGate if GATES[gate].joins else GATES[gate])(out_channels))
+        make_gate: Callable[[int], Gate] = GATES[gate]
+        if start == "identity" and gate == "gcg":
+            make_gate = functools.partial(GCG, identity=True)
+        self.gates = nn.ModuleList(make_gate(out_channels) for _ in injected[:-1])
+        self.gates.append((NoGate if GATES[gate].joins else make_gate)(out_channels))
         self.outputs = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in injected)
         init_xavier(self)
+        if start == "identity":
+            for part in (*self.laterals, *self.gates):
+                if isinstance(part, (SIM, AddedSemantics, GCG)):
+                    part.start_as_identity()
+
+    def start_from(self, fpn: FPN) -> None:
+        """Take the weights of an FPN, so that the pyramid is the FPN's until training changes it.
+
+        The new parts get a gradient from the second step on at the latest: what starts at zero at the first,
+        what lies before it at the second.
+
+        Raises:
+            ValueError: `start` is not `identity`, or the FPN has other inputs or outputs.
+        """
+        if self.start != "identity":
+            raise ValueError(f"start is '{self.start}': the neck starts as an FPN with start 'identity' only")
+        for name in ("in_channels", "in_strides", "out_channels", "out_strides"):
+            own, other = getattr(self, name), getattr(fpn, name)
+            if own != other:
+                raise ValueError(f"{name} is {own}, the FPN's is {other}: they must be the same")
+        if type(self.extra) is not type(fpn.extra):
+            raise ValueError("the FPN makes its extra levels in another way: give the same extra_levels")
+        for part, given in zip(self.laterals, fpn.laterals, strict=True):
+            lateral = part.lateral if isinstance(part, (SIM, AddedSemantics)) else part
+            lateral.load_state_dict(given.state_dict())
+        self.outputs.load_state_dict(fpn.outputs.state_dict())
+        self.extra.load_state_dict(fpn.extra.state_dict())
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Fuse the maps; shapes as in `Neck.forward`."""
@@ -381,10 +287,13 @@ class MSEFPN(Neck):
         return levels
 
 
-def _injection(sim: str, channels: int, semantic_channels: int, out_channels: int) -> nn.Module:
+def _injection(
+    sim: str, channels: int, semantic_channels: int, out_channels: int, *, identity: bool
+) -> nn.Module:
     if sim == "add":
         return AddedSemantics(channels, semantic_channels, out_channels)
-    return SIM(channels, semantic_channels, out_channels, width=channels if sim == "wide" else None)
+    width = channels if sim == "wide" else None
+    return SIM(channels, semantic_channels, out_channels, width, identity=identity)
 
 
 def _refuse_semantics(**options: object) -> None:
@@ -393,8 +302,3 @@ def _refuse_semantics(**options: object) -> None:
     for name, value in options.items():
         if value != defaults[name].default:
             raise ValueError(f"{name} {value!r} needs semantics, but sem is 'none'")
-
-
-def _choose(argument: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{argument} '{value}' is unknown: known: {', '.join(known)}")

@@ -1,33 +1,73 @@
-"""The options that `predict` and `stream` share; imports neither torch nor numpy."""
+"""The options that `predict`, `stream` and a loaded detector share; imports neither torch nor numpy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from msefpn.config import check_bounds, option, parse_size
 from msefpn.errors import UserError, unknown_name
 from msefpn.inference.options import DetectionOptions
 
+T = TypeVar("T", bound="ImageOptions")
+
 
 @dataclass(frozen=True)
-class PredictionOptions:
-    """How to detect, and what to keep."""
+class ImageOptions:
+    """How to detect on an image, and what to keep."""
 
     score: float = option(0.3, "lowest score of the detections that are kept, 0 to 1")
-    classes: tuple[str, ...] | None = option(None, "names of the classes to detect (default: all)")
-    proposals: Path | None = option(
-        None, "regions for fast_rcnn: predictions.json of another prediction on the same images"
+    iou: float | None = option(
+        None,
+        "detections of a class that overlap a better one by more are dropped, 0 to 1 (default: the run's)",
     )
+    max_per_image: int | None = option(
+        None, "most detections of an image or frame, the best (default: the run's)", low=1
+    )
+    classes: tuple[str, ...] | None = option(None, "names of the classes to detect (default: all)")
     tile: bool = option(False, "detect on overlapping tiles of large images too, for small objects")
     tile_size: str | None = option(
         None, "size of a tile, pixels: 640 or 1333x800 (default: the size that images are resized to)"
     )
     overlap: float = option(0.2, "overlap of neighbouring tiles, as a fraction of a side", low=0, below=0.9)
+    batch: int = option(1, "images, frames or tiles at a time", low=1)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        for name, value in (("score", self.score), ("iou", self.iou)):
+            if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
+                raise UserError(f"{name} is {value}: it must be 0 to 1")
+        if self.tile_size is not None:
+            parse_size(self.tile_size)
+            if not self.tile:
+                raise UserError(f"tile-size {self.tile_size} without --tile: add it, or leave the size out")
+
+    @classmethod
+    def given(cls: type[T], **values: Any) -> T:
+        """Build from the values that are not None, as a user gives them. Raises UserError."""
+        for name in values.keys() - cls.__dataclass_fields__.keys():
+            raise unknown_name("option", name, cls.__dataclass_fields__)
+        chosen = {name: value for name, value in values.items() if value is not None}
+        for name in chosen.keys() & {"size", "tile_size"}:
+            chosen[name] = str(chosen[name])
+        if "proposals" in chosen:
+            chosen["proposals"] = Path(chosen["proposals"])
+        if "classes" in chosen:
+            names = chosen["classes"]
+            chosen["classes"] = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
+        return cls(**chosen)
+
+
+@dataclass(frozen=True)
+class PredictionOptions(ImageOptions):
+    """How to detect on files, videos and cameras."""
+
+    proposals: Path | None = option(
+        None, "regions for fast_rcnn: predictions.json of another prediction on the same images"
+    )
     stride: int = option(1, "detect on every n-th frame of a video or camera", low=1)
     frames: int | None = option(None, "most frames of a video or camera (default: all)", low=1)
-    batch: int = option(1, "images, frames or tiles at a time", low=1)
     size: str | None = option(
         None, "longest x shortest side, pixels, that images are resized to fit into (default: the run's)"
     )
@@ -37,14 +77,9 @@ class PredictionOptions:
     """Soft-NMS and test-time augmentation."""
 
     def __post_init__(self) -> None:
-        check_bounds(self)
-        if not 0 <= self.score <= 1:
-            raise UserError(f"score is {self.score}: it must be 0 to 1")
-        for size in (self.size, self.tile_size):
-            if size is not None:
-                parse_size(size)
-        if self.tile_size is not None and not self.tile:
-            raise UserError(f"tile-size {self.tile_size} without --tile: add it, or leave the size out")
+        super().__post_init__()
+        if self.size is not None:
+            parse_size(self.size)
         self.detection.check_size(self.size)
 
     @classmethod
@@ -55,12 +90,4 @@ class PredictionOptions:
         for name in values.keys() - known:
             raise unknown_name("option", name, sorted(known))
         detection = DetectionOptions.given(**{name: values.pop(name) for name in values.keys() & merging})
-        chosen = {name: value for name, value in values.items() if value is not None}
-        for name in chosen.keys() & {"size", "tile_size"}:
-            chosen[name] = str(chosen[name])
-        if "proposals" in chosen:
-            chosen["proposals"] = Path(chosen["proposals"])
-        if "classes" in chosen:
-            names = chosen["classes"]
-            chosen["classes"] = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
-        return cls(**chosen, detection=detection)
+        return super().given(**values, detection=detection)

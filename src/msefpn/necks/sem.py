@@ -1,0 +1,132 @@
+"""SEM of MSE-FPN (Guo et al., Sci. Rep. 13:7178, 2023): one map of semantics from several levels."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from msefpn.necks.base import InnerMap
+from msefpn.necks.layers import check_choice, float32, mean_down, rounded_width
+
+
+class SEM(nn.Module):
+    """Semantic enhancement module: one map of semantics from several levels.
+
+    The levels are average-pooled to half the coarsest map's size, rounded up, and concatenated to M
+    (B, C, h, w), C the sum of their channels, or, after a 1x1 convolution, `width`; N = h * w. A spatial
+    branch a (B, 1, h, w) weighs V = Wv M, a channel branch m (B, C, 1, 1) weighs M:
+
+        R = (Wq M)^T (Wk M), normalised per sample over its N x N entries
+        a = sigmoid(mean of R over queries)
+        m = sigmoid(W2 relu(W1 mean(M)))
+        G = a * V + m * M
+
+    Args:
+        in_channels: channels of the levels that are read, finest first.
+        branches: `both`, `spatial` (G = a * V), `channel` (G = m * M) or `conv` (G = 1x1 convolution of M,
+            the ablation without SEM).
+        combine: `add` (a * V + m * M), `cascade` (m * (a * V) + M) or `residual` (M + a * V + m * M).
+        score_norm: normalise the scores R `before` or `after` the mean over queries.
+        width: channels that M is reduced to; None: it is not.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        *,
+        branches: str = "both",
+        combine: str = "add",
+        score_norm: str = "before",
+        width: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("branches", branches, ("both", "spatial", "channel", "conv"))
+        check_choice("combine", combine, ("add", "cascade", "residual"))
+        check_choice("score_norm", score_norm, ("before", "after"))
+        if combine != "add" and branches != "both":
+            raise ValueError(f"combine '{combine}' joins two branches, but branches is '{branches}'")
+        if score_norm != "before" and branches not in ("both", "spatial"):
+            raise ValueError(
+                f"score_norm '{score_norm}' needs the spatial branch, but branches is '{branches}'"
+            )
+        self.branches, self.combine, self.score_norm = branches, combine, score_norm
+        self.groups = tuple(in_channels) if width is None else ()
+        concatenated = sum(in_channels)
+        self.channels = channels = concatenated if width is None else width
+        self.reduce = nn.Identity() if width is None else nn.Conv2d(concatenated, width, 1)
+        if branches in ("both", "spatial"):
+            self.query = nn.Conv2d(channels, rounded_width(channels, 8), 1)
+            self.key = nn.Conv2d(channels, rounded_width(channels, 8), 1)
+            self.value = nn.Conv2d(channels, channels, 1)
+        if branches in ("both", "channel"):
+            hidden = rounded_width(channels, 16)
+            self.channel_gate = nn.Sequential(
+                nn.Conv2d(channels, hidden, 1),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(hidden, channels, 1),
+                nn.Sigmoid(),
+            )
+        if branches == "conv":
+            self.conv = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, features: list[Tensor], coarsest: Tensor) -> Tensor:
+        """Gather the semantics.
+
+        Args:
+            features: the levels that are read, (B, in_channels[i], H_i, W_i).
+            coarsest: the backbone's coarsest map, (B, C5, H5, W5): it sets the size.
+
+        Returns:
+            G, (B, C, ceil(H5 / 2), ceil(W5 / 2)).
+        """
+        height, width = coarsest.shape[-2:]
+        size = ((height + 1) // 2, (width + 1) // 2)
+        pooled = [mean_down(x, size) for x in features]
+        m: Tensor = self.reduce(torch.cat(pooled, dim=1))  # (B, C, h, w)
+        if self.branches == "conv":
+            mixed: Tensor = self.conv(m)
+            return mixed
+        if self.branches == "channel":
+            return self.channel_weight(m) * m
+        enhanced: Tensor = self.spatial_weight(m) * self.value(m)
+        if self.branches == "spatial":
+            return enhanced
+        weight = self.channel_weight(m)
+        if self.combine == "cascade":
+            return weight * enhanced + m
+        gathered = enhanced + weight * m
+        return gathered + m if self.combine == "residual" else gathered
+
+    def channel_weight(self, m: Tensor) -> Tensor:
+        """The channel branch's weights (B, C, 1, 1) of M (B, C, h, w)."""
+        weight: Tensor = self.channel_gate(m.mean(dim=(2, 3), keepdim=True))  # (B, C, 1, 1)
+        return weight
+
+    def spatial_weight(self, m: Tensor) -> Tensor:
+        """The spatial branch's attention a (B, 1, h, w) of M (B, C, h, w).
+
+        The scores and their statistics are float32, also under autocast.
+        """
+        query: Tensor = self.query(m).flatten(2)  # (B, C', N)
+        key: Tensor = self.key(m).flatten(2)  # (B, C', N)
+        precise = torch.promote_types(m.dtype, torch.float32)
+        with float32(m):
+            query, key = query.to(precise), key.to(precise)
+            scores = query.transpose(1, 2) @ key  # (B, N queries, N keys)
+            if self.score_norm == "before":
+                scores = F.layer_norm(scores, scores.shape[1:])
+            pooled = scores.mean(dim=1)  # (B, N)
+            if self.score_norm == "after":
+                pooled = F.layer_norm(pooled, pooled.shape[1:])
+        weight: Tensor = pooled.sigmoid().to(m.dtype).unflatten(1, m.shape[-2:]).unsqueeze(1)
+        return weight
+
+    def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
+        """See `InnerMap`."""
+        m, maps = outputs["reduce"][0], [InnerMap("SEM semantics G", "map", outputs[""][0])]
+        if self.branches in ("both", "spatial"):
+            maps.insert(0, InnerMap("SEM attention", "gate", self.spatial_weight(m)))
+        if self.branches in ("both", "channel"):
+            maps.append(InnerMap("SEM channel weights", "channels", self.channel_weight(m), self.groups))
+        return maps
