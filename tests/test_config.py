@@ -66,6 +66,7 @@ BROKEN = {
     "grad_clip: -1": "grad_clip is -1",
     "grad_clip: .inf": "grad_clip is inf",
     "warmup: -1": "warmup is -1",
+    "warmup: 1.5": "warmup is 1.5: give whole steps, or a share of the run below 1",
     "seed: -1": "seed is -1",
     f"seed: {1 << 64}": f"seed is {1 << 64}",
     'size: "\\u00b320"': "size '\N{SUPERSCRIPT THREE}20' is not understood",

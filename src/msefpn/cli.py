@@ -227,6 +227,8 @@ def _recipe_values(name: str, arguments: Sequence[str]) -> dict[str, str]:
 def _shown(value: Any) -> str:
     if value is None or value is False:
         return ""
+    if isinstance(value, float):
+        return f"{value:g}"
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -109,7 +109,9 @@ class Config:
         choices=("step", "cosine"),
     )
     milestones: tuple[int, ...] = option((8, 11), "epochs after which the learning rate drops")
-    warmup: int = option(500, "steps of linear warm-up from 0.001 of the learning rate", low=0)
+    warmup: float = option(
+        500, "steps of linear warm-up from 0.001 of the learning rate; below 1: their share of the run", low=0
+    )
     grad_clip: float = option(0.0, "largest gradient norm; 0: not clipped", low=0)
     ema: float = option(
         0.0, "decay of the exponential moving average of the weights; 0: none", low=0, below=1
@@ -150,6 +152,10 @@ class Config:
     def __post_init__(self) -> None:
         parse_size(self.size)
         check_bounds(self)
+        if self.warmup > 1 and self.warmup % 1:
+            raise UserError(
+                f"warmup is {self.warmup}: give whole steps, or a share of the run below 1, such as 0.05"
+            )
         if self.batch % (self.devices * self.accumulate):
             raise UserError(
                 f"batch {self.batch} cannot be shared by {self.devices} devices x {self.accumulate} passes: "

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from msefpn.runs.console import TrainingProgress
+from msefpn.metrics.coco import NUMBERS
+from msefpn.runs.console import TrainingProgress, percent, show_numbers
 from msefpn.training.clock import Clock
 
 
@@ -54,3 +55,19 @@ def test_time_left_to_a_step_within_an_epoch(moving: Time) -> None:
     moving.now = 10
     clock.seen(8, 0.25)
     assert clock.left == pytest.approx(10)
+
+
+def test_people_read_percent(moving: Time, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [percent(value) for value in (0.6089, 0.0, 1.0, -1.0, None)] == ["60.9", "0.0", "100.0", "–", "–"]
+    numbers = dict.fromkeys(NUMBERS, 0.5) | {"AP": 0.6089, "APl": -1.0}
+    show_numbers({**numbers, "per_class": {"disc": 0.25}})
+    printed = capsys.readouterr().out
+    assert "60.9" in printed
+    assert "25.0" in printed
+    assert "0.6" not in printed
+    progress, clock = TrainingProgress(2), Clock(2)
+    progress.start("epoch 1/2", 1)
+    clock.seen(4, 1.0)
+    moving.now += 2
+    progress.end_epoch(1, {"loss": 0.5, "lr": 0.01}, {"AP": 0.6089, "AP50": 0.9}, clock)
+    assert "AP 60.9  AP50 90.0  " in capsys.readouterr().out

@@ -29,7 +29,7 @@ from msefpn.runs.folder import DataFiles, check_out, free_folder, new_folder, re
 from msefpn.training import lightning as lit
 from msefpn.training import recorder as record
 from msefpn.training.ema import Ema
-from msefpn.training.lightning import lr_factor
+from msefpn.training.lightning import lr_factor, warmup_steps
 from msefpn.training.plan import plan_training
 from msefpn.training.recorder import Recorder
 from msefpn.training.train import read_data
@@ -47,6 +47,25 @@ def test_cosine_schedule_ends_at_zero() -> None:
     config = Config(epochs=4, schedule="cosine", warmup=0)
     at = [lr_factor(config, step, 10) for step in (0, 20, 40)]
     assert at == pytest.approx([1, 0.5, 0])
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps"), [(0, 0), (0.05, 10), (0.5, 100), (1, 1), (100, 100), (500, 500)]
+)
+def test_warm_up_is_steps_or_a_share_of_the_run(warmup: float, steps: int) -> None:
+    config = Config(epochs=4, schedule="cosine", warmup=warmup)
+    assert warmup_steps(config, 50) == steps
+    rising = [lr_factor(config, step, 50) for step in range(200)]
+    assert rising.index(max(rising)) <= max(steps - 1, 0) + 1
+    without = Config(epochs=4, schedule="cosine", warmup=0)
+    assert lr_factor(config, 0, 50) == pytest.approx(0.001 if steps else 1)
+    assert lr_factor(config, steps, 50) == lr_factor(without, steps, 50)
+
+
+def test_small_recipes_warm_up_for_a_share_and_the_papers_for_500_steps() -> None:
+    for name in ("small_data", "small_data_retinanet", "light", "quickstart"):
+        assert warmup_steps(load_recipe(name, epochs=4), 50) <= 20, name
+    assert warmup_steps(load_recipe("faster_rcnn_r50_mse_fpn_1x"), 10) == 500
 
 
 def test_average_of_weights() -> None:

@@ -32,7 +32,7 @@ from msefpn.errors import UserError
 from msefpn.inference.device import check_devices, pick_device, telling_memory
 from msefpn.metrics.paired import mean_and_spread, paired_difference
 from msefpn.models import Detector, check_initial_weights, init_weights, probe, styled
-from msefpn.runs.console import Bar, duration, say, show_table
+from msefpn.runs.console import Bar, duration, percent, say, show_table
 from msefpn.runs.folder import DataFiles, default_recipe, write_text
 from msefpn.training.plan import names_data
 from msefpn.training.train import check_proposals, find_files, read_splits
@@ -168,7 +168,7 @@ def _train(trials: Sequence[Trial], jobs: int) -> dict[Path, str]:
         ended += 1
         bar.seen(1)
         numbers = trial.numbers()
-        told = f"failed: {why}" if numbers is None else f"AP {numbers['AP']:.3f}"
+        told = f"failed: {why}" if numbers is None else f"AP {percent(numbers['AP'])}"
         left = (time.monotonic() - began) / ended * (len(todo) - ended)
         count = f"{len(trials) - len(todo) + ended}/{len(trials)}"
         say(f"{count}  {trial.name}: {told}  in {duration(seconds)}, left {duration(left)}")

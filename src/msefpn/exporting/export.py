@@ -99,8 +99,8 @@ def _show(parity: Parity, file: Path) -> None:
         ["detections in both", f"{100 * parity.matched:.2f} %", f"at least {100 * limits.matched:g} %"],
         ["largest difference of scores", f"{values['largest_score_difference']:.2g}", ""],
         ["largest difference of boxes", f"{values['largest_box_difference']:.2g} px", ""],
-        ["AP before", f"{parity.ap_before:.4f}", ""],
-        ["AP after", f"{parity.ap_after:.4f}", f"a drop of at most {limits.drop:g}"],
+        ["AP before, percent", f"{100 * parity.ap_before:.2f}", ""],
+        ["AP after, percent", f"{100 * parity.ap_after:.2f}", f"a drop of at most {100 * limits.drop:g}"],
     ]
     say(f"run and exported file on {parity.images} images, {values['objects']} detections ({file}):")
     show_table(["what", "measured", "limit"], rows)

@@ -42,7 +42,7 @@ class ExportOptions:
         "0.5 (default: 0.99 for fp32, 0.98 for fp16, 0.85 for int8)",
     )
     ap_drop: float | None = option(
-        None, "largest loss of AP, 0 to 1 (default: 0.002 for fp32, 0.005 for fp16, 0.02 for int8)"
+        None, "largest loss of AP, percent (default: 0.2 for fp32, 0.5 for fp16, 2 for int8)"
     )
 
     def __post_init__(self) -> None:

@@ -80,7 +80,8 @@ def plan_export(run: Path, options: ExportOptions) -> ExportPlan:
     out = options.out or place_beside(run) / f"detector{ending}{exporter.suffix}"
     if out.suffix != exporter.suffix:
         raise UserError(f"out '{out}' must end in {exporter.suffix}, the suffix of {name} files")
-    limits, given = DEFAULT_LIMITS[precision], {"matched": options.matched, "drop": options.ap_drop}
+    limits, drop = DEFAULT_LIMITS[precision], options.ap_drop
+    given = {"matched": options.matched, "drop": None if drop is None else drop / 100}
     limits = dataclasses.replace(limits, **{key: x for key, x in given.items() if x is not None})
     plan = ExportPlan(run, exporter, options, out, options.size or config.size, limits)
     for path in (out, plan.failed):

@@ -14,7 +14,8 @@ from msefpn.html.page import Html, Section, card, details, grid, joined, missing
 from msefpn.metrics.curves import SizeBin
 from msefpn.reporting.analysis import Analysis
 from msefpn.reporting.run import ReportedRun
-from msefpn.reporting.text import percent, with_difference
+from msefpn.reporting.text import with_difference
+from msefpn.runs.console import percent
 
 MEANING = {
     "AP": "IoU 0.50 to 0.95",

@@ -33,7 +33,8 @@ from msefpn.reporting.errors import confusion, costs_of_errors, example_images
 from msefpn.reporting.images import ImageGroup
 from msefpn.reporting.numbers import classes, curves, missing_parts, numbers, sizes
 from msefpn.reporting.run import ReportedRun
-from msefpn.reporting.text import error_name, percent, with_difference
+from msefpn.reporting.text import error_name, with_difference
+from msefpn.runs.console import percent
 
 
 def report_page(runs: Sequence[ReportedRun], groups: Sequence[ImageGroup] | None) -> str:

@@ -21,11 +21,6 @@ def error_name(kind: str) -> str:
     return _ERROR_NAMES[kind]
 
 
-def percent(value: float | None) -> str:
-    """A share 0..1 in percent; a dash for None and for -1 (no objects)."""
-    return "–" if value is None or value < 0 else f"{100 * value:.1f}"
-
-
 def with_difference(
     value: float | None,
     first: float | None,

@@ -48,16 +48,19 @@ def say(*lines: str) -> None:
 
 
 def show_numbers(numbers: Mapping[str, Any]) -> None:
-    """Print the 12 numbers and AP per class, of boxes and masks; '-' where there was nothing to find."""
+    """Print the 12 numbers and AP per class, of boxes and masks, in percent.
+
+    A dash stands where there was nothing to find.
+    """
     evaluation = CocoEvaluation.from_json(numbers)
     box, mask = evaluation.box, evaluation.mask
     kinds = {"value": box} if mask is None else {"box": box, "mask": mask}
-    table = Table("number", *kinds, "of")
+    table = Table("percent", *kinds, "of")
     for name in NUMBERS:
-        table.add_row(name, *(_number(scores.numbers[name]) for scores in kinds.values()), _MEANING[name])
+        table.add_row(name, *(percent(scores.numbers[name]) for scores in kinds.values()), _MEANING[name])
     per_class = Table("class", *["AP", "mask AP"][: len(kinds)])
     for name in box.per_class:
-        per_class.add_row(name, *(_number(scores.per_class[name]) for scores in kinds.values()))
+        per_class.add_row(name, *(percent(scores.per_class[name]) for scores in kinds.values()))
     console = Console(markup=False, highlight=False)
     console.print(table)
     console.print(per_class)
@@ -97,8 +100,9 @@ def _print_wide(table: Table) -> None:
     Console(markup=False, highlight=False, width=width).print(table)
 
 
-def _number(value: float) -> str:
-    return "-" if value < 0 else f"{value:.3f}"
+def percent(value: float | None) -> str:
+    """A share 0..1, such as AP, as people read it: percent; a dash for None and for -1 (no objects)."""
+    return "–" if value is None or value < 0 else f"{100 * value:.1f}"
 
 
 def duration(seconds: float) -> str:
@@ -230,10 +234,10 @@ class TrainingProgress:
         """Print the line of an epoch."""
         self.progress.stop()
         self.told = time.monotonic()
-        masks = f"mask AP {_number(numbers['mask']['AP'])}  " if "mask" in numbers else ""
+        masks = f"mask AP {percent(numbers['mask']['AP'])}  " if "mask" in numbers else ""
         say(
-            f"epoch {epoch}/{self.epochs}  loss {values['loss']:.4g}  AP {_number(numbers['AP'])}  "
-            f"AP50 {_number(numbers['AP50'])}  {masks}lr {values['lr']:.3g}  "
+            f"epoch {epoch}/{self.epochs}  loss {values['loss']:.4g}  AP {percent(numbers['AP'])}  "
+            f"AP50 {percent(numbers['AP50'])}  {masks}lr {values['lr']:.3g}  "
             f"{clock.images_per_second:.1f} images/s  left {duration(clock.left)}"
         )
 

@@ -39,14 +39,21 @@ from msefpn.training.ema import Ema
 from msefpn.training.recorder import Recorder
 
 
+def warmup_steps(config: Config, steps_per_epoch: int) -> int:
+    """Steps of the warm-up: those of the configuration, or its share of all steps of the run, rounded."""
+    share = config.epochs * steps_per_epoch if config.warmup < 1 else 1
+    return round(config.warmup * share)
+
+
 def lr_factor(config: Config, step: int, steps_per_epoch: int) -> float:
     """Learning rate of a step as a part of the scaled one: warm-up, then milestones or a cosine."""
     if config.schedule == "cosine":
         factor = 0.5 * (1 + math.cos(math.pi * step / (config.epochs * steps_per_epoch)))
     else:
         factor = 0.1 ** sum(step // steps_per_epoch >= milestone for milestone in config.milestones)
-    if step < config.warmup:
-        factor *= 1 - (1 - step / config.warmup) * (1 - 0.001)  # mmcv's LrUpdaterHook, linear
+    warmup = warmup_steps(config, steps_per_epoch)
+    if step < warmup:
+        factor *= 1 - (1 - step / warmup) * (1 - 0.001)  # mmcv's LrUpdaterHook, linear
     return factor
 
 

@@ -25,7 +25,7 @@ from msefpn.errors import UserError
 from msefpn.inference.device import check_devices, pick_precision
 from msefpn.models import Detector, build, check_initial_weights, init_weights, probe, styled
 from msefpn.models.convolution import pick_method
-from msefpn.runs.console import say
+from msefpn.runs.console import percent, say
 from msefpn.runs.folder import (
     BEST,
     CONFIG,
@@ -259,7 +259,7 @@ def _plan_lines(
         f"model: {config.detector}, {config.backbone}, {config.neck}, size {config.size}, "
         f"on {config.devices} x {device.type}, {precision}",
         f"lr: {config.lr:g} per 16 images x {config.batch}/16 = {config.scaled_lr:g}; "
-        f"{config.warmup} steps of warm-up; {schedule}",
+        f"{_warmup(config)}; {schedule}",
         f"run: {out}",
     ]
     if device.type == "cpu":
@@ -269,10 +269,18 @@ def _plan_lines(
     return lines if state is None else [*lines, f"resumed after epoch {state['epoch']}"]
 
 
+def _warmup(config: Config) -> str:
+    if 0 < config.warmup < 1:
+        return f"warm-up for {100 * config.warmup:g} % of the steps"
+    return f"{config.warmup:g} steps of warm-up"
+
+
 def _say_what_next(plan: Plan, files: DataFiles, recorder: Recorder | None) -> None:
     best = recorder.best if recorder is not None else None
     if best is not None:
-        say(f"best: AP {best['AP']:.3f}, AP50 {best['AP50']:.3f} in epoch {best['epoch']}: {plan.out / BEST}")
+        say(
+            f"best: AP {percent(best['AP'])}, AP50 {percent(best['AP50'])} in epoch {best['epoch']}: {plan.out / BEST}"
+        )
     say(
         f"detect:   msefpn predict {plan.out} {files.val_images}",
         f"evaluate: msefpn evaluate {plan.out}",
