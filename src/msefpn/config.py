@@ -78,6 +78,11 @@ class Config:
 
     detector: str = option("faster_rcnn", "detector, see `msefpn plugins`", plugin="detector")
     detector_options: dict[str, Any] = option({}, "arguments of the detector", plugin="loss", flag=False)
+    anchors: str = option(
+        "given",
+        "anchors: given (by the detector and its options), auto (chosen on the training boxes), the scale of "
+        "the smallest in strides, or a YAML file of the detector's options",
+    )
     backbone: str = option("resnet50", "timm model with four levels, or a plug-in", plugin="backbone")
     backbone_options: dict[str, Any] = option(
         {}, "arguments of the backbone: frozen_stages, train_norm, ...", flag=False

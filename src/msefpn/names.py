@@ -24,6 +24,12 @@ def check_names(config: Config) -> None:
             raise unknown_backbone(name, known)
 
 
+def check_detector(name: str) -> None:
+    """Raise UserError for a detector that is unknown."""
+    if not _is_known("detector", name):
+        raise unknown_name("detector", name, _all_names("detector"), hint=plugins.YOUR_OWN)
+
+
 def check_rows(rows: Iterable[str]) -> None:
     """Raise UserError for a row of a comparison that is neither a neck, or a stack of necks, nor a recipe."""
     for row in rows:

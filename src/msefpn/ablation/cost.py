@@ -26,6 +26,7 @@ from msefpn.runs.console import Bar, say, show_costs
 from msefpn.runs.folder import write_text
 from msefpn.runs.memory import peak_memory
 from msefpn.structures import Proposals
+from msefpn.training.anchors import settle_anchors
 
 Inputs = tuple[Detector, torch.Tensor, torch.Tensor, Proposals | None]
 """A detector, images (B, 3, H, W) uint8, their sizes (B, 2), and regions for a detector that has no RPN."""
@@ -90,7 +91,7 @@ def row_configs(names: Sequence[str], recipe: str | None, default: str, **option
             check_neck_name(name)
             rows[name] = load_recipe(recipe or default, **options, neck=name)
     return {
-        name: dataclasses.replace(config, plugins=plugins.origins(config.uses()))
+        name: dataclasses.replace(settle_anchors(config, options), plugins=plugins.origins(config.uses()))
         for name, config in rows.items()
     }
 

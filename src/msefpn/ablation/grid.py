@@ -23,6 +23,7 @@ from msefpn.ablation.worker import command
 from msefpn.config import Config, Published, to_yaml
 from msefpn.errors import UserError
 from msefpn.runs.folder import METRICS, RESUME, DataFiles, check_out, read_run, write_text
+from msefpn.training.anchors import as_asked
 
 MARK = ".grid"
 """The file by which a grid knows its folder."""
@@ -133,6 +134,7 @@ def check_trials(trials: Sequence[Trial]) -> None:
             continue
         config, trained_on = read_run(trial.folder)
         wanted = dataclasses.asdict(dataclasses.replace(trial.variant.config, seed=trial.seed))
+        config = as_asked(config, trial.variant.config)
         for key, value in dataclasses.asdict(config).items():
             if value != wanted[key] and key not in _FREE:
                 raise UserError(

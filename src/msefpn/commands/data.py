@@ -3,19 +3,23 @@
 # ruff: noqa: PLC0415  (what is slow to import is imported where it is needed)
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from msefpn.commands.arguments import SplitFiles, as_path, takes
-from msefpn.config import parse_size
+from msefpn.commands.arguments import SplitFiles, as_path, configured, takes
+from msefpn.config import Config, load_recipe, parse_size
 from msefpn.errors import unknown_name
+from msefpn.names import check_detector
+from msefpn.runs.folder import default_recipe
 
 if TYPE_CHECKING:
     from msefpn.data.check import Check
     from msefpn.data.formats import ReadLog, Split
     from msefpn.data.split import Division
 
+_ANNOTATIONS = ("train_json", "train_images", "val_json", "val_images")
+_PLANNED = ("detector", "anchors")
 SKIPPED = "skipped.txt"
 """The files that could not be used, one a line, where there are any."""
 
@@ -32,12 +36,14 @@ class Conversion(NamedTuple):
     """Files that could not be used, each with the reason."""
 
 
-@takes(SplitFiles, without=("train_proposals", "val_proposals"))
+@takes(SplitFiles, Config, only=(*_ANNOTATIONS, "detector", "anchors"))
 def check(
     data: str | Path | None = None,
     *,
     masks: bool = False,
-    size: str | int = "1333x800",
+    size: str | int | None = None,
+    recipe: str | Path | None = None,
+    set: Sequence[str] = (),
     out: str | Path | None = None,
     **options: Any,
 ) -> Check:
@@ -47,24 +53,39 @@ def check(
         data: folder with train.json + train/ and val.json + val/, or in the layout of COCO, Pascal
             VOC, YOLO, LabelMe, Create ML or a plug-in's format
         masks: check the objects' masks too, which mask_rcnn learns from
-        size: longest x shortest side, pixels, that images will be resized to fit into
+        size: longest x shortest side, pixels, that images will be resized to fit into (default: the
+            recipe's)
+        recipe: name or YAML file of the training that is planned, whose anchors are compared with the
+            boxes (default: faster_rcnn_r50_mse_fpn_1x)
+        set: further settings of it as key=value or key.path=value
         out: folder for check.html: images with their boxes, and charts of sizes, shapes and classes
 
     Returns:
         What was found; `str()` gives it as text.
 
     Raises:
-        UserError: there is no training split, or data and the jsons contradict each other.
+        UserError: there is no training split, data and the jsons contradict each other, or the recipe or its
+            anchors are not understood.
     """
+    values, _ = configured({"size": size, **{key: options.pop(key, None) for key in _PLANNED}}, set)
+    config = load_recipe(str(recipe or default_recipe(builtin=False)), **values)
+    check_detector(config.detector)
+
+    from msefpn.data.anchors import Chosen
     from msefpn.data.check import inspect_splits
     from msefpn.reporting import dataset as page
     from msefpn.runs.console import say
     from msefpn.runs.folder import check_out, new_folder
+    from msefpn.training.anchors import settle_anchors
 
     folder = as_path(out)
     if folder is not None:
         check_out(folder)
-    result = inspect_splits(data, **options, masks=masks, size=parse_size(str(size)))
+    config = settle_anchors(config, values)
+    chosen = Chosen(
+        config.detector, config.detector_options, config.neck_options, auto=config.anchors == "auto"
+    )
+    result = inspect_splits(data, **options, masks=masks, size=parse_size(config.size), detector=chosen)
     say(str(result))
     if folder is not None:
         with new_folder(folder):

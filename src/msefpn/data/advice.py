@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,7 +19,6 @@ NARROW = 3.0
 """Long side to short side: longer boxes fit no anchor (1:2 to 2:1) well."""
 
 _MANY_TINY, _SOME_TINY, _FEW_TINY = 0.2, 0.1, 0.02
-_MANY_NARROW = 0.15
 _LARGE = 64.0  # pixels: where nearly all boxes are larger, half the input size is enough
 _ENLARGED = 1.25  # enlarging images by more than this brings nothing
 _FEW_BOXES = 10
@@ -43,23 +44,22 @@ def resize_factors(data: CocoData, size: tuple[int, int]) -> NDArray[np.float64]
     return np.array(heights) / data.sizes[:, 0]
 
 
-def advise(data: CocoData, size: tuple[int, int]) -> list[str]:
-    """Sentences on input size, tiling, anchors and classes, from the training split.
+def advise(
+    data: CocoData, size: tuple[int, int], misses: Callable[[tuple[int, int]], bool] | None = None
+) -> list[str]:
+    """Sentences on input size, tiling and classes, from the training split.
 
     Args:
         data: the training split.
         size: longest and shortest side that images will be resized to fit into, pixels.
+        misses: whether the detector's anchors would miss many objects at an input size, which is then not
+            advised; None: not known.
     """
     extent = resized_boxes(data, size)
     if not len(extent):
         return []
-    lines = [_on_size(data, extent, size)]
-    narrow = float(((extent.max(1) / extent.min(1)) > NARROW).mean())
-    if narrow >= _MANY_NARROW:
-        lines.append(
-            f"{narrow:.0%} of the boxes are longer than 3:1, and anchors go to 2:1: try --detector fcos, "
-            "which has none"
-        )
+    on_size = _on_size(data, extent, size, misses or (lambda _: False))
+    lines = [on_size] if on_size else []
     counts = np.bincount(data.labels[~data.crowd], minlength=len(data.classes))
     rare = [f"{name} {count}" for name, count in zip(data.classes, counts, strict=True) if count < _FEW_BOXES]
     if rare:
@@ -76,8 +76,13 @@ def advise(data: CocoData, size: tuple[int, int]) -> list[str]:
     return lines
 
 
-def _on_size(data: CocoData, extent: NDArray[np.float64], size: tuple[int, int]) -> str:
-    """The sentence on the input size."""
+def _on_size(
+    data: CocoData,
+    extent: NDArray[np.float64],
+    size: tuple[int, int],
+    misses: Callable[[tuple[int, int]], bool],
+) -> str:
+    """The sentence on the input size; empty where the objects have pixels enough and miss the anchors."""
     longer = extent.max(1)
     tiny = float((longer < TINY).mean())
     if tiny >= _MANY_TINY:
@@ -90,18 +95,21 @@ def _on_size(data: CocoData, extent: NDArray[np.float64], size: tuple[int, int])
     factor = 1 / float(np.median(resize_factors(data, size)))
     if factor < 1 / _ENLARGED and float((longer * factor < TINY).mean()) <= _FEW_TINY:
         own = _scaled(size, factor)
+    else:
+        own = size
+    if own != size and not misses(own):
         return (
             f"the images are enlarged {1 / factor:.1f} times, and their boxes are large enough as they are: "
             f"--size {as_size(own)} takes {_saved(size, own)} of the time"
         )
     low = float(np.quantile(longer, 0.05))
     smaller = _scaled(size, max(0.5, _LARGE / 2 / low))
-    if low > _LARGE and min(smaller) >= 4 * _STEP:
+    if low > _LARGE and min(smaller) >= 4 * _STEP and not misses(smaller):
         return (
             f"19 of 20 boxes are over {low:.0f} px: --size {as_size(smaller)} shows them too, in "
             f"{_saved(size, smaller)} of the time"
         )
-    return f"sizes fit: keep --size {as_size(size)}"
+    return "" if misses(size) else f"sizes fit: keep --size {as_size(size)}"
 
 
 def as_size(size: tuple[int, int]) -> str:

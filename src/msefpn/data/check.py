@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from msefpn.data.advice import ANCHOR_SIDES, NARROW, PYRAMID_STRIDES, TINY, advise, resized_boxes
+from msefpn.data.anchors import MANY_MISSED, Chosen, advise_on_anchors, missed_share
 from msefpn.data.coco import CocoData, scan_coco
 from msefpn.data.faults import FaultReport
 from msefpn.data.formats import LoadedDataset, detect_format, open_source
@@ -65,6 +66,8 @@ class Check:
     """How to train on it, a sentence each."""
     read: tuple[str, ...] = ()
     """What had to be reported while reading a format other than COCO's, a line each."""
+    anchors: tuple[str, ...] = ()
+    """How the training boxes meet the chosen detector's anchors, a line each."""
 
     @property
     def usable(self) -> bool:
@@ -86,6 +89,7 @@ class Check:
         lines = [*self.read, *(line for split in self.splits for line in _split_lines(split, self.size))]
         lines += [f"val: stops a run: {self.missing}"] * bool(self.missing)
         lines += ["between the splits:", *(f"  {text}" for text in self.differences)] * bool(self.differences)
+        lines += self.anchors
         lines += ["advice:", *(f"  {text}" for text in self.advice)] * bool(self.advice)
         lines.append("ready to train" if self.usable else "not ready: fix what stops a run")
         return "\n".join(lines)
@@ -100,6 +104,7 @@ def inspect_splits(
     val_images: str | Path | None = None,
     masks: bool = False,
     size: tuple[int, int] = (1333, 800),
+    detector: Chosen | None = None,
 ) -> Check:
     """Check every image and box of a data set, decoding all images.
 
@@ -111,6 +116,7 @@ def inspect_splits(
         val_images: its image folder.
         masks: check the objects' masks too.
         size: (longest, shortest side) that images are resized to fit into, pixels.
+        detector: whose anchors are compared with the training boxes; None: Faster R-CNN's.
 
     Raises:
         UserError: there is no training split, or `data` would not be used. Other faults are in the result.
@@ -128,14 +134,33 @@ def inspect_splits(
     }
     splits = tuple(_describe(name, *scan, size) for name, scan in scans.items())
     both = [found for _, found, _ in scans.values() if found is not None]
+    advice, anchors = _advice(splits[0].data, size, detector or Chosen("faster_rcnn"))
     return Check(
         size,
         splits,
         tuple(class_differences(*both)) if len(both) == 2 else (),
         missing,
-        tuple(advise(both[0], size)) if splits[0].data is not None else (),
+        advice,
         () if source is None else (f"{source.path}: read as {source.format}", *source.log.lines()),
+        anchors,
     )
+
+
+def _advice(
+    data: CocoData | None, size: tuple[int, int], chosen: Chosen
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Sentences of advice, and the lines on the anchors."""
+    if data is None or data.crowd.all():
+        return (), ()
+    anchors = advise_on_anchors(data, size, chosen)
+
+    def misses(other: tuple[int, int]) -> bool:
+        if other == size:
+            return bool(anchors.advice)
+        return missed_share(data, other, chosen) > MANY_MISSED
+
+    lines = [anchors.advice] if anchors.advice else []
+    return (*lines, *advise(data, size, misses)), tuple(anchors.lines())
 
 
 def class_differences(train: CocoData, val: CocoData) -> list[str]:

@@ -92,6 +92,10 @@ def plan_training(
         plan = Plan(config, data, dict(given), folder, None, steps)
     check_names(plan.config)
     _check_files(plan)
+    if not resume:
+        from msefpn.training.anchors import settle_anchors  # noqa: PLC0415  imports numpy: names come first
+
+        config = settle_anchors(config, options)
     return replace(plan, config=replace(config, plugins=plugins.origins(config.uses())))
 
 

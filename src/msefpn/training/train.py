@@ -38,6 +38,7 @@ from msefpn.runs.folder import (
     write_run,
     write_text,
 )
+from msefpn.training.anchors import resolve_anchors
 from msefpn.training.callbacks import Run, make_callbacks
 from msefpn.training.plan import Plan, names_data
 from msefpn.training.recorder import Recorder, read_resume
@@ -64,6 +65,9 @@ def train(plan: Plan, callbacks: Iterable[Any] = ()) -> Path:
     precision = pick_precision(config.precision, device)
     watching = make_callbacks(config, callbacks)
     files, (train_data, train_report), (val_data, val_report) = read_data(plan)
+    strides = getattr(getattr(probe(plan.config), "neck", None), "out_strides", ())
+    config, on_anchors = resolve_anchors(plan.config, train_data, strides, new=not plan.resume)
+    plan = replace(plan, config=config)
     torch.manual_seed(config.seed)
     detector = build(config, train_data.classes, train_data.category_ids)
     detector.convolution = config.convolution
@@ -85,7 +89,7 @@ def train(plan: Plan, callbacks: Iterable[Any] = ()) -> Path:
         _prepare_folder(plan, files, detector)
         tell_out(plan.out)
         say(*_data_lines("train", train_data, train_report), *_data_lines("val", val_data, val_report))
-        say(*told, *_plan_lines(config, device, precision, plan.out, state))
+        say(*told, *on_anchors, *_plan_lines(config, device, precision, plan.out, state))
     training = Training(
         detector,
         run,
@@ -278,9 +282,8 @@ def _warmup(config: Config) -> str:
 def _say_what_next(plan: Plan, files: DataFiles, recorder: Recorder | None) -> None:
     best = recorder.best if recorder is not None else None
     if best is not None:
-        say(
-            f"best: AP {percent(best['AP'])}, AP50 {percent(best['AP50'])} in epoch {best['epoch']}: {plan.out / BEST}"
-        )
+        numbers = f"AP {percent(best['AP'])}, AP50 {percent(best['AP50'])}"
+        say(f"best: {numbers} in epoch {best['epoch']}: {plan.out / BEST}")
     say(
         f"detect:   msefpn predict {plan.out} {files.val_images}",
         f"evaluate: msefpn evaluate {plan.out}",

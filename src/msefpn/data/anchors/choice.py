@@ -1,0 +1,193 @@
+"""Anchors chosen on the training boxes: `anchors: auto`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msefpn.data.anchors.match import best_iou
+from msefpn.data.anchors.objects import Objects
+from msefpn.data.anchors.rules import ShapeRule, options_part, rule_for
+from msefpn.data.anchors.share import AnchorShare, as_percent, measure_share
+
+_SCALES = {
+    "rpn": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0),
+    "head": (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
+}
+_RATIOS = ((0.5, 1.0, 2.0), (0.33, 1.0, 3.0), (0.25, 1.0, 4.0))
+_SMALLEST, _LARGEST = (0.03, 0.05, 0.1, 0.15, 0.2), (0.5, 0.7, 0.9)
+_LOOKED_AT = 3000
+"""Objects that candidates are compared on."""
+_FINALISTS = 6
+"""Candidates, best by their overlap, whose assignment is computed."""
+_STEP = 0.005
+"""Shares of missed objects are compared in these steps; then the IoU decides."""
+_WORTH = 0.01
+"""Mean IoU that a change from the detector's own anchors must bring where it misses no fewer objects."""
+
+
+@dataclass(frozen=True)
+class AnchorChoice:
+    """Anchors for a set of objects, and what they bring."""
+
+    options: dict[str, Any]
+    """Those of the detector's part that were open: what `auto` writes into the configuration."""
+    share: AnchorShare
+    before: AnchorShare
+    """With the detector's own anchors."""
+
+    def __str__(self) -> str:
+        """The options, rounded as they are used, and the shares."""
+        own, new = self.before, self.share
+        return (
+            f"{describe(self.options)}: {as_percent(new.share)} of {new.objects} objects get no positive "
+            f"anchor, mean best IoU {new.iou:.2f} (its own anchors: {as_percent(own.share)}, {own.iou:.2f})"
+        )
+
+
+def with_choice(detector: str, options: Mapping[str, Any], choice: AnchorChoice | None) -> dict[str, Any]:
+    """A detector's options with the anchors chosen for it; as they are where none were."""
+    part = options_part(detector)
+    if part is None or choice is None:
+        return dict(options)
+    return {**options, part[0]: {**(options.get(part[0]) or {}), **choice.options}}
+
+
+def describe(options: Mapping[str, Any]) -> str:
+    """Options of anchors as text: `anchor_scale 2, ratios 0.5 1 2`."""
+    return ", ".join(f"{key} {_shown(value)}" for key, value in options.items())
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, (list, tuple)):
+        return f"{value:g}"
+    return " ".join("x".join(f"{v:g}" for v in one) if _is_pair(one) else _shown(one) for one in value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and not isinstance(value[0], (list, tuple))
+
+
+def choose_anchors(
+    objects: Objects,
+    detector: str,
+    options: Mapping[str, Any],
+    neck_options: Mapping[str, Any] | None = None,
+    *,
+    strides: Sequence[int] | None = None,
+) -> AnchorChoice | None:
+    """Choose anchors that meet the objects: fewest missed first, then the largest mean of the best IoU.
+
+    What `options` sets stays as it is. The number of anchors in a cell stays the same, so weights of a head
+    fit whatever is chosen.
+
+    Args:
+        objects: of the training split.
+        detector: name of one of the package's detectors.
+        options: its options.
+        neck_options: the neck's.
+        strides: see `rule_for`.
+
+    Returns:
+        The choice; None for a detector without anchors, without objects, or where all is set already.
+
+    Raises:
+        UserError: options of anchors that are not numbers.
+    """
+    part = options_part(detector)
+    if part is None or not len(objects):
+        return None
+    given = options.get(part[0]) or {}
+    open_keys = [key for key in part[1] if key not in given]
+    if not open_keys:
+        return None
+    few = objects.fewer(_LOOKED_AT)
+
+    def rule(changes: Mapping[str, Any]) -> Any:
+        changed = {**options, part[0]: {**given, **changes}}
+        return rule_for(detector, changed, neck_options, strides=strides)
+
+    own = rule({})
+    if isinstance(own, ShapeRule):
+        finalists: list[dict[str, Any]] = [{"anchors": _clusters(few, len(own.strides))}]
+    else:
+        candidates = list(_candidates(few, detector, part[0], open_keys))
+        finalists = sorted(candidates, key=lambda one: _overlap(few, rule(one)))[:_FINALISTS]
+    measured = [({}, measure_share(few, own)), *((one, measure_share(few, rule(one))) for one in finalists)]
+    before = measured[0][1]
+    best, found = min(measured[1:], key=lambda pair: _rank(pair[1]))
+    if _rank(before) <= _rank(found) or (
+        _rank(before)[0] <= _rank(found)[0] and found.iou < before.iou + _WORTH
+    ):
+        best, found = {}, before
+    defaults = {} if best else _defaults(detector, open_keys)
+    return AnchorChoice(best or defaults, found, before)
+
+
+def _rank(share: AnchorShare) -> tuple[int, float]:
+    return round(share.share / _STEP), -share.iou
+
+
+def _overlap(objects: Objects, rule: Any) -> tuple[int, float]:
+    """The rank of a candidate by the overlap alone, whatever other objects take."""
+    best = best_iou(objects, rule)
+    return round(float((best < rule.least_iou).mean()) / _STEP), -float(best.mean())
+
+
+def _candidates(
+    objects: Objects, detector: str, part: str, open_keys: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    values: dict[str, Sequence[Any]] = {"smallest": _SMALLEST, "largest": _LARGEST}
+    if detector != "ssd":
+        values = {"anchor_scale": _SCALES[part], "ratios": [list(one) for one in _ratios(objects)]}
+    for chosen in itertools.product(*(values[key] for key in open_keys)):
+        yield dict(zip(open_keys, chosen, strict=True))
+
+
+def _ratios(objects: Objects) -> list[tuple[float, ...]]:
+    """Usual ratios (height / width), and those of the objects: three of each, for the head's shape."""
+    extent = (objects.boxes[:, 2:] - objects.boxes[:, :2]).astype(np.float64)
+    quantiles = np.quantile(extent[:, 1] / np.maximum(extent[:, 0], 1e-9), (0.05, 0.5, 0.95))
+    own = tuple(float(f"{value:.2g}") for value in quantiles)
+    return [*_RATIOS, own] if len(set(own)) == 3 and own[0] > 0.05 and own[2] < 20 else [*_RATIOS]
+
+
+def _defaults(detector: str, keys: Sequence[str]) -> dict[str, Any]:
+    """The detector's own values: written down, so that the run says which anchors it has."""
+    scale = 4.0 if detector == "retinanet" else 8.0
+    own = {"anchor_scale": scale, "ratios": [0.5, 1.0, 2.0], "smallest": 0.15, "largest": 0.9}
+    return {key: own[key] for key in keys if key in own}
+
+
+def _clusters(objects: Objects, levels: int) -> list[list[list[int]]]:
+    """Three shapes a level by k-means under IoU (YOLO9000, arXiv 1612.08242, section 2), smallest first."""
+    extent = (objects.boxes[:, 2:] - objects.boxes[:, :2]).astype(np.float64)
+    count = 3 * levels
+    order = extent[np.argsort(extent.prod(axis=1), kind="stable")]
+    centres = order[np.linspace(0, len(order) - 1, count).astype(int)] + np.arange(count)[:, None] * 1e-3
+    for _ in range(50):
+        nearest = _shape_iou(extent, centres).argmax(axis=1)
+        moved = np.stack(
+            [
+                np.median(extent[nearest == at], axis=0) if (nearest == at).any() else centres[at]
+                for at in range(count)
+            ]
+        )
+        if np.allclose(moved, centres):
+            break
+        centres = moved
+    shapes = np.maximum(np.round(centres), 1).astype(int)
+    shapes = shapes[np.argsort(shapes.prod(axis=1), kind="stable")]
+    return [[[int(w), int(h)] for w, h in shapes[3 * at : 3 * at + 3]] for at in range(levels)]
+
+
+def _shape_iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """IoU (n, m) of shapes (n, 2) and (m, 2) with one corner in common."""
+    shared = np.minimum(a[:, None], b).prod(axis=2)
+    found: NDArray[np.float64] = shared / (a.prod(axis=1)[:, None] + b.prod(axis=1) - shared)
+    return found
