@@ -18,7 +18,7 @@ def test_options_of_a_recipe_and_its_parent_are_merged(tmp_path: Path) -> None:
 def test_another_detector_begins_without_options() -> None:
     assert load_recipe("small_data", detector="retinanet").detector_options == {}
     assert load_recipe("small_data", detector="faster_rcnn") == load_recipe("small_data")
-    head = {"depth": 2, "norm": True, "anchor_scale": 2.0}
+    head = {"depth": 2, "norm": True}
     assert load_recipe("small_data_retinanet").detector_options == {"head": head}
 
 

@@ -24,7 +24,7 @@ def check_names(config: Config) -> None:
             raise unknown_backbone(name, known)
 
 
-def check_detector(name: str) -> None:
+def check_detector_name(name: str) -> None:
     """Raise UserError for a detector that is unknown."""
     if not _is_known("detector", name):
         raise unknown_name("detector", name, _all_names("detector"), hint=plugins.YOUR_OWN)

@@ -97,11 +97,11 @@ def test_a_file_that_is_not_anchors(content: bytes, message: str, tmp_path: Path
 
 
 def test_two_answers_are_refused(tmp_path: Path) -> None:
-    own = {"detector_options": {"rpn": {"anchor_scale": 4.0}}}
+    own: dict[str, Any] = {"detector_options": {"rpn": {"anchor_scale": 4.0}}}
     with pytest.raises(UserError, match=r"anchors 2 and detector_options.rpn.anchor_scale are both given"):
         settled("2", own, **own)
     with pytest.raises(UserError, match=r"anchors 2 contradicts detector_options.rpn.anchor_scale 4"):
-        settle_anchors(Config(anchors="2", **own), {})
+        settle_anchors(replace(Config(anchors="2"), **own), {})
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, rng = tmp_path_factory.mktemp("small"), np.random.default_rng(3)
     for split, count in (("train", 4), ("val", 2)):
         (folder / split).mkdir()
-        images, notes = [], []
+        images, notes = list[dict[str, Any]](), list[dict[str, Any]]()
         for at in range(count):
             pixels = rng.integers(90, 130, (96, 96, 3), dtype=np.uint8)
             images.append({"id": at, "file_name": f"{at}.png", "width": 96, "height": 96})

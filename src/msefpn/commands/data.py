@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msefpn.commands.arguments import SplitFiles, as_path, configured, takes
 from msefpn.config import Config, load_recipe, parse_size
 from msefpn.errors import unknown_name
-from msefpn.names import check_detector
+from msefpn.names import check_detector_name
 from msefpn.runs.folder import default_recipe
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def check(
     """
     values, _ = configured({"size": size, **{key: options.pop(key, None) for key in _PLANNED}}, set)
     config = load_recipe(str(recipe or default_recipe(builtin=False)), **values)
-    check_detector(config.detector)
+    check_detector_name(config.detector)
 
     from msefpn.data.anchors import Chosen
     from msefpn.data.check import inspect_splits

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from msefpn.data.advice import as_size
-from msefpn.data.anchors.choice import AnchorChoice, choose_anchors, describe, with_choice
+from msefpn.data.anchors.choice import AnchorChoice, choose_anchors, options_text, with_choice
 from msefpn.data.anchors.objects import Objects, resized_objects
 from msefpn.data.anchors.rules import rule_for, without_anchors
 from msefpn.data.anchors.share import MANY_MISSED, AnchorShare, as_percent, measure_share
@@ -49,7 +49,11 @@ class AnchorAdvice:
         name = self.chosen.detector
         if self.share is None:
             return [f"anchors: not measured for {name}, which has none of its own or is a plug-in"]
-        auto = f", chosen on these boxes ({describe(self.choice.options)})" if self.choice is not None else ""
+        auto = (
+            f", chosen on these boxes ({options_text(self.choice.options)})"
+            if self.choice is not None
+            else ""
+        )
         first, *more = self.share.lines()
         kind = "points" if self.share.points else "anchors"
         return [f"{kind} of {name}{auto}, images resized and not augmented:", f"  {first}", *more]
@@ -107,7 +111,7 @@ def _trials(data: CocoData, size: tuple[int, int], chosen: Chosen) -> Iterator[t
         bare = without_anchors(chosen.detector, chosen.options)
         choice = choose_anchors(few, chosen.detector, bare, chosen.neck_options)
         if choice is not None:
-            yield f"--anchors auto ({describe(choice.options)})", choice.share.share
+            yield f"--anchors auto ({options_text(choice.options)})", choice.share.share
     for factor in _LARGER:
         long, short = (int(np.ceil(side * factor / _STEP)) * _STEP for side in size)
         yield f"--size {as_size((long, short))}", missed_share(data, (long, short), chosen)

@@ -45,7 +45,7 @@ class AnchorChoice:
         """The options, rounded as they are used, and the shares."""
         own, new = self.before, self.share
         return (
-            f"{describe(self.options)}: {as_percent(new.share)} of {new.objects} objects get no positive "
+            f"{options_text(self.options)}: {as_percent(new.share)} of {new.objects} objects get no positive "
             f"anchor, mean best IoU {new.iou:.2f} (its own anchors: {as_percent(own.share)}, {own.iou:.2f})"
         )
 
@@ -58,7 +58,7 @@ def with_choice(detector: str, options: Mapping[str, Any], choice: AnchorChoice 
     return {**options, part[0]: {**(options.get(part[0]) or {}), **choice.options}}
 
 
-def describe(options: Mapping[str, Any]) -> str:
+def options_text(options: Mapping[str, Any]) -> str:
     """Options of anchors as text: `anchor_scale 2, ratios 0.5 1 2`."""
     return ", ".join(f"{key} {_shown(value)}" for key, value in options.items())
 

@@ -16,7 +16,7 @@ from msefpn.data.anchors.objects import Objects
 from msefpn.data.anchors.rules import BoxRule, PointRule, Rule, ShapeRule
 
 Rows = NDArray[np.int64]
-Floats = NDArray[np.float64]
+Reals = NDArray[np.float64]
 _SLACK = 1e-4
 """IoU, relative, by which the search for cells is wider than what is kept."""
 _CHUNK = 4000
@@ -37,7 +37,7 @@ class Meeting(NamedTuple):
 class _Level(NamedTuple):
     """The cells of a level, for R objects: along x and y, (R, 2)."""
 
-    step: Floats
+    step: Reals
     """Distance of the cells, pixels."""
     cells: Rows
     """How many there are."""
@@ -82,7 +82,7 @@ def _meet(objects: Objects, rule: Rule) -> Meeting:
     return _meet_boxes(objects, rule)
 
 
-def best_iou(objects: Objects, rule: BoxRule) -> Floats:
+def best_iou(objects: Objects, rule: BoxRule) -> Reals:
     """(R,) IoU of each object with its best anchor, which is in the nearest cell."""
     best = np.zeros(len(objects))
     extent, centre = _extent(objects)
@@ -113,15 +113,13 @@ def _meet_boxes(objects: Objects, rule: BoxRule) -> Meeting:
     )
     positive = pairs.iou >= np.float32(rule.positive_iou)
     if not rule.reassign:
-        owners = _owners(objects, pairs, positive | wins)
+        owners = [_owners(objects, pairs, positive | wins)[1]]
     else:
-        owners = _last_of(pairs.key[wins], pairs.object[wins])
-        free = positive & ~np.isin(pairs.key, owners[0])
-        owners = tuple(
-            map(np.append, owners, _first_best(pairs.key[free], -pairs.iou[free], pairs.object[free]))
-        )
+        won, last = _last_of(pairs.key[wins], pairs.object[wins])
+        free = positive & ~np.isin(pairs.key, won)
+        owners = [last, _first_best(pairs.key[free], -pairs.iou[free], pairs.object[free])[1]]
     met = np.zeros(len(objects), dtype=np.bool_)
-    met[owners[1]] = True
+    met[np.concatenate(owners)] = True
     return Meeting(met, np.maximum(top, best.astype(np.float32)))
 
 
@@ -150,7 +148,7 @@ def _first_best(key: Rows, cost: NDArray[np.floating], object_: Rows) -> tuple[R
     return keys, object_[order][first]
 
 
-def _pairs(objects: Objects, rule: BoxRule, least: Floats) -> Iterator[_Pairs]:
+def _pairs(objects: Objects, rule: BoxRule, least: Reals) -> Iterator[_Pairs]:
     """The pairs of an IoU of at least `least` (R,), for each level and shape."""
     extent, centre = _extent(objects)
     area = extent.prod(axis=1)
@@ -186,7 +184,7 @@ def _joined(parts: list[_Pairs]) -> _Pairs:
     return _Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _placed(cell: Floats, step: Floats, offset: float, sides: Floats) -> NDArray[np.float32]:
+def _placed(cell: Reals, step: Reals, offset: float, sides: Reals) -> NDArray[np.float32]:
     """Anchors (P, 4) around cells (P, 2), rounded as float32 arithmetic does."""
     centre = ((cell + offset) * step).astype(np.float32)
     half = (sides / 2).astype(np.float32)
@@ -255,7 +253,7 @@ def _meet_shapes(objects: Objects, rule: ShapeRule) -> Meeting:
     return Meeting(met, iou.max(axis=1).astype(np.float32))
 
 
-def _extent(objects: Objects) -> tuple[Floats, Floats]:
+def _extent(objects: Objects) -> tuple[Reals, Reals]:
     """Width and height, and centre, of the objects: (R, 2) each, pixels."""
     boxes = objects.boxes.astype(np.float64)
     return np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-9), (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -268,21 +266,22 @@ def _level(objects: Objects, stride: int, *, whole_steps: bool) -> _Level:
     return _Level(step.astype(np.float64), cells)
 
 
-def _sides(objects: Objects, rule: BoxRule, shape: NDArray[np.float32]) -> Floats:
+def _sides(objects: Objects, rule: BoxRule, shape: NDArray[np.float32]) -> Reals:
     """Width and height (R, 2), pixels, of an anchor on the objects' images."""
     if not rule.relative:
         return np.broadcast_to(shape.astype(np.float64), (len(objects), 2))
     padded = ((objects.sizes[objects.image, ::-1] + 31) // 32 * 32).astype(np.float32)
-    sides: Floats = (shape * padded).astype(np.float64)
+    sides: Reals = (shape * padded).astype(np.float64)
     return sides
 
 
-def _usable(objects: Objects, rule: BoxRule, level: _Level, sides: Floats) -> tuple[Floats, Floats]:
+def _usable(objects: Objects, rule: BoxRule, level: _Level, sides: Reals) -> tuple[Reals, Reals]:
     """First and last cell (R, 2) whose anchor takes part."""
-    low, high = np.zeros(sides.shape), level.cells - 1.0
+    low: Reals = np.zeros(sides.shape)
+    high: Reals = level.cells - 1.0
     if rule.border is None:
         return low, high
-    image = objects.sizes[objects.image, ::-1]
+    image = objects.sizes[objects.image, ::-1].astype(np.float64)
     low = np.maximum(low, np.ceil((sides / 2 - rule.border) / level.step - rule.offset))
     high = np.minimum(high, np.floor((image + rule.border - sides / 2) / level.step - rule.offset))
     return low, high

@@ -37,7 +37,8 @@ class Objects:
     def sides(self) -> NDArray[np.float64]:
         """(R,) square roots of the areas, pixels."""
         extent = (self.boxes[:, 2:] - self.boxes[:, :2]).astype(np.float64)
-        return np.sqrt(extent.prod(axis=1))
+        sides: NDArray[np.float64] = np.sqrt(extent.prod(axis=1))
+        return sides
 
     def fewer(self, most: int) -> Objects:
         """Those of evenly chosen images, about `most` of them."""

@@ -153,7 +153,7 @@ def number(value: Any, what: str, *, low: float = 1e-6, high: float = 1e6) -> fl
     return float(value)
 
 
-def numbers(values: Any, what: str) -> tuple[float, ...]:
+def number_list(values: Any, what: str) -> tuple[float, ...]:
     """Some positive numbers. Raises UserError."""
     if not isinstance(values, (list, tuple)) or not values:
         raise UserError(f"{what} is {values!r}: give a list of numbers, such as [0.5, 1.0, 2.0]")
@@ -176,7 +176,7 @@ def _grid(
     """RetinaNet's anchors, or those of an RPN."""
     retina = detector == "retinanet"
     scale = number(given.get("anchor_scale", 4.0 if retina else 8.0), f"{where}.anchor_scale")
-    ratios = numbers(given.get("ratios", (0.5, 1.0, 2.0)), f"{where}.ratios")
+    ratios = number_list(given.get("ratios", (0.5, 1.0, 2.0)), f"{where}.ratios")
     scales = [scale * 2 ** (i / 3) for i in range(3)] if retina else [scale]
     whole = bool(given.get("integer_anchors", torchvision))
     low = 0.0 if retina or torchvision else 0.3
@@ -222,7 +222,7 @@ def _yolo_shapes(anchors: Any, levels: int) -> list[Shapes]:
         raise UserError(f"{what}: give {levels} lists, one a level, of [width, height] in pixels")
     shapes = []
     for level in anchors:
-        pairs = [numbers(pair, what) for pair in level] if isinstance(level, (list, tuple)) else []
+        pairs = [number_list(pair, what) for pair in level] if isinstance(level, (list, tuple)) else []
         if not pairs or any(len(pair) != 2 for pair in pairs):
             raise UserError(f"{what}: give {levels} lists, one a level, of [width, height] in pixels")
         shapes.append(np.array(pairs, dtype=np.float32))
