@@ -278,7 +278,7 @@ def _sides(objects: Objects, rule: BoxRule, shape: NDArray[np.float32]) -> Reals
 def _usable(objects: Objects, rule: BoxRule, level: _Level, sides: Reals) -> tuple[Reals, Reals]:
     """First and last cell (R, 2) whose anchor takes part."""
     low: Reals = np.zeros(sides.shape)
-    high: Reals = level.cells - 1.0
+    high = (level.cells - 1).astype(np.float64)
     if rule.border is None:
         return low, high
     image = objects.sizes[objects.image, ::-1].astype(np.float64)
