@@ -40,6 +40,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("retinanet", {}),
     ("retinanet", {"preset": "torchvision", "head": {"anchor_scale": 1.0}}),
     ("fcos", {}),
+    ("fcos", {"preset": "conference", "head": {"inclusive": False}}),
     ("fcos", {"preset": "torchvision", "head": {"radius": 1.0}}),
     ("ssd", {}),
     ("ssd", {"head": {"smallest": 0.05, "largest": 0.5}}),

@@ -202,15 +202,15 @@ def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _meet_points(objects: Objects, rule: PointRule) -> Meeting:
-    _, centre = _extent(objects)
+    extent, centre = _extent(objects)
     keys, owners, areas = [], [], []
     for number, stride in enumerate(rule.strides):
         level = _level(objects, stride, whole_steps=rule.whole_steps)
         least = rule.low * stride if number else 0.0
         most = rule.high * stride if number < len(rule.strides) - 1 else np.inf
-        low = np.maximum(np.ceil(centre / level.step - rule.offset - rule.radius * stride / level.step), 0)
-        high = np.floor(centre / level.step - rule.offset + rule.radius * stride / level.step)
-        high = np.minimum(high, level.cells - 1)
+        reach = np.minimum(rule.radius * stride, extent / 2) + stride * 1e-6
+        low = np.maximum(np.ceil((centre - reach) / level.step - rule.offset), 0)
+        high = np.minimum(np.floor((centre + reach) / level.step - rule.offset), level.cells - 1)
         count = np.maximum(high - low + 1, 0).astype(np.int64)
         row, within = _repeated(count.prod(axis=1))
         cell = low[row] + np.stack([within % count[row, 0], within // count[row, 0]], axis=1)
@@ -221,7 +221,10 @@ def _meet_points(objects: Objects, rule: PointRule) -> Meeting:
         off = np.abs(point - (box[:, :2] + box[:, 2:]) / 2).max(axis=1)
         farthest = distances.max(axis=1)
         fits = (distances.min(axis=1) > 0) & (off < rule.radius * stride)
-        fits &= (farthest > least) & (farthest < most)
+        if rule.inclusive:
+            fits &= (farthest >= least) & (farthest <= most)
+        else:
+            fits &= (farthest > least) & (farthest < most)
         index = cell[:, 1].astype(np.int64) * level.cells[row, 0] + cell[:, 0].astype(np.int64)
         key = (objects.image[row] * len(rule.strides) + number) * _CELLS + index
         keys.append(key[fits])
@@ -283,7 +286,8 @@ def _usable(objects: Objects, rule: BoxRule, level: _Level, sides: Reals) -> tup
         return low, high
     image = objects.sizes[objects.image, ::-1].astype(np.float64)
     low = np.maximum(low, np.ceil((sides / 2 - rule.border) / level.step - rule.offset))
-    high = np.minimum(high, np.floor((image + rule.border - sides / 2) / level.step - rule.offset))
+    inside = (image + rule.border - sides / 2) / level.step - rule.offset
+    high = np.minimum(high, np.ceil(inside) - 1)  # by less than the border there, see `boxes.within`
     return low, high
 
 

@@ -23,6 +23,7 @@ _EXTRA = {"none": 0, "pool": 1}  # the others add two
 _PART = {"faster_rcnn": "rpn", "mask_rcnn": "rpn", "cascade_rcnn": "rpn"}
 _HEADS = ("retinanet", "ssd", "yolov3")
 _PRESETS = ("mmdetection", "torchvision")
+_FCOS_PRESETS = ("mmdetection", "journal", "conference", "torchvision")
 ANCHOR_KEYS = {
     "rpn": ("anchor_scale", "ratios"),
     "retinanet": ("anchor_scale", "ratios"),
@@ -68,10 +69,13 @@ class PointRule:
 
     strides: tuple[int, ...]
     radius: float = 1.5
+    """Of the central region, in strides; infinite: it is the whole box."""
     low: float = 4.0
     high: float = 8.0
     offset: float = 0.5
     whole_steps: bool = False
+    inclusive: bool = True
+    """The limits of the size are within."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +133,14 @@ def rule_for(
         return None
     given = options.get(part[0] if part else "head") or {}
     preset = options.get("preset", _PRESETS[0])
-    if preset not in _PRESETS:
-        raise unknown_name("preset", preset, _PRESETS)
+    presets = _FCOS_PRESETS if detector == "fcos" else _PRESETS
+    if preset not in presets:
+        raise unknown_name("preset", preset, presets)
     torchvision = preset == "torchvision"
     where = f"detector_options.{part[0] if part else 'head'}"
     levels = tuple(strides) if strides is not None else _strides(detector, neck_options or {})
     if detector == "fcos":
-        offset = number(given.get("offset", 0.0 if torchvision else 0.5), f"{where}.offset", low=0)
-        radius = number(given.get("radius", 1.5), f"{where}.radius")
-        return PointRule(levels, radius, offset=offset, whole_steps=torchvision)
+        return _points(levels, given, where, preset)
     if detector == "yolov3":
         return ShapeRule(levels, tuple(_yolo_shapes(given.get("anchors", YOLO_SHAPES), len(levels))))
     if detector == "ssd":
@@ -168,6 +171,18 @@ def _strides(detector: str, neck_options: Mapping[str, Any]) -> tuple[int, ...]:
     for _ in range(_EXTRA.get(neck_options.get("extra_levels", extra), 2)):
         levels.append(2 * levels[-1])
     return tuple(levels)
+
+
+def _points(strides: tuple[int, ...], given: Mapping[str, Any], where: str, preset: str) -> PointRule:
+    torchvision = preset == "torchvision"
+    radius = given.get("radius", None if preset == "conference" else 1.5)
+    return PointRule(
+        strides,
+        math.inf if radius is None else number(radius, f"{where}.radius"),
+        offset=number(given.get("offset", 0.0 if torchvision else 0.5), f"{where}.offset", low=0),
+        whole_steps=bool(given.get("integer_anchors", torchvision)),
+        inclusive=bool(given.get("inclusive", not torchvision)),
+    )
 
 
 def _grid(
