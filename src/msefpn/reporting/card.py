@@ -10,7 +10,7 @@ from msefpn.errors import UserError
 from msefpn.reporting.images import image_groups
 from msefpn.reporting.numbers import MEANING
 from msefpn.reporting.run import ReportedRun
-from msefpn.reporting.text import percent
+from msefpn.runs.console import percent
 from msefpn.runs.folder import CONFIG
 
 PICTURE = "detections.webp"
