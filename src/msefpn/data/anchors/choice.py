@@ -20,6 +20,7 @@ _SCALES = {
     "head": (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
 }
 _RATIOS = ((0.5, 1.0, 2.0), (0.33, 1.0, 3.0), (0.25, 1.0, 4.0))
+_LONGEST = 5.0  # long side to short side
 _SMALLEST, _LARGEST = (0.03, 0.05, 0.1, 0.15, 0.2), (0.5, 0.7, 0.9)
 _LOOKED_AT = 3000
 """Objects that candidates are compared on."""
@@ -153,8 +154,8 @@ def _ratios(objects: Objects) -> list[tuple[float, ...]]:
     """Usual ratios (height / width), and those of the objects: three of each, for the head's shape."""
     extent = (objects.boxes[:, 2:] - objects.boxes[:, :2]).astype(np.float64)
     quantiles = np.quantile(extent[:, 1] / np.maximum(extent[:, 0], 1e-9), (0.05, 0.5, 0.95))
-    own = tuple(float(f"{value:.2g}") for value in quantiles)
-    return [*_RATIOS, own] if len(set(own)) == 3 and own[0] > 0.05 and own[2] < 20 else [*_RATIOS]
+    own = tuple(float(f"{value:.2g}") for value in quantiles.clip(1 / _LONGEST, _LONGEST))
+    return [*_RATIOS, own] if len(set(own)) == 3 else [*_RATIOS]
 
 
 def _defaults(detector: str, keys: Sequence[str]) -> dict[str, Any]:
