@@ -268,7 +268,7 @@ def test_damage_inside_a_file_needs_decoding(data_set: DataSet) -> None:
 
 
 def test_size_in_the_json(data_set: DataSet) -> None:
-    data_set.content["images"][0]["width"] = 66
+    data_set.content["images"][0]["width"] += 1
     del data_set.content["images"][1]["height"]
     data, report = data_set.scan()
     assert report.of("size differs from the json")[0].file == "a.jpg"
@@ -279,8 +279,8 @@ def test_size_in_the_json(data_set: DataSet) -> None:
 @pytest.mark.parametrize(
     ("mode", "kinds"),
     [
-        ("L", {"grey image"}),
-        ("LA", {"grey image", "alpha channel"}),
+        ("L", set()),
+        ("LA", {"alpha channel"}),
         ("RGBA", {"alpha channel"}),
         ("CMYK", {"CMYK image"}),
         ("I;16", {"16-bit image"}),

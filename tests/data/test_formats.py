@@ -235,7 +235,8 @@ def test_labelme(tmp_path: Path) -> None:
     assert found["a.jpg"][1] == ("dot", [40, 15, 20, 20])
     assert found["a.jpg"][2:] == [("two", [0, 0, 14, 14])]
     assert found["b.jpg"] == []
-    assert [Path(line.split(":")[0]).stem for line in source.log.skipped] == ["c", "d", "e"]
+    assert [Path(line.split(":")[0]).stem for line in source.log.skipped] == ["c", "e"]
+    assert "d.json names gone.jpg" in source.log.notes[-1]  # but its own picture is there
     assert any("shapes without an area are skipped (point)" in note for note in source.log.notes)
     assert list(objects(source.splits["val"].content)) == ["v.jpg"]
 
@@ -260,16 +261,19 @@ def test_create_ml(tmp_path: Path) -> None:
     assert "entry 5 does not name an image" in source.log.skipped[2]
 
 
-def test_a_name_that_leads_out_of_the_folder_is_left_out(tiny_set: Path, tmp_path: Path) -> None:
+def test_a_name_that_leads_out_of_the_folder_is_refused(tiny_set: Path, tmp_path: Path) -> None:
     content = json.loads((tiny_set / "val.json").read_text())
     content["images"][0]["file_name"] = "../val/" + content["images"][0]["file_name"] + "/../../../x.jpg"
     content["images"][1]["file_name"] = "gone.jpg"
     text(tmp_path / "train.json", content)
     (tmp_path / "train").symlink_to(tiny_set / "val")
+    with pytest.raises(UserError, match=r"outside image: .*x.jpg .image .*. leads out of"):
+        open_source(tmp_path)
+    content["images"][0]["file_name"] = "gone-too.jpg"
+    text(tmp_path / "train.json", content)
     source = open_source(tmp_path)
     assert len(source.splits["train"].content["images"]) == 3
-    assert "leads out of the image folder" in source.log.skipped[0]
-    assert "gone.jpg" in source.log.skipped[1]
+    assert ["gone" in line and "is missing in" in line for line in source.log.skipped] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msefpn.commands.arguments import SplitFiles, as_path, configured, takes
 from msefpn.config import Config, load_recipe, parse_size
-from msefpn.errors import unknown_name
+from msefpn.errors import UserError, unknown_name
 from msefpn.names import check_detector_name
 from msefpn.runs.folder import default_recipe
 
@@ -45,13 +47,15 @@ def check(
     recipe: str | Path | None = None,
     set: Sequence[str] = (),
     out: str | Path | None = None,
+    fix_names: bool = False,
     **options: Any,
 ) -> Check:
     """Check every image and box of a data set, report what is wrong or unusual, and advise on training.
 
     Args:
         data: folder with train.json + train/ and val.json + val/, or in the layout of COCO, Pascal
-            VOC, YOLO, LabelMe, Create ML or a plug-in's format
+            VOC, YOLO, LabelMe, Create ML or a plug-in's format; also one json, a folder that is not divided,
+            or a zip file of one
         masks: check the objects' masks too, which mask_rcnn learns from
         size: longest x shortest side, pixels, that images will be resized to fit into (default: the
             recipe's)
@@ -59,6 +63,7 @@ def check(
             boxes (default: faster_rcnn_r50_mse_fpn_1x)
         set: further settings of it as key=value or key.path=value
         out: folder for check.html: images with their boxes, and charts of sizes, shapes and classes
+        fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
 
     Returns:
         What was found; `str()` gives it as text.
@@ -72,6 +77,7 @@ def check(
     check_detector_name(config.detector)
 
     from msefpn.data.anchors import Chosen
+    from msefpn.data.archive import unpacked
     from msefpn.data.check import inspect_splits
     from msefpn.reporting import dataset as page
     from msefpn.runs.console import say
@@ -85,12 +91,20 @@ def check(
     chosen = Chosen(
         config.detector, config.detector_options, config.neck_options, auto=config.anchors == "auto"
     )
-    result = inspect_splits(data, **options, masks=masks, size=parse_size(config.size), detector=chosen)
-    say(str(result))
-    if folder is not None:
-        with new_folder(folder):
-            page.write_check_page(result, folder)
-        say(f"page: {folder / page.CHECK_FILE}")
+    with unpacked(Path(data)) if data is not None else nullcontext() as place:
+        result = inspect_splits(
+            place,
+            **options,
+            masks=masks,
+            size=parse_size(config.size),
+            detector=chosen,
+            fix_names=fix_names,
+        )
+        say(str(result))
+        if folder is not None:
+            with new_folder(folder):
+                page.write_check_page(result, folder)
+            say(f"page: {folder / page.CHECK_FILE}")
     return result
 
 
@@ -102,6 +116,7 @@ def convert(
     format: str | None = None,
     images: str | Path | None = None,
     link: bool = False,
+    fix_names: bool = False,
 ) -> Conversion:
     """Convert Pascal VOC, YOLO, LabelMe, Create ML or COCO annotations to COCO json or YOLO.
 
@@ -109,12 +124,13 @@ def convert(
     ImageSets/Main; else folders named train, val (valid, dev) and test, or what YOLO's data.yaml names.
 
     Args:
-        source: folder of the data set, or its json or data.yaml
+        source: folder of the data set, its json or data.yaml, or a zip file of it
         out: folder for the result, which --data takes (default: the first free converted-1, converted-2, ...)
         to: coco (SPLIT.json + SPLIT/) or yolo (data.yaml, images/ and labels/)
         format: coco, voc, labelme, createml, yolo or a plug-in's (default: detected)
         images: folder with the images (default: where the format has them)
         link: link to the images instead of copying them
+        fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
 
     Returns:
         Folder, detected format, images per split and the skipped files.
@@ -122,6 +138,7 @@ def convert(
     Raises:
         UserError: nothing can be used, or the folder is not empty.
     """
+    from msefpn.data.archive import unpacked
     from msefpn.data.formats import open_source
     from msefpn.runs.console import say
     from msefpn.runs.folder import check_out, free_folder
@@ -130,10 +147,13 @@ def convert(
     if to not in ("coco", "yolo"):
         raise unknown_name("format to write", to, ("coco", "yolo"))
     check_out(folder)
-    dataset = open_source(Path(source), format, as_path(images))
-    _write(dataset.splits, folder, dataset.log, to=to, link=link)
-    counts = {name: len(part.content["images"]) for name, part in dataset.splits.items()}
-    say(*dataset.log.lines(), *(_summary(name, part) for name, part in dataset.splits.items()))
+    _refuse_links(Path(source), link)
+    with unpacked(Path(source)) as place:
+        dataset = open_source(place, format, as_path(images), fix_names=fix_names)
+        splits = {name: part.cleaned(dataset.log) for name, part in dataset.splits.items()}
+        _write(splits, folder, dataset.log, to=to, link=link)
+    counts = {name: len(part.content["images"]) for name, part in splits.items()}
+    say(*dataset.log.lines(), *(_summary(name, part) for name, part in splits.items()))
     next_step = f"train on it with msefpn train --data {folder}"
     if "train" not in counts or len(counts) < 2:
         next_step = f"divide it into train and val with msefpn split {folder}"
@@ -151,6 +171,7 @@ def split(
     format: str | None = None,
     images: str | Path | None = None,
     link: bool = False,
+    fix_names: bool = False,
 ) -> Division:
     """Divide a data set into train and val, with every class in proportion and groups kept together.
 
@@ -167,6 +188,7 @@ def split(
         format: coco, voc, labelme, createml, yolo or a plug-in's (default: detected)
         images: folder with the images (default: where the format has them)
         link: link to the images instead of copying them
+        fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
 
     Returns:
         The splits and their boxes per class.
@@ -174,18 +196,20 @@ def split(
     Raises:
         UserError: it cannot be divided that way, or the folder is not empty.
     """
-    from msefpn.data.formats import ReadLog, open_source
+    from msefpn.data.archive import unpacked
+    from msefpn.data.formats import open_source
     from msefpn.data.split import divide
     from msefpn.runs.console import say
     from msefpn.runs.folder import check_out, free_folder
 
     folder = as_path(out) or free_folder(Path("split"))
     check_out(folder)
-    dataset = open_source(Path(source), format, as_path(images))
-    for part in dataset.splits.values():
-        part.read(ReadLog())
-    division = divide(dataset, val, seed, group)
-    _write(division.splits, folder, dataset.log, to="coco", link=link)
+    _refuse_links(Path(source), link)
+    with unpacked(Path(source)) as place:
+        dataset = open_source(place, format, as_path(images), fix_names=fix_names)
+        splits = {name: part.cleaned(dataset.log) for name, part in dataset.splits.items()}
+        division = divide(replace(dataset, splits=splits), val, seed, group)
+        _write(division.splits, folder, dataset.log, to="coco", link=link)
     say(*dataset.log.lines(), str(division))
     say(
         f"{source} ({dataset.format}) to {folder}{_skipped(dataset.log, folder)}; "
@@ -202,13 +226,17 @@ def _write(splits: Mapping[str, Split], out: Path, log: ReadLog, *, to: str, lin
     check_out(out, room=0 if link else bytes_of(splits))
     with new_folder(out):
         if to == "coco":
-            for part in splits.values():
-                part.read(log)
             write_coco(splits, out, link=link)
         else:
             write_yolo(splits, out, log, link=link)
         if log.skipped:
             write_text(out / SKIPPED, "".join(f"{text}\n" for text in log.skipped))
+
+
+def _refuse_links(source: Path, link: bool) -> None:
+    """Raise UserError for links into a zip file, whose content is there only while it is read."""
+    if link and source.suffix.lower() == ".zip":
+        raise UserError(f"link cannot be used with '{source}': leave it out, or unpack the zip file")
 
 
 def _summary(name: str, part: Split) -> str:

@@ -44,7 +44,7 @@ def predict(
 
     Returns:
         One entry per object, as in predictions.json: COCO's result format with file and class names, and the
-        number of the frame in a video.
+        number and time (seconds) of the frame in a video.
 
     Raises:
         UserError: the request cannot be met; the message says what to change.
@@ -52,8 +52,11 @@ def predict(
     chosen = PredictionOptions.given(**options)
     found = _check_given(run, sources)
 
+    from msefpn.inference.sources import describe_left_out
     from msefpn.prediction.predict import predict as write_predictions
+    from msefpn.runs.console import say
 
+    say(*filter(None, [describe_left_out(sources)]))
     kinds = ["pictures", "json"] if save is None else save
     return write_predictions(_opened(run), found, chosen, out=as_path(out), save=kinds)
 
@@ -101,6 +104,7 @@ def evaluate(
     size: str | int | None = None,
     device: str = "auto",
     workers: int = 2,
+    fix_names: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Evaluate a run by COCO's protocol: 12 numbers and AP per class, of boxes and of masks if it draws them.
@@ -118,6 +122,7 @@ def evaluate(
         size: longest x shortest side, pixels, that images are resized to fit into (default: the run's)
         device: auto, cpu or gpu
         workers: processes that load images; 0: none but the command itself
+        fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
 
     Returns:
         The numbers by name, and `per_class`: name -> AP; under `mask`, the same for masks.
@@ -145,6 +150,7 @@ def evaluate(
         device=device,
         workers=workers,
         options=chosen,
+        fix_names=fix_names,
     )
 
 

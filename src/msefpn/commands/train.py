@@ -21,6 +21,7 @@ def train(
     resume: bool = False,
     steps: int | None = None,
     callbacks: Sequence[Any] = (),
+    fix_names: bool = False,
     **options: Any,
 ) -> Path:
     """Train a detector and return its run folder; RUN/report.html shows it.
@@ -38,6 +39,7 @@ def train(
         resume: continue the run in the out folder
         steps: number of steps after which to stop; for trials
         callbacks: objects like `msefpn.training.callbacks.Callback`; Python only
+        fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
 
     Returns:
         The run folder.
@@ -58,6 +60,7 @@ def train(
         resume=resume,
         steps=steps,
         options=values,
+        fix_names=fix_names,
     )
 
     from msefpn.reporting.report import report_training

@@ -9,6 +9,7 @@ import numpy as np
 
 from msefpn.data.datasets import Dataset
 from msefpn.data.formats.base import SPLIT_NAMES
+from msefpn.data.values import flag_of
 from msefpn.errors import UserError
 
 
@@ -136,8 +137,15 @@ def _from_annotations(annotations: Sequence[Any]) -> dict[str, Any]:
     return {
         "boxes": boxes,
         "labels": [item["category_id"] for item in annotations],
-        "iscrowd": [bool(item.get("iscrowd")) for item in annotations],
+        "iscrowd": [_crowd(item.get("iscrowd")) for item in annotations],
     }
+
+
+def _crowd(value: Any) -> bool:
+    flag = flag_of(value)
+    if flag is None:
+        raise UserError(f"iscrowd is {value!r} in the torch data set: it must be 0 or 1")
+    return flag
 
 
 def _as_uint8(image: Any, index: int) -> Any:

@@ -25,6 +25,7 @@ class Annotations:
     crowd: NDArray[np.bool_]
     segments: list[Any]
     """(A,) their `segmentation` as it is in the json; None where there is none."""
+    row: NDArray[np.int64]  # (A,) place in the json's list
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Regions:
 def find_usable_boxes(
     notes: Annotations, sizes: NDArray[np.int64], ids: list[int], names: list[str], report: FaultReport
 ) -> NDArray[np.bool_]:
-    """FaultReport faulty boxes, each under its first fault, and return which (A,) to keep."""
+    """Report faulty boxes, each under its first fault, and return which (A,) to keep."""
     start, extent = notes.boxes[:, :2], notes.boxes[:, 2:]
     with np.errstate(invalid="ignore"):
         end = start + extent
@@ -82,6 +83,9 @@ def find_usable_boxes(
             kept = unnamed
     for row in np.flatnonzero(same_id & kept):
         report.add("duplicate annotation id", names[notes.image[row]], f"annotation {notes.ids[row]}")
+    for row in _equals(notes, np.flatnonzero(kept)):
+        numbers = [_short(side) for side in notes.boxes[row].tolist()]
+        report.add("equal box", names[notes.image[row]], f"annotation {notes.ids[row]}", f"bbox {numbers}")
     return kept
 
 
@@ -109,6 +113,17 @@ def _inside(
     """
     clipped: NDArray[np.float64] = extent - np.maximum(-start, 0) - np.maximum(start + extent - limit, 0)
     return clipped
+
+
+def _equals(notes: Annotations, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the rows whose image, class and box an earlier one has too."""
+    if not len(rows):
+        return rows
+    keys = np.concatenate([notes.image[rows, None], notes.label[rows, None], notes.boxes[rows]], 1)
+    _, first = np.unique(keys, axis=0, return_index=True)
+    again = np.ones(len(rows), dtype=np.bool_)
+    again[first] = False
+    return rows[again]
 
 
 def _repeats(notes: Annotations) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

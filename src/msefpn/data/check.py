@@ -1,5 +1,8 @@
 """What is in a data set: faults, classes, and object sizes against the pyramid and its anchors."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +13,11 @@ from msefpn.data.advice import ANCHOR_SIDES, NARROW, PYRAMID_STRIDES, TINY, advi
 from msefpn.data.anchors import MANY_MISSED, Chosen, advise_on_anchors, missed_share
 from msefpn.data.coco import CocoData, scan_coco
 from msefpn.data.faults import FaultReport
+from msefpn.data.finding import examples, unlisted
 from msefpn.data.formats import LoadedDataset, detect_format, open_source
-from msefpn.data.locate import locate_split, refuse_unread
+from msefpn.data.formats.coco import coco_places
+from msefpn.data.locate import has_splits, locate_split, refuse_unread
+from msefpn.data.split import content_marks
 from msefpn.errors import UserError
 
 _QUANTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -64,6 +70,8 @@ class Check:
     """Why there is no validation split; empty where there is one."""
     advice: tuple[str, ...] = ()
     """How to train on it, a sentence each."""
+    name: str = ""
+    """Of the data set."""
     read: tuple[str, ...] = ()
     """What had to be reported while reading a format other than COCO's, a line each."""
     anchors: tuple[str, ...] = ()
@@ -105,11 +113,13 @@ def inspect_splits(
     masks: bool = False,
     size: tuple[int, int] = (1333, 800),
     detector: Chosen | None = None,
+    fix_names: bool = False,
 ) -> Check:
     """Check every image and box of a data set, decoding all images.
 
     Args:
-        data: a folder whose splits are found by convention, see `find_split`, or one in another format.
+        data: a folder whose splits are found by convention, see `find_split`, one json, or one in another
+            format.
         train_json: the training json, instead of a `data` folder.
         train_images: its image folder; None: the folder named like the json.
         val_json: the validation json.
@@ -117,32 +127,46 @@ def inspect_splits(
         masks: check the objects' masks too.
         size: (longest, shortest side) that images are resized to fit into, pixels.
         detector: whose anchors are compared with the training boxes; None: Faster R-CNN's.
+        fix_names: take the picture of a similar name where one is missing.
 
     Raises:
         UserError: there is no training split, or `data` would not be used. Other faults are in the result.
     """
     refuse_unread(data, train_json, val_json)
-    source = _foreign(data)
+    source = _foreign(data, fix_names=fix_names)
     train = _find("train", data, source, train_json, train_images)
     if train is None:
         raise UserError("no data to check: give a data folder, or the training json and its image folder")
     val, missing = _find_val(data, source, val_json, val_images)
     places = {"train": train} | ({} if val is None else {"val": val})
     scans = {
-        name: (place, *scan_coco(place.file, place.folder, decode=True, masks=masks, content=place.content))
+        name: (
+            place,
+            *scan_coco(
+                *(place.file, place.folder),
+                decode=True,
+                masks=masks,
+                content=place.content,
+                fix_names=fix_names,
+            ),
+        )
         for name, place in places.items()
     }
     splits = tuple(_describe(name, *scan, size) for name, scan in scans.items())
-    both = [found for _, found, _ in scans.values() if found is not None]
-    advice, anchors = _advice(splits[0].data, size, detector or Chosen("faster_rcnn"))
+    found = {name: data for name, (_, data, _) in scans.items() if data is not None}
+    differences = class_differences(*found.values()) if len(found) == 2 else []
+    advice, anchors = _advice(found.get("train"), size, detector or Chosen("faster_rcnn"))
     return Check(
         size,
         splits,
-        tuple(class_differences(*both)) if len(both) == 2 else (),
+        (*differences, *shared_images(found)),
         missing,
         advice,
-        () if source is None else (f"{source.path}: read as {source.format}", *source.log.lines()),
-        anchors,
+        name=_name(data, train.file),
+        read=tuple(unlisted(_listed(scans.values())))
+        if source is None
+        else (f"{source.path}: read as {source.format}", *source.log.lines()),
+        anchors=anchors,
     )
 
 
@@ -161,6 +185,49 @@ def _advice(
 
     lines = [anchors.advice] if anchors.advice else []
     return (*lines, *advise(data, size, misses)), tuple(anchors.lines())
+
+
+def _listed(scans: Iterable[tuple[_Place, CocoData | None, FaultReport]]) -> Iterator[Path]:
+    """The files that the splits list, also those that cannot be read; none where a split cannot be used."""
+    found = list(scans)
+    if all(data is not None for _, data, _ in found):
+        for place, data, report in found:
+            yield from (data.path_of(row) for row in range(len(data))) if data else ()
+            yield from (place.folder / fault.file for fault in report.faults)
+
+
+def _name(data: str | Path | None, file: Path) -> str:
+    """What the data set is called."""
+    path = (Path(data) if data is not None else file).resolve()
+    return path.name if path.is_dir() else path.stem
+
+
+def shared_images(splits: dict[str, CocoData]) -> list[str]:
+    """Say which pictures are there twice, by their bytes: in both splits, or in one."""
+    files = [
+        (name, data.names[row], data.path_of(row))
+        for name, data in splits.items()
+        for row in range(len(data))
+    ]
+    first: dict[str, tuple[str, str]] = {}
+    across, within = [], []
+    for (split, name, _), mark in zip(files, content_marks([path for *_, path in files]), strict=True):
+        if mark is None:
+            continue
+        other = first.setdefault(mark, (split, name))
+        if other[0] != split:
+            across.append(f"{name} is {other[1]} of {other[0]}")
+        elif other[1] != name:
+            within.append(f"{name} is {other[1]} of {other[0]}")
+    texts = []
+    if across:
+        texts.append(
+            f"{len(across)} pictures of val are in train too ({examples(across)}), so its numbers are too "
+            "good: leave them out on one side, or divide with 'msefpn split'"
+        )
+    if within:
+        texts.append(f"{len(within)} pictures are in their split twice ({examples(within)})")
+    return texts
 
 
 def class_differences(train: CocoData, val: CocoData) -> list[str]:
@@ -204,12 +271,12 @@ class _Place(NamedTuple):
     """Of another format, as COCO's object."""
 
 
-def _foreign(data: str | Path | None) -> LoadedDataset | None:
+def _foreign(data: str | Path | None, *, fix_names: bool) -> LoadedDataset | None:
     """What a folder in a format other than COCO's holds."""
     if data is None or not Path(data).exists():
         return None
     format = detect_format(Path(data))
-    return None if format in (None, "coco") else open_source(Path(data), format)
+    return None if format in (None, "coco") else open_source(Path(data), format, fix_names=fix_names)
 
 
 def _find(
@@ -220,10 +287,21 @@ def _find(
     folder: str | Path | None,
 ) -> _Place | None:
     """The place of a split; None where nothing is given. Raises UserError."""
-    if source is None or file is not None or folder is not None:
+    alone = file is folder is None
+    if data is not None and source is None and alone and not has_splits(Path(data), ["train"]):
+        found = coco_places(Path(data), None)
+        if len(found) == 1 and split == "train":  # what is not divided is looked at as training data
+            return _Place(*next(iter(found.values())), None)
+        if len(found) == 1:
+            raise UserError(f"no val split in '{data}': 'msefpn split {data} --out NEW' makes one")
+    if source is None or not alone:
         place = locate_split(data, split, file, folder)
         return None if place is None else _Place(*place, None)
-    part = source.split(split)
+    part = (
+        next(iter(source.splits.values()))
+        if split == "train" and len(source.splits) == 1
+        else source.split(split)
+    )
     return _Place(part.file, part.folder, part.content)
 
 

@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
-import sys
 from array import array
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,10 @@ from numpy.typing import NDArray
 
 from msefpn.data.boxes import Annotations, Regions, clip_annotations, find_usable_boxes
 from msefpn.data.faults import FaultReport, counted
-from msefpn.data.images import Header, ImageFault, read_header
+from msefpn.data.looking import look_at_images
 from msefpn.data.masks import Masks, decode_masks, encode_segmentation
+from msefpn.data.repair import PictureNames, fit_annotations, sound_images, sound_notes
+from msefpn.data.values import is_number
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ class CocoData:
     """(N,) images that an annotation belongs to, also one that is left out; None: those that have boxes."""
     left_out: frozenset[int] = frozenset()
     """Ids of the images of the json that cannot be read."""
+    rows: NDArray[np.int64] | None = None
+    """(M,) place of each box's annotation in the json's list, as it was made plain; None: not from a json."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -90,6 +91,7 @@ class CocoData:
             areas=self.areas[rows],
             labels=self.labels[rows],
             crowd=self.crowd[rows],
+            rows=None if self.rows is None else self.rows[rows],
             masks=None if self.masks is None else self.masks.take(rows),
             proposals=None if self.proposals is None else self.proposals.take(chosen),
             annotated=None if self.annotated is None else self.annotated[chosen],
@@ -124,22 +126,51 @@ def scan_coco(
     decode: bool = False,
     masks: bool = False,
     content: dict[str, Any] | None = None,
+    fix_names: bool = False,
 ) -> tuple[CocoData | None, FaultReport]:
     """Like `read_coco`, but also report the faults that only the user can fix; the data is None then.
 
-    `content` is what the json would hold, where `file` is of another format.
+    `content` is what the json would hold, where `file` is of another format. `fix_names`: take the picture of
+    a similar name where one is missing.
+    """
+    data, report, _ = scan_content(
+        file, folder, decode=decode, masks=masks, content=content, fix_names=fix_names
+    )
+    return data, report
+
+
+def scan_content(
+    file: Path,
+    folder: Path,
+    *,
+    decode: bool = False,
+    masks: bool = False,
+    content: dict[str, Any] | None = None,
+    fix_names: bool = False,
+    skip_missing: bool = False,
+) -> tuple[CocoData | None, FaultReport, dict[str, Any] | None]:
+    """Like `scan_coco`; also return the content as it was made plain, to which `CocoData.rows` refers.
+
+    `skip_missing`: an image that is missing is one that cannot be read, and stops nothing.
     """
     report = FaultReport(file)
     content = _load(file, report) if content is None else content
     if content is None:
-        return None, report
+        return None, report, None
     classes = _read_categories(content["categories"], report)
-    ids, names, stated = _read_images(content["images"], report)
-    notes = _read_annotations(content["annotations"], ids, classes, names, report)
     if not folder.is_dir():
         report.add("missing folder", str(folder), text="does not exist")
-        return None, report
-    sizes, usable = _look_at_images(folder, ids, names, stated, decode, report)
+        return None, report, None
+    finder = PictureNames(file, folder, fix=fix_names)
+    entries, merged = sound_images(content["images"], finder, report)
+    for text in finder.fixed:
+        report.add("corrected name", text)
+    ids, names, stated = _read_images(entries, report)
+    raw = sound_notes(content["annotations"], merged, report)
+    sizes, usable = look_at_images(finder, ids, names, stated, report, decode=decode, skip=skip_missing)
+    raw = fit_annotations(raw, ids, names, stated, sizes, usable, report)
+    content = content | {"images": entries, "annotations": raw}
+    notes = _read_annotations(raw, ids, classes, names, report)
     kept = find_usable_boxes(notes, sizes, ids, names, report)
     order = np.flatnonzero(kept)[np.argsort(notes.image[kept], kind="stable")]
     boxes, areas = clip_annotations(notes, order, sizes)
@@ -155,6 +186,7 @@ def scan_coco(
         areas=areas,
         labels=notes.label[order],
         crowd=notes.crowd[order],
+        rows=notes.row[order],
         classes=tuple(classes.values()),
         category_ids=tuple(classes),
         masks=_read_masks(notes, order, sizes, usable, names, report) if masks else None,
@@ -165,8 +197,22 @@ def scan_coco(
         report.add("image without objects", data.names[index], f"image {data.ids[index]}")
     if not len(data.boxes) and not report.stops:
         reasons = ", ".join(counted(kind, count) for kind, count in report.counts.items())
-        report.add("no boxes", str(file), text=f"{len(notes.image)} annotations, none usable ({reasons})")
-    return (None if report.stops else data), report
+        report.add(
+            "no boxes", str(file), text=f"{len(content['annotations'])} annotations, none usable ({reasons})"
+        )
+    return (None if report.stops else data), report, content
+
+
+def kept_content(content: dict[str, Any], data: CocoData) -> dict[str, Any]:
+    """The content that `data` was read from, without the images and annotations that were left out."""
+    sizes = dict(zip(data.ids.tolist(), data.sizes.tolist(), strict=True))
+    images = [
+        {**item, "height": sizes[item["id"]][0], "width": sizes[item["id"]][1]}
+        for item in content["images"]
+        if item["id"] in sizes
+    ]
+    notes = [content["annotations"][row] for row in np.sort([] if data.rows is None else data.rows)]
+    return content | {"images": images, "annotations": notes}
 
 
 def _load(file: Path, report: FaultReport) -> dict[str, Any] | None:
@@ -175,7 +221,7 @@ def _load(file: Path, report: FaultReport) -> dict[str, Any] | None:
     except OSError as error:
         report.add("missing json", str(file), text=error.strerror or "cannot be read")
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         report.add("not JSON", str(file), text=str(error))
         return None
     if not isinstance(content, dict):
@@ -189,6 +235,9 @@ def _load(file: Path, report: FaultReport) -> dict[str, Any] | None:
     return None if report.stops else content
 
 
+_KINDS = {int: "a whole number", str: "a text", list: "a list"}
+
+
 def _has_keys(item: Any, keys: dict[str, type], where: str, report: FaultReport) -> bool:
     """Check that a json object has the keys with values of the types, and report what is wrong."""
     if not isinstance(item, dict):
@@ -198,20 +247,17 @@ def _has_keys(item: Any, keys: dict[str, type], where: str, report: FaultReport)
     for key, kind in keys.items():
         if key not in item:
             report.add("missing key", str(report.file), where, f"has no '{key}'")
+        elif kind is int and type(item[key]) is int and not _is_id(item[key]):
+            text = f"'{key}' is {item[key]}, which is too large: 64 bits hold it"
+            report.add("wrong value", str(report.file), where, text)
         elif not isinstance(item[key], kind) or (kind is int and not _is_id(item[key])):
-            report.add(
-                "wrong value", str(report.file), where, f"'{key}' is {item[key]!r}, not {kind.__name__}"
-            )
+            text = f"'{key}' is {item[key]!r}, not {_KINDS[kind]}"
+            report.add("wrong value", str(report.file), where, text)
     return len(report.faults) == found
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value can be held as a float; json's integers have no bound."""
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
+    return type(value) is int and abs(value) < 1 << 63
 
 
 def _where(kind: str, index: int, item: Any, plural: str) -> str:
@@ -266,7 +312,7 @@ def _read_annotations(
     index_of = {id: index for index, id in enumerate(ids)}
     label_of = {id: label for label, id in enumerate(classes)}
     # Typed arrays: a list of numbers would hold millions of Python objects.
-    note, image, label, crowd = array("q"), array("q"), array("q"), array("b")
+    note, image, label, crowd, row = array("q"), array("q"), array("q"), array("b"), array("q")
     boxes, areas = array("d"), array("d")
     segments: list[Any] = []
     for index, item in enumerate(raw):
@@ -278,15 +324,16 @@ def _read_annotations(
             report.add("unknown image", str(report.file), where, f"image_id {item['image_id']}")
         elif item["category_id"] not in label_of:
             report.add("unknown category", names[position], where, f"category_id {item['category_id']}")
-        elif len(box) != 4 or not all(map(_is_number, box)):
+        elif len(box) != 4 or not all(isinstance(side, float) or is_number(side) for side in box):
             report.add("bbox without 4 numbers", names[position], where, str(box))
         else:
+            row.append(index)
             note.append(item["id"] if _is_id(item.get("id")) else -1 - index)
             image.append(position)
             label.append(label_of[item["category_id"]])
             boxes.extend(box)
             areas.append(_area(item))
-            crowd.append(bool(item.get("iscrowd", 0)))
+            crowd.append(item.get("iscrowd", 0) == 1)
             segments.append(item.get("segmentation"))
     return Annotations(
         ids=np.array(note, dtype=np.int64),
@@ -296,6 +343,7 @@ def _read_annotations(
         areas=np.array(areas, dtype=np.float64),
         crowd=np.array(crowd, dtype=np.bool_),
         segments=segments,
+        row=np.array(row, dtype=np.int64),
     )
 
 
@@ -326,59 +374,4 @@ def _read_masks(
 def _area(annotation: dict[str, Any]) -> float:
     """The area that an annotation states; NaN where it states none, or an impossible one."""
     area: Any = annotation.get("area")
-    return area if _is_number(area) and 0 < area < math.inf else math.nan
-
-
-def _look_at_images(
-    folder: Path,
-    ids: list[int],
-    names: list[str],
-    stated: list[tuple[int, int] | None],
-    decode: bool,
-    report: FaultReport,
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Sizes (N, 2) of the images as decoded, pixels, and which of them (N,) can be read."""
-
-    def look(name: str, size: tuple[int, int] | None) -> Header | Exception:
-        try:
-            return read_header(folder / name, size, decode=decode)
-        except (FileNotFoundError, ImageFault) as error:
-            return error
-
-    sizes = np.ones((len(names), 2), dtype=np.int64)
-    usable = np.zeros(len(names), dtype=np.bool_)
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        headers = pool.map(look, names, stated, chunksize=64)
-        for index, header in enumerate(headers):
-            name, where = names[index], f"image {ids[index]}"
-            if isinstance(header, FileNotFoundError):
-                report.add("missing image", name, where, f"is not in {folder}")
-            elif isinstance(header, Exception):
-                report.add("unreadable image", name, where, str(header))
-            else:
-                sizes[index], usable[index] = header.size, True
-                _note_header(header, stated[index], name, where, report)
-            if not usable[index]:
-                sizes[index] = stated[index] or (1 << 30, 1 << 30)  # its boxes are not judged by a guess
-    return sizes, usable
-
-
-def _note_header(
-    header: Header, stated: tuple[int, int] | None, name: str, where: str, report: FaultReport
-) -> None:
-    height, width = header.size
-    if stated is None:
-        report.add("size not in the json", name, where, f"{width} x {height}")
-    elif stated != header.size:
-        text = f"{width} x {height}, the json says {stated[1]} x {stated[0]}"
-        report.add("size differs from the json", name, where, text)
-    if header.turned is not None:
-        report.add("EXIF rotation", name, where, "turned upright" if header.turned else "left as stored")
-    if header.alpha:
-        report.add("alpha channel", name, where)
-    if header.mode in ("1", "L", "LA"):
-        report.add("grey image", name, where)
-    if header.mode.startswith("I"):
-        report.add("16-bit image", name, where)
-    if header.mode == "CMYK":
-        report.add("CMYK image", name, where)
+    return float(area) if is_number(area) and area > 0 else math.nan

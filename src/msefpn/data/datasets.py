@@ -171,6 +171,8 @@ def _read(dataset: Dataset, index: int, count: int, where: str) -> _Item:
     crowd = _numbers(_value(item, "crowd", where, np.zeros(len(boxes), np.bool_)), f"{where}: crowd")
     if crowd.shape != labels.shape:
         raise UserError(f"{where}: crowd has shape {crowd.shape}, for {len(boxes)} boxes: give a bool each")
+    for row in np.flatnonzero(~np.isin(crowd, [0, 1])):
+        raise UserError(f"{where}: crowd of box {row} is {crowd[row]}: it must be 0 or 1")
     for row in np.flatnonzero(~(np.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1))):
         raise UserError(f"{where}: box {row} is {boxes[row].tolist()}: x1 < x2 and y1 < y2 must hold (xyxy)")
     for row in np.flatnonzero((labels < 0) | (labels >= count)):

@@ -35,6 +35,12 @@ STOPS = {
     "broken mask": Handling("broken masks", "draw it again as polygons or run lengths of the image's size"),
     "missing folder": Handling("missing folders", "give the folder of the images"),
     "missing image": Handling("missing images", "restore the file or remove the image from the json"),
+    "image of two sizes": Handling(
+        "images listed with several sizes", "give the file's real size, with boxes that fit it"
+    ),
+    "outside image": Handling(
+        "images outside the data folder", "name the folder of the images, or correct the names"
+    ),
 }
 """Kinds of fault that only the user can fix; a run does not start."""
 
@@ -43,6 +49,12 @@ MASK_FAULTS = ("no mask", "broken mask")
 
 HANDLING = {
     "unreadable image": Handling("unreadable images", "dropped, boxes included"),
+    "size of another picture": Handling(
+        "images whose stated size has another shape", "dropped, boxes included: correct the size"
+    ),
+    "corrected name": Handling("file names of pictures", "corrected"),
+    "image listed again": Handling("images listed again", "merged, their boxes united"),
+    "unclear iscrowd": Handling("values of iscrowd that are neither 0 nor 1", "dropped, the annotation too"),
     "unknown image": Handling("annotations of unknown images", "dropped"),
     "bbox without 4 numbers": Handling("bboxes without 4 numbers", "dropped"),
     "NaN box": Handling("NaN boxes", "dropped"),
@@ -56,14 +68,24 @@ HANDLING = {
     "duplicate annotation id": Handling("duplicate annotation ids", "both kept"),
     "size not in the json": Handling("image sizes not in the json", "taken from the file"),
     "size differs from the json": Handling("image sizes that differ from the json", "taken from the file"),
+    "resized image": Handling(
+        "images whose stated and real size differ by one factor", "rescaled, boxes and outlines"
+    ),
+    "degenerate polygon": Handling("objects with degenerate polygons", "dropped, the other polygons kept"),
+    "object without a box": Handling("objects without a box", "boxes made from their outlines"),
+    "equal box": Handling("boxes equal to another of the class in their image", "all kept"),
+    "several frames": Handling("files of several frames", "the first frame is taken"),
     "EXIF rotation": Handling("EXIF rotations", "applied where the json's size agrees"),
-    "grey image": Handling("grey images", "converted to RGB"),
     "alpha channel": Handling("alpha channels", "dropped"),
-    "16-bit image": Handling("16-bit images", "scaled to 8 bit"),
+    "16-bit image": Handling("16-bit images", "scaled to 8 bits"),
     "CMYK image": Handling("CMYK images", "converted to RGB"),
     "image without objects": Handling("images without objects", "kept"),
 }
 """Kinds of fault that do not stop a run."""
+
+
+_CHANGES = ("dropped", "corrected", "merged", "rescaled", "boxes made", "the first", "scaled")
+"""How the actions begin that change what comes out."""
 
 
 class DataFault(NamedTuple):
@@ -127,12 +149,12 @@ class FaultReport:
             lines += [f"    and {count - most} more"] * (count > most)
         return lines
 
-    def summary(self, *, dropped_only: bool = False) -> list[str]:
+    def summary(self, *, changes_only: bool = False) -> list[str]:
         """Return one phrase per kind that does not stop a run: '43 images without objects (kept)'."""
         return [
             f"{counted(kind, count)} ({HANDLING[kind].action})"
             for kind, count in self.counts.items()
-            if kind in HANDLING and (not dropped_only or HANDLING[kind].action.startswith("dropped"))
+            if kind in HANDLING and (not changes_only or HANDLING[kind].action.startswith(_CHANGES))
         ]
 
     def __str__(self) -> str:

@@ -1,7 +1,8 @@
 """Image files into RGB arrays, whatever their mode, depth and orientation.
 
-Alpha is dropped and not blended, as OpenCV's colour reading does; 16-bit values are scaled from 0..65535 to
-0..255; grey is repeated over the three channels; CMYK is converted.
+Alpha is dropped and not blended, as OpenCV's colour reading does; values of 16 bits are scaled to 0..255 from
+the range of 10, 12, 14 or 16 bits that the file states, else from the least of these that holds them all;
+grey is repeated over the three channels; CMYK is converted. Of several frames, the first is taken.
 """
 
 import os
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from msefpn.data.values import common_factor
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -22,8 +25,12 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-"""Suffixes of the files that are taken from a folder as images."""
+_FRAMED = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")
+"""Formats whose files may hold several frames that are pictures of their own."""
+_MAX_SAMPLE = 281
+"""TIFF 6.0: the tag of the largest value."""
+_DEPTHS = (10, 12, 14, 16)
+"""Bits that cameras store in 16: the least that holds all values of an image is taken as its depth."""
 
 
 class ImageFault(Exception):  # noqa: N818  (a fault in the sense of `faults`)
@@ -40,6 +47,10 @@ class Header(NamedTuple):
     alpha: bool
     turned: bool | None
     """Whether the EXIF orientation is applied; None where the file has none."""
+    frames: int = 1
+    """Frames in the file, of which the first is taken."""
+    bits: int = 8
+    """Of a value: what is scaled to 8."""
 
 
 def read_header(path: Path, size: tuple[int, int] | None = None, *, decode: bool = False) -> Header:
@@ -60,7 +71,10 @@ def read_header(path: Path, size: tuple[int, int] | None = None, *, decode: bool
             turned = _is_turned(image, orientation, size) if orientation else None
             height, width = _turned_size(image, orientation) if turned else (image.height, image.width)
             alpha = "transparency" in image.info or "A" in image.getbands()
-            header = Header((height, width), image.mode, alpha, turned)
+            frames = getattr(image, "n_frames", 1) if image.format in _FRAMED else 1
+            image.seek(0)
+            bits = _bits(image) if image.mode.startswith("I") else 8
+            header = Header((height, width), image.mode, alpha, turned, frames, bits)
             if decode or image.mode == "F" or not _has_end(path):
                 to_rgb(image)
             return header
@@ -125,8 +139,11 @@ def _turned_size(image: Image.Image, orientation: int) -> tuple[int, int]:
 
 
 def _is_turned(image: Image.Image, orientation: int, size: tuple[int, int] | None) -> bool:
-    stored = (image.height, image.width)
-    return size != stored or _turned_size(image, orientation) == stored
+    """Whether to turn: unless the annotation's size is, or was before a resize, that of the stored pixels."""
+    stored, upright = (image.height, image.width), _turned_size(image, orientation)
+    if size is None or upright in (stored, size):
+        return True
+    return size != stored and (common_factor(size, upright) or not common_factor(size, stored))
 
 
 def _has_end(path: Path) -> bool:
@@ -142,11 +159,20 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode == "F":
         raise ImageFault("floating-point pixels have no known range")
     if image.mode.startswith("I"):
-        grey = np.rint(np.clip(np.array(image), 0, 65535) / 257).astype(np.uint8)
+        top = (1 << _bits(image)) - 1
+        grey = np.rint(np.clip(np.array(image), 0, top) * (255 / top)).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert would copy
+
+
+def _bits(image: Image.Image) -> int:
+    """Bits of the values of a 16-bit image, by the largest that its TIFF states or that it has."""
+    stated = getattr(image, "tag_v2", {}).get(_MAX_SAMPLE)
+    values = [stated] if isinstance(stated, int) else list(stated or ())  # one for each channel
+    highest = max([int(np.array(image).max(initial=0)), *values])
+    return next((bits for bits in _DEPTHS if highest < 1 << bits), 16)
 
 
 def _reason(error: Exception) -> str:

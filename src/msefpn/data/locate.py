@@ -19,6 +19,11 @@ def find_split(data: Path, split: str) -> tuple[Path, Path]:
     `annotations/train.json`; `train/_annotations.coco.json`; images also under `images/`. For 'val' the first
     of val, valid, validation, dev and test. Raises UserError that says what was looked for.
     """
+    if data.is_file():
+        raise UserError(
+            f"'{data}' is one file without a {split} split: 'msefpn split {data} --out NEW' makes a folder "
+            "with both"
+        )
     if not _is_folder(data):
         raise missing_folder(data)
     for name in (name + year for name in _NAMES[split] for year in _YEARS):

@@ -110,6 +110,31 @@ def moved_mask(mask: dict[str, Any], offset: tuple[int, int], size: tuple[int, i
     return run_lengths(_counts(coco_mask.frPyObjects(whole, *size)), size)
 
 
+def box_of_mask(value: dict[str, Any]) -> list[float] | None:
+    """The box (x, y, width, height) around run lengths of a json; None where they are wrong or empty."""
+    size = value.get("size")
+    try:
+        counts = encode_segmentation(value, (int(size[0]), int(size[1])))  # type: ignore[index]  # any error is caught
+        box: list[float] = coco_mask.toBbox([run_lengths(counts, size)])[0].tolist()  # type: ignore[arg-type]  # likewise
+    except (ValueError, TypeError, LookupError):
+        return None
+    return box if box[2] > 0 and box[3] > 0 else None
+
+
+def resized_mask(value: dict[str, Any], size: tuple[int, int]) -> dict[str, Any] | None:
+    """Run lengths of a json for the image at another size (height, width); None where they are wrong."""
+    try:
+        old = (int(value["size"][0]), int(value["size"][1]))
+        mask = decode_masks([encode_segmentation(value, old)], old)[0]
+    except (ValueError, TypeError, LookupError):
+        return None
+    rows, columns = (
+        ((np.arange(new) + 0.5) * before / new).astype(np.int64)
+        for new, before in zip(size, old, strict=True)
+    )
+    return run_lengths(encode_mask(mask[rows[:, None], columns].astype(np.bool_)), size)
+
+
 def run_lengths(counts: bytes, size: Iterable[int]) -> dict[str, Any]:
     """COCO's object for a mask; `size`: height and width."""
     return {"size": [int(side) for side in size], "counts": counts.decode()}

@@ -166,7 +166,7 @@ def _groups(keys: Sequence[str | None], files: Sequence[Path]) -> list[list[int]
         return row
 
     first: dict[object, int] = {}
-    for row, (key, same) in enumerate(zip(keys, _contents(files), strict=True)):
+    for row, (key, same) in enumerate(zip(keys, content_marks(files), strict=True)):
         for name in (("group", key), ("bytes", same)):
             if name[1] is not None:
                 parent[top(row)] = top(first.setdefault(name, row))
@@ -176,7 +176,7 @@ def _groups(keys: Sequence[str | None], files: Sequence[Path]) -> list[list[int]
     return list(found.values())
 
 
-def _contents(files: Sequence[Path]) -> list[str | None]:
+def content_marks(files: Sequence[Path]) -> list[str | None]:
     """A hash of each file that another one may be equal to."""
     sizes = [file.stat().st_size for file in files]
     seen = Counter(sizes)

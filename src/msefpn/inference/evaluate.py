@@ -13,7 +13,7 @@ import numpy as np
 from msefpn.checkpoint import place_beside
 from msefpn.config import parse_size
 from msefpn.data.coco import CocoData, read_coco
-from msefpn.data.formats.write import as_coco
+from msefpn.data.formats.write import as_coco, with_fixed_names
 from msefpn.data.ground_truth import category_ids_for, truth_of
 from msefpn.data.loader import eval_loader
 from msefpn.data.locate import locate_split, refuse_unread
@@ -61,6 +61,7 @@ def evaluate(
     device: str,
     workers: int,
     options: DetectionOptions,
+    fix_names: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and write the numbers; arguments as of `msefpn.commands.predict.evaluate`."""
     if batch is not None and batch < 1:
@@ -82,13 +83,16 @@ def evaluate(
     sides = sides or parse_size(config.size)
     merged = apply_options(detector, options, run, sides)
     if data is not None:
-        data, log = as_coco(data, out.parent / "converted", [split])
+        data, log = as_coco(data, out.parent / "converted", [split], fix_names=fix_names)
         say(*log.lines())
     place = locate_split(data, split, file, images)
     if place is None:
         files = read_run(folder)[1].given()
         place = files[f"{split}_json"], files[f"{split}_images"]
         proposals = proposals or files.get(f"{split}_proposals")
+    elif fix_names and data is None:
+        place, log = with_fixed_names(*place, out.parent / "converted")
+        say(*log.lines())
     read = read_for(detector, run, place, proposals)
     batch = batch or config.batch // (config.devices * config.accumulate)
     category_ids = category_ids_for(detector.classes, read, f"the run {run}")
@@ -142,5 +146,6 @@ def read_for(detector: Detects, run: Path, place: tuple[Path, Path], proposals: 
         UserError: proposals are missing or unused, or the data cannot be used.
     """
     check_proposals_given(detector, proposals is not None, run)
-    read, _ = read_coco(*place, masks=detector.learns_masks)
+    read, report = read_coco(*place, masks=detector.learns_masks)
+    say(*(f"{place[0].name}: {text}" for text in report.summary(changes_only=True)))
     return read if proposals is None else with_proposals(read, proposals)

@@ -53,6 +53,10 @@ class Frame(NamedTuple):
     """Number of the frame from 0, counting those that `stride` skips; None: an image."""
     rate: float | None = None
     """Frames per second of a video, without those that `stride` skips."""
+    time: float | None = None
+    """When a frame of a video is shown, seconds; None: an image, or not known."""
+    told: str = ""
+    """What of the file was not taken as it stands."""
 
 
 class ReadFailure(NamedTuple):

@@ -17,7 +17,8 @@ from typing import TypeVar
 
 from PIL import Image
 
-from msefpn.data.images import IMAGE_SUFFIXES, ImageFault, read_image
+from msefpn.data.finding import UNREAD_SUFFIXES, examples, files_in, is_image_name
+from msefpn.data.images import ImageFault, read_header, read_image
 from msefpn.errors import UserError, missing_extra
 from msefpn.inference.frames import VIDEO_SUFFIXES, Frame, InputSource, ReadFailure
 
@@ -36,6 +37,22 @@ def find_sources(given: Paths) -> list[InputSource]:
     if not found:
         raise UserError("no images given: give files, folders, globs, URLs or a camera")
     return list(dict.fromkeys(found))
+
+
+def describe_left_out(given: Paths) -> str:
+    """Count the videos in given folders, which are not taken from there; empty for none."""
+    folders = [Path(item) for item in ([given] if isinstance(given, (str, Path)) else given)]
+    found = [
+        file
+        for folder in folders
+        if folder.is_dir()
+        for file in files_in(folder, deep=True)
+        if file.suffix.lower() in VIDEO_SUFFIXES
+    ]
+    videos = "1 video" if len(found) == 1 else f"{len(found)} videos"
+    return (
+        f"{videos} in folders left out ({examples(map(str, found))}): name them themselves" if found else ""
+    )
 
 
 def find_images(given: Paths) -> list[Path]:
@@ -70,15 +87,23 @@ def _find(item: str) -> list[InputSource]:
 
 
 def _images_in(folder: Path) -> list[InputSource]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    found = [InputSource("image", str(file)) for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    if found:
-        return found
-    video = next((file for file in files if file.suffix.lower() in VIDEO_SUFFIXES), None)
-    if video is not None:
-        raise UserError(f"no image found at '{folder}': name its videos themselves, such as '{video}'")
-    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-    raise UserError(f"no image found at '{folder}': it has no file with the suffix {suffixes}")
+    """The images of a folder and the folders in it, and the pictures that will be named as skipped."""
+    files = files_in(folder, deep=True)
+    images = [file for file in files if is_image_name(file)]
+    videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
+    unread = [file for file in files if file.suffix.lower() in UNREAD_SUFFIXES]
+    if images:
+        return [InputSource("image", str(file)) for file in sorted([*images, *unread])]
+    if videos:
+        raise UserError(f"no image found at '{folder}': name its videos themselves, such as '{videos[0]}'")
+    if unread:
+        raise UserError(
+            f"no image found at '{folder}' that can be read: convert its {len(unread)} pictures, such as "
+            f"'{unread[0].name}', to PNG or JPEG"
+        )
+    raise UserError(
+        f"no image found at '{folder}': it has no file with the suffix .bmp, .jpg, .png or the like"
+    )
 
 
 def _file(path: Path) -> InputSource:
@@ -137,10 +162,19 @@ def count_frames(sources: Sequence[InputSource], *, stride: int, limit: int | No
 
 def _read_image(index: int, name: str, path: Path) -> Frame | ReadFailure:
     try:
-        return Frame(index, read_image(path))
+        pixels = read_image(path)
+        return Frame(index, pixels, told=_told(name, path))
     except (OSError, ImageFault) as error:
         text = getattr(error, "strerror", None) or str(error)
         return ReadFailure(index, f"{name}: {' '.join(text.split()) or type(error).__name__}")
+
+
+def _told(name: str, path: Path) -> str:
+    """What of an image file was not taken as it stands; empty for nothing."""
+    header = read_header(path)
+    texts = [f"{header.frames} frames, the first is taken"] * (header.frames > 1)
+    texts += [f"16-bit values, scaled from {header.bits} bits"] * header.mode.startswith("I")
+    return f"{name}: {'; '.join(texts)}" if texts else ""
 
 
 def _read_url(

@@ -22,6 +22,8 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 """Largest frame; Pillow does not decode larger images either."""
 _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 """By `sys.platform`: FFmpeg's name for the system's cameras, and for one of them."""
+_TICK = Fraction(1, 90_000)
+"""Second in which written videos count: divides all usual frame rates."""
 _MISSING = 0.02
 """Share of a video's frames that may be missing at its end without a message: the counts are estimates."""
 
@@ -59,7 +61,7 @@ def decode_video(
             for frame in container.decode(stream):
                 end = frame.time or 0.0
                 if seen % stride == 0:
-                    yield Frame(index, _upright(frame), seen, rate)
+                    yield Frame(index, _upright(frame), seen, rate, frame.time)
                     taken += 1
                     if taken == limit:
                         return
@@ -122,10 +124,23 @@ def _seconds(container: Any, stream: Any) -> float:
 
 
 def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    """Pixels (H, W, 3) RGB, rotated as the file says: phones store them lying."""
+    """Pixels (H, W, 3) RGB, turned and mirrored as the file says: phones store them lying, or as in a mirror.
+
+    The display matrix (ISO/IEC 14496-12, 8.3.2) maps column and row: column' = a column + c row and
+    row' = b column + d row. One that is no multiple of a quarter turn is left aside.
+    """
     pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-    turns, rest = divmod(int(frame.rotation), 90)
-    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns % 4 and not rest else pixels
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if b == c == 0 and a and d:
+        across, down = a, d
+    elif a == d == 0 and b and c:
+        pixels, across, down = pixels.transpose(1, 0, 2), c, b
+    else:
+        return pixels
+    return np.ascontiguousarray(pixels[:: 1 if down > 0 else -1, :: 1 if across > 0 else -1])
 
 
 def _frames(seen: int, stated: int) -> str:
@@ -143,19 +158,32 @@ class VideoFile:
     Args:
         path: the file.
         size: height and width of the frames, pixels.
-        rate: frames per second.
+        rate: frames per second, where the frames do not say when they are shown.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], rate: float) -> None:
         self.container = av.open(str(path), "w")
+        self.rate = rate
         self.stream = self.container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
         self.stream.height, self.stream.width = (side + side % 2 for side in size)  # 4:2:0 needs even sides
         self.stream.pix_fmt = "yuv420p"
+        self.stream.codec_context.time_base = _TICK
+        self._first: float | None = None
+        self._last = -1
+        """Ticks of the last frame."""
 
-    def add(self, pixels: NDArray[np.uint8]) -> None:
-        """Write a frame (H, W, 3) RGB."""
+    def add(self, pixels: NDArray[np.uint8], time: float | None = None) -> None:
+        """Write a frame (H, W, 3) RGB that is shown at a time, seconds; None: at the rate after the last."""
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         fitted = frame.reformat(width=self.stream.width, height=self.stream.height)
+        step = round(1 / self.rate / _TICK)
+        if time is None:
+            ticks = self._last + step if self._last >= 0 else 0
+        else:
+            self._first = time if self._first is None else self._first
+            ticks = round((time - self._first) / _TICK)
+        self._last = max(ticks, self._last + 1)  # times must rise
+        fitted.pts, fitted.time_base = self._last, _TICK
         self.container.mux(self.stream.encode(fitted))
 
     def close(self) -> None:

@@ -106,6 +106,7 @@ def predict(
     output = Output(out, request.sources, request.detector.classes, request.detector.category_ids)
     results: list[dict[str, Any]] = []
     failures: list[ReadFailure] = []
+    told: list[str] = []
     images = num_dropped = 0
     began = time.monotonic()
     with new_folder(out):
@@ -119,12 +120,13 @@ def predict(
                         writer.add(frame, found, entries)
                     results += entries
                     images += 1
+                    told += [frame.told] * bool(frame.told)
                     num_dropped += found.num_dropped
                     bar.seen(1)
         if not images and not stopped:
             raise request.nothing_read(failures)
     speed = images / max(time.monotonic() - began, 1e-9)
-    say(*map(_told, failures))
+    say(*told, *map(_told, failures))
     show_dropped(num_dropped)
     skipped = sum(not failure.partly for failure in failures)
     say(
@@ -154,7 +156,9 @@ def _results(request: _Request) -> Iterator[ImageResult]:
     for _, frame, found in request.results(warn):
         source, detector = request.sources[frame.source].name, request.detector
         known = detector.classes, detector.category_ids
-        result = ImageResult(source, frame.number, frame.pixels, found, *known)
+        if frame.told:
+            warnings.warn(frame.told, stacklevel=2)
+        result = ImageResult(source, frame.number, frame.pixels, found, *known, frame.time)
         yield result
     if result is None:
         raise request.nothing_read(failures)

@@ -36,6 +36,8 @@ class ImageResult:
     """Names of the K classes that `predictions.labels` index."""
     category_ids: tuple[int, ...]
     """Their ids in the annotation file, same order."""
+    time: float | None = None
+    """When the frame is shown, seconds from the video's beginning; None: an image, or not known."""
 
     @property
     def detections(self) -> supervision.Detections:

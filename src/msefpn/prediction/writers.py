@@ -58,7 +58,8 @@ class Writer(Protocol):
 def entries_of(found: Predictions, frame: Frame, number: int, output: Output) -> list[dict[str, Any]]:
     """Return the predictions of an image as they go into predictions.json; `number` is their image_id."""
     names = dict(zip(output.category_ids, output.classes, strict=True))
-    index = {} if frame.number is None else {"frame": frame.number}
+    index: dict[str, Any] = {} if frame.number is None else {"frame": frame.number}
+    index |= {} if frame.time is None else {"time": round(frame.time, 6)}
     return [
         {
             "file_name": output.sources[frame.source].name,
@@ -93,7 +94,7 @@ class PictureWriter:
             height, width = drawn.shape[:2]
             path = self.output.folder / f"{stem}.mp4"
             self.video = frame.source, VideoFile(path, (height, width), frame.rate or 25)
-        self.video[1].add(drawn)
+        self.video[1].add(drawn, frame.time)
 
     def close(self) -> None:
         """Finish the video that is being written."""
@@ -121,7 +122,10 @@ class JsonWriter:
 class CsvWriter:
     """A line per object: csv in UTF-8; boxes in pixels."""
 
-    HEAD = ("file_name", "frame", "image_id", "category", "category_id", "score", "x", "y", "width", "height")
+    HEAD = (
+        *("file_name", "frame", "time", "image_id", "category", "category_id", "score"),
+        *("x", "y", "width", "height"),
+    )
 
     def __init__(self, output: Output) -> None:
         self.file = (output.folder / "predictions.csv").open("w", newline="", encoding="utf-8")
@@ -131,7 +135,7 @@ class CsvWriter:
     def add(self, frame: Frame, found: Predictions, entries: list[dict[str, Any]]) -> None:
         """Write the objects."""
         for entry in entries:
-            row = entry | dict(zip(self.HEAD[6:], entry["bbox"], strict=True))
+            row = entry | dict(zip(self.HEAD[-4:], entry["bbox"], strict=True))
             self.rows.writerow([row.get(name, "") for name in self.HEAD])
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import io
 import itertools
 from collections import Counter
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from msefpn.data.advice import ANCHOR_SIDES, PYRAMID_STRIDES, as_size, resized_boxes
 from msefpn.data.check import Check, SplitCheck
@@ -41,10 +42,10 @@ _RATIOS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 _RATIO_NAMES = ("<1:4", "1:4", "1:2.8", "1:2", "1:1.4", "1:1", "1.4:1", "2:1", "2.8:1", ">4:1")
 _CROWDS = (0, 1, 2, 3, 6, 11, 21, 51, 101)
 """Least number of boxes of each bin of images."""
-_COLOURS = (
-    *("#ff3b30", "#34c759", "#0a84ff", "#ffd60a", "#ff2fd0", "#00e5e5"),
-    *("#ff9500", "#af52de", "#b4ff00", "#b9b9b9", "#8b5a2b", "#0050c8"),
-)
+_LETTERS = 11
+"""Height of letters in pictures, pixels."""
+_NAMED = 40
+"""Boxes in a picture up to which each is named."""
 _SHEET = 24
 """Images on the sheet, and as many again where classes are still missing."""
 _SIDE = 560  # pixels of the longest side of a picture
@@ -110,18 +111,16 @@ def draw_boxes(data: CocoData, index: int) -> tuple[bytes, Html]:
     pixels, _ = read_reduced(data.path_of(index), (height, width), small[::-1])
     image = Image.fromarray(pixels).resize(small, Image.Resampling.LANCZOS)
     boxes, labels, crowd = data.boxes_of(index)
-    colours: dict[int, str] = {}
-    for label in sorted(set(labels.tolist())):
-        own = _COLOURS[label % len(_COLOURS)]
-        free = [colour for colour in _COLOURS if colour not in colours.values()]
-        colours[label] = own if own in free or not free else free[0]
+    colours = {label: class_paint(label) for label in sorted(set(labels.tolist()))}
     pen = ImageDraw.Draw(image)
     scale = [small[0] / width, small[1] / height] * 2
-    thick = 1 if len(boxes) > 40 else 2
+    thick = 1 if len(boxes) > _NAMED else 2
     for box, label, region in zip(boxes.tolist(), labels.tolist(), crowd, strict=True):
         left, top, right, bottom = (side * by for side, by in zip(box, scale, strict=True))
         corners = (left, top, max(left + 1, right - 1), max(top + 1, bottom - 1))
         pen.rectangle(corners, outline=colours[label], width=1 if region else thick)
+        if len(boxes) <= _NAMED:
+            _write_name(pen, data.classes[label], colours[label], (left, top), small)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=82)
     found = Counter(labels.tolist())
@@ -137,6 +136,30 @@ def draw_boxes(data: CocoData, index: int) -> tuple[bytes, Html]:
     return file.getvalue(), joined(keys, ", ") if keys else Html("no boxes")
 
 
+def class_paint(label: int) -> str:
+    """The colour of a class in the page, as #rrggbb: its own in every picture, and unlike that of the others.
+
+    Hues a golden section apart fill the circle evenly; lightness and saturation change from one to the next.
+    """
+    hue, lightness, full = label * 0.618034 % 1, (0.5, 0.66, 0.36)[label % 3], (1.0, 0.75)[label // 3 % 2]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, full)
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+
+
+def _write_name(
+    pen: ImageDraw.ImageDraw, name: str, colour: str, corner: tuple[float, float], size: tuple[int, int]
+) -> None:
+    """Write a class name on a plate above a box's upper left corner, inside a picture of `size`."""
+    font = ImageFont.load_default(_LETTERS)
+    text = " ".join(name.split())[:24]
+    wide = pen.textlength(text, font=font) + 4
+    left = max(0.0, min(corner[0], size[0] - wide))
+    top = corner[1] - _LETTERS - 4 if corner[1] > _LETTERS + 4 else corner[1]
+    pen.rectangle((left, top, left + wide, top + _LETTERS + 4), fill=colour)
+    light = sum(ImageColor.getrgb(colour)[:3]) > 380
+    pen.text((left + 2, top + 1), text, fill="black" if light else "white", font=font)
+
+
 def _page(check: Check) -> str:
     splits = [split for split in check.splits if split.data is not None]
     verdict = "ready to train" if check.usable else "not ready: fix what stops a run"
@@ -144,7 +167,7 @@ def _page(check: Check) -> str:
     if splits:
         sections += [_sheet(splits[0], check.size), _sizes(splits, check.size), _classes(splits)]
     sections.append(_faults(check))
-    title = f"Data set {check.splits[0].file.parent.name or check.splits[0].file.name}"
+    title = f"Data set {check.name}"
     lead = f"{verdict}; sizes are those after resizing to {as_size(check.size)}"
     return document(title, lead, sections, footer="written by msefpn check")
 

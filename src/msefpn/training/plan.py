@@ -42,6 +42,8 @@ class Plan:
     """The files of the run that is resumed; None: a new run."""
     steps: int | None
     """Stop after that many; None: at the end."""
+    fix_names: bool = False
+    """Take the picture of a similar name where one is missing."""
 
     @property
     def resume(self) -> bool:
@@ -63,6 +65,7 @@ def plan_training(
     resume: bool,
     steps: int | None,
     options: Mapping[str, Any],
+    fix_names: bool = False,
 ) -> Plan:
     """Resolve recipe, options and run folder.
 
@@ -74,6 +77,7 @@ def plan_training(
         resume: continue the run in `out`.
         steps: see `Plan`.
         options: fields of `Config`, None where not given.
+        fix_names: see `Plan`.
 
     Raises:
         UserError: it contradicts itself, the run or the folder.
@@ -82,14 +86,14 @@ def plan_training(
         raise UserError(f"steps is {steps}: it must be at least 1")
     if resume:
         config, files, folder = _resumed(recipe, out, options)
-        plan = Plan(config, data, dict(given), folder, files, steps)
+        plan = Plan(config, data, dict(given), folder, files, steps, fix_names)
     else:
         chosen = recipe or default_recipe(builtin=data is None and not names_data(given))
         config = load_recipe(chosen, **options)
         folder = inherited_out(out) or out or free_folder(Path("runs/train"))
         if inherited_out(out) is None:
             check_out(folder)
-        plan = Plan(config, data, dict(given), folder, None, steps)
+        plan = Plan(config, data, dict(given), folder, None, steps, fix_names)
     check_names(plan.config)
     _check_files(plan)
     if not resume:

@@ -16,7 +16,7 @@ from msefpn.data.coco import CocoData, read_coco
 from msefpn.data.datasets import materialise
 from msefpn.data.faults import FaultReport
 from msefpn.data.formats import ReadLog
-from msefpn.data.formats.write import as_coco
+from msefpn.data.formats.write import as_coco, with_fixed_names
 from msefpn.data.ground_truth import category_ids_for
 from msefpn.data.locate import has_splits, locate_split, refuse_unread
 from msefpn.data.proposals import with_proposals
@@ -116,12 +116,14 @@ def read_data(
     """Files and content of both splits; nothing is made of the data before the names are known to be good."""
     detector = probe(plan.config)
     if plan.run_files is None:
-        files = find_files(plan.data, plan.given, plan.out.parent, builtin=plan.builtin)
+        files = find_files(
+            plan.data, plan.given, plan.out.parent, builtin=plan.builtin, fix_names=plan.fix_names
+        )
         check_proposals(files, detector)
         return files, *read_splits(files, masks=detector.learns_masks)
     given = {key: path.resolve() for key, path in plan.given.items()}
     if plan.data is not None or names_data(plan.given):
-        given |= find_files(plan.data, plan.given, plan.out.parent).resolved()
+        given |= find_files(plan.data, plan.given, plan.out.parent, fix_names=plan.fix_names).resolved()
     if not given.items() <= plan.run_files.resolved().items():
         raise UserError(
             f"the data given is not that of the run '{plan.out}': a resumed run keeps its data; leave it out"
@@ -129,7 +131,9 @@ def read_data(
     return plan.run_files, *read_splits(plan.run_files, masks=detector.learns_masks)
 
 
-def find_files(data: Any, given: Mapping[str, Path], parent: Path, *, builtin: bool = False) -> DataFiles:
+def find_files(
+    data: Any, given: Mapping[str, Path], parent: Path, *, builtin: bool = False, fix_names: bool = False
+) -> DataFiles:
     """The files of both splits: the given ones, and the others by convention.
 
     Args:
@@ -137,6 +141,7 @@ def find_files(data: Any, given: Mapping[str, Path], parent: Path, *, builtin: b
         given: by the fields of `DataFiles`.
         parent: folder for what is made of other formats and objects, and for the built-in set.
         builtin: take the built-in set, which is drawn if it is not there.
+        fix_names: take the picture of a similar name where one is missing.
 
     Raises:
         UserError: a split is missing, or nothing of the data can be used.
@@ -151,8 +156,8 @@ def find_files(data: Any, given: Mapping[str, Path], parent: Path, *, builtin: b
         if not isinstance(data, (str, Path)):
             data, log = materialise(data, parent / "converted")
             _say_first(log)
-        elif not has_splits(Path(data), needed):
-            data, log = as_coco(Path(data), parent / "converted", needed)
+        elif fix_names or not has_splits(Path(data), needed):
+            data, log = as_coco(Path(data), parent / "converted", needed, fix_names=fix_names)
             _say_first(log)
     found = {key: path for key, path in given.items() if key.endswith("_proposals")}
     for split in ("train", "val"):
@@ -161,6 +166,9 @@ def find_files(data: Any, given: Mapping[str, Path], parent: Path, *, builtin: b
             raise UserError(
                 f"no {split} split: give --{split}-json and --{split}-images, or a folder with --data"
             )
+        if fix_names and f"{split}_json" in given:
+            place, log = with_fixed_names(*place, parent / "converted")
+            _say_first(log)
         found[f"{split}_json"], found[f"{split}_images"] = place
     return DataFiles(**found)
 
@@ -209,9 +217,9 @@ def _read_state(plan: Plan, files: DataFiles, data: CocoData) -> dict[str, Any] 
     state, file = read_resume(path), files.train_json
     kept = tuple(state["classes"]), tuple(state["category_ids"])
     if kept != (data.classes, data.category_ids):
-        raise UserError(
-            f"the run '{plan.out}' has other classes than {file}: restore the data, or start a new run"
-        )
+        same = set(kept[0]) == set(data.classes)
+        what = "the classes in another order or under other ids" if same else "other classes"
+        raise UserError(f"the run '{plan.out}' has {what} than {file}: restore the data, or start a new run")
     if state["data"] != _fingerprint(data):
         raise UserError(
             f"{file} has changed since the run '{plan.out}' began: restore it, or start a new run"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from msefpn import plugins
+from msefpn.data.finding import images_in
 from msefpn.data.formats.base import (
     LabelFault,
     LabelledImage,
@@ -26,7 +27,6 @@ from msefpn.data.formats.base import (
     ReadLog,
     Split,
     assemble,
-    images_in,
     read_all,
     size_of,
 )
@@ -88,13 +88,16 @@ def detect_format(path: Path) -> str | None:
     return next((name for name in names if _format(name).holds(path)), None)
 
 
-def open_source(path: Path, format: str | None = None, images: Path | None = None) -> LoadedDataset:
+def open_source(
+    path: Path, format: str | None = None, images: Path | None = None, *, fix_names: bool = False
+) -> LoadedDataset:
     """Read a data set in any of the formats.
 
     Args:
         path: its folder, or the file that says what is in it.
         format: name of a format; None: `detect_format`.
         images: folder of the images, where they are not where the format has them.
+        fix_names: take the picture of a similar name where one is missing.
 
     Raises:
         UserError: it does not exist, is in no or another format, or nothing in it can be used.
@@ -115,7 +118,7 @@ def open_source(path: Path, format: str | None = None, images: Path | None = Non
         reader = _format(format)
         if not reader.holds(path):
             raise UserError(f"'{path}' is not in the format {format}: leave out --format to detect it")
-    dataset = reader.read(path, images, ReadLog())
+    dataset = reader.read(path, images, ReadLog(fix_names=fix_names))
     if not isinstance(dataset, LoadedDataset):
         raise UserError(
             f"format '{format}' returned a {type(dataset).__name__}, not a LoadedDataset: return what "

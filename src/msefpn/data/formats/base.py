@@ -6,19 +6,22 @@ here a broken file is named and skipped, and the rest is read.
 
 from __future__ import annotations
 
-import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from msefpn.data.coco import CocoData, scan_coco
+from msefpn.data.coco import CocoData, kept_content, scan_coco
 from msefpn.data.faults import FaultReport
-from msefpn.data.images import IMAGE_SUFFIXES, ImageFault, read_header
+from msefpn.data.finding import describe_unread, examples, images_in, unread_in
+from msefpn.data.images import ImageFault, read_header
+from msefpn.data.repair import resized
+from msefpn.data.values import is_rounding
 from msefpn.errors import UserError
 
 SPLIT_NAMES = {
@@ -70,6 +73,20 @@ class ReadLog:
     """Files that are skipped, each with the reason."""
     notes: list[str] = field(default_factory=list)
     """What was read differently from what the files say; a sentence each."""
+    told: dict[str, list[str]] = field(default_factory=dict)
+    """What happened to several files -> these; `settle` makes notes of it."""
+    fix_names: bool = False
+    """Whether the reader takes the picture of a similar name where one is missing."""
+
+    def tell(self, what: str, example: str) -> None:
+        """Note that something happened to a file; called from threads."""
+        self.told.setdefault(what, []).append(example)
+
+    def settle(self) -> None:
+        """Turn what was told into notes, with counts and examples."""
+        for what, names in sorted(self.told.items()):
+            self.notes.append(f"{len(names)} {what} ({examples(sorted(names))})")
+        self.told.clear()
 
     def count(self, number: int, text: str) -> None:
         """Note how often something happened, unless never."""
@@ -103,8 +120,12 @@ class Split:
         data, report = self.scan()
         report.raise_if_stopped()
         assert data is not None
-        log.notes += report.summary(dropped_only=True)
+        log.notes += report.summary(changes_only=True)
         return data
+
+    def cleaned(self, log: ReadLog) -> Split:
+        """Without the images and annotations that `read` drops."""
+        return replace(self, content=kept_content(self.content, self.read(log)))
 
 
 @dataclass(frozen=True)
@@ -147,6 +168,8 @@ def assemble(
     Raises:
         UserError: nothing is left.
     """
+    log.settle()
+    splits = {name: _once_each(found, log) for name, found in splits.items()}
     for name, images in splits.items():
         if images and not any(image.objects for image in images):
             log.skipped.append(f"split {name}: no object is labelled in its {len(images)} images")
@@ -159,6 +182,15 @@ def assemble(
         classes = sorted(seen)
     contents = {name: _split(path, images, classes) for name, images in splits.items()}
     return LoadedDataset(path, format, contents, log)
+
+
+def _once_each(labelled: Sequence[LabelledImage], log: ReadLog) -> list[LabelledImage]:
+    """The images that are labelled once; the others are named: which labels are meant cannot be decided."""
+    count = Counter(os.path.abspath(image.file) for image in labelled)
+    for name, times in count.items():
+        if times > 1:
+            log.skipped.append(f"{name}: has labels in {times} places: leave those that are meant")
+    return [image for image in labelled if count[os.path.abspath(image.file)] == 1]
 
 
 def _split(path: Path, labelled: Sequence[LabelledImage], classes: Sequence[str]) -> Split:
@@ -203,6 +235,48 @@ def bounds(polygons: Iterable[Sequence[float]]) -> tuple[float, float, float, fl
     return left, top, max(numbers[::2]) - left, max(numbers[1::2]) - top
 
 
+def fitted(
+    file: Path, stated: tuple[int, int] | None, objects: Sequence[LabelledObject], where: Path, log: ReadLog
+) -> LabelledImage:
+    """An image with its objects, these rescaled where it was resized by one factor after labelling.
+
+    Args:
+        file: the image.
+        stated: height and width in the annotation file, which its coordinates refer to; None: not stated.
+        objects: as they stand there.
+        where: the annotation file.
+        log: told of a rescaling.
+
+    Raises:
+        LabelFault: the image cannot be read, or the sizes differ by no one factor.
+    """
+    size, found = size_of(file, stated), tuple(objects)
+    what = "keep" if stated is None else resized(stated, size, [list(item.box) for item in objects])
+    if stated is not None and what != "keep":
+        sizes = f"{stated[1]} x {stated[0]} stated, {size[1]} x {size[0]} real"
+        if what == "drop":
+            raise LabelFault(
+                f"{where}: {sizes}, and no factor between them: correct the size, or restore {file.name}"
+            )
+        found = tuple(scaled(item, size[1] / stated[1], size[0] / stated[0]) for item in objects)
+        log.tell("pictures were resized after labelling: boxes are rescaled", f"{where}: {sizes}")
+    elif stated is not None and not is_rounding(stated, size):
+        log.tell(
+            "label files state another size, but hold boxes that fit the picture alone: kept as they are",
+            str(where),
+        )
+    return LabelledImage(file, size, found)
+
+
+def scaled(item: LabelledObject, x: float, y: float) -> LabelledObject:
+    """An object with its coordinates multiplied by x and y."""
+    left, top, width, height = item.box
+    lines = tuple(
+        tuple(number * (y if place % 2 else x) for place, number in enumerate(line)) for line in item.polygons
+    )
+    return item._replace(box=(left * x, top * y, width * x, height * y), polygons=lines)
+
+
 def read_all(read: Callable[[_Item], _Found], items: Iterable[_Item], log: ReadLog) -> list[_Found]:
     """Read items in threads, in order; one that cannot be read is named in the log and skipped."""
 
@@ -238,17 +312,18 @@ def read_text(file: Path) -> str:
         raise LabelFault(f"{file}: {error.strerror or 'cannot be read'}") from None
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value of a json is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def tell_left_out(folder: Path, log: ReadLog, *, deep: bool = False) -> None:
+    """Note the pictures of a folder that are not read: for their suffix, and unless `deep` those below it."""
+    log.notes += [text] if (text := describe_unread(unread_in(folder, deep=deep))) else []
+    if not deep:
+        below = set(images_in(folder, deep=True)) - set(images_in(folder))
+        names = examples(sorted(file.relative_to(folder).as_posix() for file in below))
+        log.count(len(below), f"images in folders of '{folder}' are not read ({names}): give these folders")
 
 
-def images_in(folder: Path, *, deep: bool = False) -> list[Path]:
-    """The image files of a folder, by name; `deep`: also of those in it. Hidden ones are skipped."""
-    found = folder.rglob("*") if deep else folder.iterdir()
-    return sorted(
-        file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-    )
+def is_within(file: Path, root: Path) -> bool:
+    """Whether a path, `..` resolved but not links, lies in a folder."""
+    return Path(os.path.abspath(file)).is_relative_to(os.path.abspath(root))
 
 
 def split_folders(root: Path) -> dict[str, Path]:

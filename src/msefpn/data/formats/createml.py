@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from msefpn.data.finding import SimilarNames, examples, images_in
 from msefpn.data.formats.base import (
     SPLIT_NAMES,
     LabelFault,
@@ -16,13 +18,15 @@ from msefpn.data.formats.base import (
     LoadedDataset,
     ReadLog,
     assemble,
-    images_in,
-    is_number,
+    fitted,
+    is_within,
     read_all,
     read_text,
-    size_of,
     split_folders,
+    tell_left_out,
 )
+from msefpn.data.repair import hint
+from msefpn.data.values import is_number
 from msefpn.errors import UserError
 
 _KEYS = ("x", "y", "width", "height")
@@ -47,14 +51,17 @@ def read_createml(path: Path, images: Path | None, log: ReadLog) -> LoadedDatase
     splits = {}
     for split, (file, content) in _files(path).items():
         folder = _folder(file, split, images)
-        names = Counter(str(_name(item)) for item in content if isinstance(item, dict))
+        names = Counter(posixpath.normpath(str(_name(item))) for item in content if isinstance(item, dict))
         twice = [name for name, count in names.items() if count > 1]
         if twice:
             raise UserError(f"{file}: the image '{twice[0]}' is listed twice: put its annotations together")
         items = list(enumerate(content, 1))
-        splits[split] = read_all(partial(_read, file=file, folder=folder), items, log)
-        bare = [image for image in images_in(folder) if image.name not in names]
-        log.count(len(bare), f"images are not listed in {file.name} and are skipped")
+        splits[split] = read_all(
+            partial(_read, file=file, pictures=SimilarNames(folder), log=log), items, log
+        )
+        bare = [image.name for image in images_in(folder) if image.name not in names]
+        log.count(len(bare), f"images are not listed in {file.name} and are skipped ({examples(bare)})")
+        tell_left_out(folder, log)
     return assemble(path, "createml", splits, None, log)
 
 
@@ -109,9 +116,9 @@ def _name(item: dict[str, Any]) -> Any:
     return item.get("image") or item.get("imagefilename")
 
 
-def _read(item: tuple[int, Any], *, file: Path, folder: Path) -> LabelledImage:
+def _read(item: tuple[int, Any], *, file: Path, pictures: SimilarNames, log: ReadLog) -> LabelledImage:
     """One entry of the list. Raises LabelFault."""
-    where = f"{file}: entry {item[0]}"
+    where, folder = f"{file}: entry {item[0]}", pictures.root
     entry = item[1]
     if not isinstance(entry, dict) or not isinstance(_name(entry), str):
         raise LabelFault(f"{where} does not name an image")
@@ -120,6 +127,14 @@ def _read(item: tuple[int, Any], *, file: Path, folder: Path) -> LabelledImage:
     if not isinstance(notes, list):
         raise LabelFault(f"{where} has no list of annotations")
     image = folder / _name(entry)
+    if not is_within(image, folder):
+        raise UserError(f"{where} leads out of '{folder}': name the folder of the images with --images")
+    if not image.is_file():
+        similar = pictures.find(_name(entry))
+        if len(similar) != 1 or not log.fix_names:
+            raise LabelFault(f"{where}: the image is missing{hint([str(path) for path in similar])}")
+        image = similar[0]
+        log.tell("names of pictures were corrected", f"{_name(entry)} -> {image.relative_to(folder)}")
     objects = []
     for number, note in enumerate(notes, 1):
         if not isinstance(note, dict) or not isinstance(note.get("label"), str) or not note["label"]:
@@ -130,4 +145,4 @@ def _read(item: tuple[int, Any], *, file: Path, folder: Path) -> LabelledImage:
             raise LabelFault(f"{where}: annotation {number} has no x, y, width and height")
         x, y, width, height = sides
         objects.append(LabelledObject(note["label"], (x - width / 2, y - height / 2, width, height)))
-    return LabelledImage(image, size_of(image), tuple(objects))
+    return fitted(image, None, objects, file, log)

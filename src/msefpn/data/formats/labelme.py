@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from msefpn.data.formats.base import (
@@ -17,13 +17,16 @@ from msefpn.data.formats.base import (
     ReadLog,
     assemble,
     bounds,
-    images_in,
-    is_number,
+    fitted,
+    is_within,
     read_all,
     read_text,
-    size_of,
     split_folders,
+    tell_left_out,
 )
+from msefpn.data.formats.pairs import Pictures
+from msefpn.data.values import is_number
+from msefpn.errors import UserError
 
 _CORNERS_OF_CIRCLE = 32
 _FLAT = ("point", "points", "line", "linestrip")
@@ -59,11 +62,11 @@ def read_labelme(root: Path, images: Path | None, log: ReadLog) -> LoadedDataset
     flat: list[str] = []
     for split, folder in split_folders(root).items():
         files = sorted(folder.glob("*.json"))
-        splits[split] = read_all(partial(_read, images=images, flat=flat), files, log)
-        used = {image.file.resolve() for image in splits[split]}
-        stems = {file.stem for file in files}
-        bare = [file for file in images_in(folder) if file.resolve() not in used and file.stem not in stems]
-        log.count(len(bare), "images have no json file and are skipped")
+        pictures = Pictures(images or folder, {file.stem for file in files}, log)
+        found = read_all(partial(_read, root=root, pictures=pictures, given=images, flat=flat), files, log)
+        pictures.tell_bare([image.file for image in found], "json")
+        tell_left_out(images or folder, log)
+        splits[split] = found
     log.count(len(flat), f"shapes without an area are skipped ({', '.join(sorted(set(flat)))})")
     return assemble(root, "labelme", splits, None, log)
 
@@ -75,7 +78,9 @@ class LabelMeFormat:
     read = staticmethod(read_labelme)
 
 
-def _read(file: Path, *, images: Path | None, flat: list[str]) -> LabelledImage:
+def _read(
+    file: Path, *, root: Path, pictures: Pictures, given: Path | None, flat: list[str]
+) -> LabelledImage:
     """One json file; kinds of shapes that are skipped are added to `flat`. Raises LabelFault."""
     try:
         content = json.loads(read_text(file))
@@ -84,14 +89,15 @@ def _read(file: Path, *, images: Path | None, flat: list[str]) -> LabelledImage:
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise LabelFault(f"{file}: has no list of shapes")
     named = str(content.get("imagePath") or "")
-    base = PureWindowsPath(named).name  # either slash
-    beside = [file.parent / named.replace("\\", "/"), file.parent / base]
-    places = [images / base] if images else beside
-    image = next((place for place in places if base and place.is_file()), None)
-    if image is None:
-        raise LabelFault(f"{file}: its image is missing ('{named}')")
-    height, width = content.get("imageHeight"), content.get("imageWidth")
-    stated = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    place = file.parent / named.replace("\\", "/")
+    there = place if given is None and named and place.is_file() else None
+    if there is not None and not is_within(there, root) and not pictures.by_stem.get(file.stem):
+        raise UserError(f"{file}: imagePath '{named}' leads out of '{root}': name the folder with --images")
+    image = pictures.of(file, named, there if there is not None and is_within(there, root) else None)
+    height: Any = content.get("imageHeight")
+    width: Any = content.get("imageWidth")
+    known = is_number(height) and is_number(width) and min(height, width) > 0
+    stated = (round(height), round(width)) if known else None
     objects: dict[tuple[str, Any], list[tuple[float, ...]]] = {}
     for number, shape in enumerate(content["shapes"], 1):
         where = f"{file}: shape {number}"
@@ -102,9 +108,13 @@ def _read(file: Path, *, images: Path | None, flat: list[str]) -> LabelledImage:
             flat.append(kind)
             continue
         key = (shape["label"], number if group is None else f"group {group}")
-        objects.setdefault(key, []).append(_outline(kind, shape.get("points"), where))
+        outline = _outline(kind, shape.get("points"), where)
+        if min(bounds([outline])[2:]) > 0:
+            objects.setdefault(key, []).append(outline)
+        else:
+            flat.append(f"{kind} without area")
     found = tuple(LabelledObject(label, bounds(lines), tuple(lines)) for (label, _), lines in objects.items())
-    return LabelledImage(image.resolve(), size_of(image, stated), found)
+    return fitted(image, stated, found, file, pictures.log)
 
 
 def _outline(kind: str, points: Any, where: str) -> tuple[float, ...]:

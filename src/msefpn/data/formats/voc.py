@@ -2,15 +2,16 @@
 
 Coordinates are VOC's: whole pixels counted from 1, the last one inclusive, so that (1, 1, width, height) is
 the whole image (development kit of VOC2012, section on annotations). Many tools write the same file with
-corners counted from 0; a data set in which any corner is 0 is read that way.
+corners counted from 0, the last one exclusive: a file with a corner that is less than 1 or has decimals is
+read that way. Each file is judged by itself, so that no file moves the boxes of another.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -21,13 +22,15 @@ from msefpn.data.formats.base import (
     LoadedDataset,
     ReadLog,
     assemble,
-    images_in,
+    fitted,
     read_all,
-    size_of,
     split_folders,
+    tell_left_out,
 )
+from msefpn.data.formats.pairs import Pictures
+from msefpn.data.values import flag_of
 
-_LABELS = ("Annotations", "annotations")
+_LABELS = ("Annotations", "annotations", "annots", "xmls", "labels")
 _IMAGES = ("JPEGImages", "images", "Images", "imgs")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -58,18 +61,35 @@ def read_voc(root: Path, images: Path | None, log: ReadLog) -> LoadedDataset:
         UserError: nothing can be used.
     """
     splits: dict[str, list[LabelledImage]] = {}
+    counting: list[int] = []
     for name, place in _places(root, images).items():
-        known = _index(place.images)
-        for split, files in _files(name, place, known, log).items():
-            splits[split] = read_all(partial(_read, known=known), files, log)
+        listed = _files(name, place, log)
+        stems = {file.stem for file in place.labels.glob("*.xml")}
+        pictures = Pictures(place.images, stems, log)
+        for split, files in listed.items():
+            splits[split] = read_all(partial(_read, pictures=pictures, counting=counting), files, log)
+        if place.lists is None or not listed.keys() - {name}:
+            pictures.tell_bare([one.file for split in listed for one in splits[split]], "xml")
+        tell_left_out(place.images, log)
+    log.notes += _counting(counting)
     objects = [one for labelled in splits.values() for image in labelled for one in image.objects]
-    first = 0 if any(min(one.box[:2]) == 0 for one in objects) else 1
-    if first == 0:
-        log.notes.append("corners count from 0 here, not from 1 as in VOC: read that way")
     difficult = sum(one.flags.get("difficult", 0) for one in objects)
     log.count(difficult, "objects are marked as difficult: kept")
-    counted = {split: [_from_zero(one, first) for one in labelled] for split, labelled in splits.items()}
-    return assemble(root, "voc", counted, None, log)
+    return assemble(root, "voc", splits, None, log)
+
+
+def _counting(found: Sequence[int]) -> list[str]:
+    """Which counting was taken, for how many of the files with objects."""
+    ones, zeros = found.count(1), found.count(0)
+    if not zeros:
+        return [f"corners count from 1, the last pixel inclusive, as in VOC ({ones} files)"] * bool(ones)
+    why = "they have decimals or a corner under 1"
+    if not ones:
+        return [f"corners count from 0 here, not from 1 as in VOC: read that way ({zeros} files: {why})"]
+    return [
+        f"corners count from 0 here in {zeros} files, as {why}, and from 1 as in VOC in {ones}: read file by "
+        "file; if one tool wrote all of them, the boxes of one kind are off by a pixel"
+    ]
 
 
 class VocFormat:
@@ -94,22 +114,25 @@ def _places(root: Path, images: Path | None) -> dict[str, _Place]:
     }
 
 
-def _files(name: str, place: _Place, known: Mapping[str, Path], log: ReadLog) -> dict[str, list[Path]]:
+def _files(name: str, place: _Place, log: ReadLog) -> dict[str, list[Path]]:
     """Split -> its xml files, which may be missing."""
     found = {}
     for split in ("train", "val", "test", "trainval") if place.lists else ():
         assert place.lists is not None
         if (file := place.lists / f"{split}.txt").is_file():
             lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-            found[split] = [_listed(place.labels, line) for line in lines if line]
+            listed = [_listed(place.labels, line) for line in lines if line]
+            found[split] = list(dict.fromkeys(listed))
+            log.count(len(listed) - len(found[split]), f"lines of {file.name} name a file again: read once")
     whole = found.pop("trainval", None)
     if whole is not None and not {"train", "val"} & found.keys():
         found["train"] = whole
-    if not found:
+    if found:
+        listed_all = {file for files in found.values() for file in files} | set(whole or ())
+        rest = [file for file in place.labels.glob("*.xml") if file not in listed_all]
+        log.count(len(rest), "xml files are in no list of ImageSets/Main and are skipped")
+    else:
         found[name] = sorted(place.labels.glob("*.xml"))
-        stems = {file.stem for file in found[name]}
-        bare = sorted({file.name for file in known.values() if file.stem not in stems})
-        log.count(len(bare), f"images have no xml file and are skipped, {', '.join(bare[:3])} among them")
     return found
 
 
@@ -119,14 +142,8 @@ def _listed(labels: Path, line: str) -> Path:
     return whole if whole.is_file() else labels / f"{line.split()[0]}.xml"
 
 
-def _index(folder: Path) -> dict[str, Path]:
-    """Image files by name, and by name without suffix."""
-    files = images_in(folder)
-    return {file.stem: file for file in reversed(files)} | {file.name: file for file in files}
-
-
-def _read(file: Path, *, known: Mapping[str, Path]) -> LabelledImage:
-    """One xml file; corners as they stand there. Raises LabelFault."""
+def _read(file: Path, *, pictures: Pictures, counting: list[int]) -> LabelledImage:
+    """One xml file; the number that its corners count from is added to `counting`. Raises LabelFault."""
     if not file.is_file():
         raise LabelFault(f"{file}: the xml file is missing")
     try:
@@ -135,21 +152,31 @@ def _read(file: Path, *, known: Mapping[str, Path]) -> LabelledImage:
         raise LabelFault(f"{file}: is not a complete xml ({error})") from None
     if root.tag != "annotation":
         raise LabelFault(f"{file}: has no <annotation>")
-    named = PureWindowsPath(root.findtext("filename", "").strip()).name  # either slash
-    own = named if PureWindowsPath(named).stem == file.stem else file.stem
-    image = known.get(own) or known.get(file.stem) or known.get(named)
-    if image is None:
-        raise LabelFault(f"{file}: its image is missing ('{named or file.stem}')")
+    image = pictures.of(file, root.findtext("filename", "").strip())
     objects = [
         _object(item, f"{file}: object {number}") for number, item in enumerate(root.findall("object"), 1)
     ]
-    return LabelledImage(image, size_of(image, _stated(root)), tuple(objects))
+    first = _first(objects)
+    found = fitted(image, _stated(root), [_from_zero(one, first) for one in objects], file, pictures.log)
+    if objects:
+        counting.append(first)
+    return found
+
+
+def _first(objects: Sequence[LabelledObject]) -> int:
+    """The number that the corners of a file count from, 0 or 1; see the module."""
+    numbers = [side for one in objects for side in one.box]
+    return int(all(side.is_integer() for side in numbers) and all(min(one.box[:2]) >= 1 for one in objects))
 
 
 def _stated(root: ElementTree.Element) -> tuple[int, int] | None:
     """Height and width that an xml states; None where it does not."""
     sides = [root.findtext(f"size/{side}", "").strip() for side in ("height", "width")]
-    return (int(sides[0]), int(sides[1])) if all(side.isdecimal() for side in sides) else None
+    try:
+        height, width = (round(float(side)) for side in sides)
+    except (ValueError, OverflowError):
+        return None
+    return (height, width) if min(height, width) > 0 else None
 
 
 def _object(item: ElementTree.Element, where: str) -> LabelledObject:
@@ -160,7 +187,7 @@ def _object(item: ElementTree.Element, where: str) -> LabelledObject:
     if None in texts:
         raise LabelFault(f"{where} has no {_CORNERS[texts.index(None)]}")
     left, top, right, bottom = _numbers([str(text) for text in texts], where)
-    flags = {"difficult": 1} if item.findtext("difficult", "0").strip() == "1" else {}
+    flags = {"difficult": 1} if flag_of(item.findtext("difficult", "0")) else {}
     return LabelledObject(label, (left, top, right - left, bottom - top), flags=flags)
 
 
@@ -174,10 +201,7 @@ def _numbers(texts: Sequence[str], where: str) -> list[float]:
     return numbers
 
 
-def _from_zero(image: LabelledImage, first: int) -> LabelledImage:
-    """The image with its corners counted from 0, the last pixel exclusive."""
-    objects = [
-        one._replace(box=(one.box[0] - first, one.box[1] - first, one.box[2] + first, one.box[3] + first))
-        for one in image.objects
-    ]
-    return image._replace(objects=tuple(objects))
+def _from_zero(one: LabelledObject, first: int) -> LabelledObject:
+    """An object with its corners counted from 0, the last pixel exclusive."""
+    left, top, width, height = one.box
+    return one._replace(box=(left - first, top - first, width + first, height + first))

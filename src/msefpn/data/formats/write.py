@@ -12,6 +12,7 @@ from pathlib import Path
 from msefpn.data.coco import CocoData
 from msefpn.data.folders import unfinished_folder
 from msefpn.data.formats import ReadLog, Split, detect_format, open_source
+from msefpn.data.formats.coco import coco_split
 from msefpn.data.formats.yolo import about_text, label_lines
 from msefpn.errors import UserError
 
@@ -33,19 +34,22 @@ def write_yolo(splits: Mapping[str, Split], out: Path, log: ReadLog, *, link: bo
     What YOLO's files cannot hold is left out and noted. Raises UserError where the splits' classes differ.
     """
     read = {name: split.read(log) for name, split in splits.items()}
-    classes = next(iter(read.values())).classes
-    for name, data in read.items():
-        if data.classes != classes:
+    first, *others = read
+    classes = read[first].classes
+    for name in others:
+        if set(read[name].classes) != set(classes):
             raise UserError(
-                f"the splits have different classes: {next(iter(read))} {classes}, {name} {data.classes}: "
+                f"the splits have different classes: {first} {classes}, {name} {read[name].classes}: "
                 "give all of them the same"
             )
+    for name, data in read.items():
+        order = [classes.index(one) for one in data.classes]
         log.count(int(data.crowd.sum()), f"crowd regions of {name} are left out: YOLO has none")
         for index, file_name in _file_names(data):
             image, text = out / "images" / name / file_name, out / "labels" / name / file_name
             _place(data.path_of(index), image, link)
             text.parent.mkdir(parents=True, exist_ok=True)
-            text.with_suffix(".txt").write_text(label_lines(data, index), encoding="utf-8")
+            text.with_suffix(".txt").write_text(label_lines(data, index, order), encoding="utf-8")
     if any(note.get("segmentation") for split in splits.values() for note in split.content["annotations"]):
         log.notes.append("outlines of objects are left out: the lines hold their boxes")
     (out / _ABOUT).write_text(about_text(classes, read), encoding="utf-8")
@@ -60,7 +64,9 @@ def bytes_of(splits: Mapping[str, Split]) -> int:
     )
 
 
-def as_coco(data: Path, cache: Path, needed: Sequence[str]) -> tuple[Path, ReadLog]:
+def as_coco(
+    data: Path, cache: Path, needed: Sequence[str], *, fix_names: bool = False
+) -> tuple[Path, ReadLog]:
     """The folder in COCO's layout of a data set: itself, or one made from another format.
 
     The jsons go into a folder of `cache` that is named after their content, beside links to the folders of
@@ -70,6 +76,7 @@ def as_coco(data: Path, cache: Path, needed: Sequence[str]) -> tuple[Path, ReadL
         data: folder of a data set, or its yaml or json file.
         cache: folder for what is made; created if needed.
         needed: the splits, 'train' or 'val', that must be there.
+        fix_names: take the picture of a similar name where one is missing; COCO's jsons are made anew too.
 
     Returns:
         The folder, and what the user has to know; nothing is printed.
@@ -77,25 +84,44 @@ def as_coco(data: Path, cache: Path, needed: Sequence[str]) -> tuple[Path, ReadL
     Raises:
         UserError: nothing can be used, a split is missing, or the cache cannot be written.
     """
-    if not data.exists() or (format := detect_format(data)) in (None, "coco"):
+    if not data.exists() or (format := detect_format(data)) is None:
         return data, ReadLog()
-    source = open_source(data, format)
+    if format == "coco" and not fix_names:
+        return data, ReadLog()
+    source = open_source(data, format, fix_names=fix_names)
     for name in needed:
         source.split(name)
-    texts = {name: _json(split) for name, split in source.splits.items()}
-    content = [(texts[name], str(split.folder)) for name, split in source.splits.items()]
-    mark = hashlib.sha256(repr(content).encode()).hexdigest()[:8]
-    folder = cache / f"{(data if data.is_dir() else data.parent).resolve().name}-{mark}"
-    if not folder.is_dir():
-        try:
-            _write_links(source.splits, texts, folder)
-        except OSError as error:
-            raise UserError(
-                f"'{folder}', for the COCO json of '{data}', cannot be written: {error.strerror or error}: "
-                "give another --out"
-            ) from None
+    folder = _cached(source.splits, (data if data.is_dir() else data.parent).resolve().name, cache)
     source.log.notes.append(f"'{data}' is read as {format}; its COCO json: {folder}")
     return folder, source.log
+
+
+def with_fixed_names(file: Path, folder: Path, cache: Path) -> tuple[tuple[Path, Path], ReadLog]:
+    """A json and its image folder, made anew in `cache` with the names of the pictures that are there.
+
+    Raises UserError as `as_coco`.
+    """
+    log = ReadLog(fix_names=True)
+    made = _cached({file.stem: coco_split(file, folder, log)}, file.stem, cache)
+    log.notes.append(f"'{file}' with the names of the pictures: {made / file.name}")
+    return (made / file.name, made / file.stem), log
+
+
+def _cached(splits: Mapping[str, Split], name: str, cache: Path) -> Path:
+    """The folder of `cache` for these splits, written where it is not there. Raises UserError."""
+    texts = {split: _json(part) for split, part in splits.items()}
+    content = [(texts[split], str(part.folder)) for split, part in splits.items()]
+    mark = hashlib.sha256(repr(content).encode()).hexdigest()[:8]
+    folder = cache / f"{name}-{mark}"
+    if not folder.is_dir():
+        try:
+            _write_links(splits, texts, folder)
+        except OSError as error:
+            raise UserError(
+                f"'{folder}', for the COCO json of '{name}', cannot be written: {error.strerror or error}: "
+                "give another --out"
+            ) from None
+    return folder
 
 
 def _write_links(splits: Mapping[str, Split], texts: Mapping[str, str], folder: Path) -> None:

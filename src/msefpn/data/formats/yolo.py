@@ -1,10 +1,12 @@
 """YOLO: a text file for each image, one object a line, and a yaml file that names classes and splits.
 
-A line is a class id and centre, width and height, or the corners of a polygon, as shares of the sides.
+A line is a class id and centre, width and height, or the corners of a polygon, as shares of the sides. CVAT's
+YOLO 1.1 has `obj.data`, which names the files of classes and images, in place of the yaml file.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import yaml
 
 from msefpn.data.coco import CocoData
+from msefpn.data.finding import IMAGE_SUFFIXES, examples, files_in, images_in
 from msefpn.data.formats.base import (
     SPLIT_NAMES,
     LabelFault,
@@ -22,16 +25,18 @@ from msefpn.data.formats.base import (
     ReadLog,
     assemble,
     bounds,
-    images_in,
+    is_within,
     read_all,
     read_text,
     size_of,
     split_folders,
+    tell_left_out,
 )
 from msefpn.errors import UserError
 
 _ABOUT = "data.yaml"
-_LISTED = "classes.txt"
+_DARKNET = "obj.data"
+_LISTED = ("classes.txt", "obj.names", "labels/classes.txt")
 """The names of the classes, a line each, where there is no yaml file."""
 _OVER = 0.01
 """A coordinate may be so far outside of 0 to 1: files round, boxes stick out."""
@@ -64,7 +69,8 @@ def read_yolo(path: Path, images: Path | None, log: ReadLog) -> LoadedDataset:
     posed = "kpt_shape" in about
     splits: dict[str, list[LabelledImage]] = {}
     bare: list[Path] = []
-    for split, images_of in found.items():
+    paired = _paired(found, root, log)
+    for split, images_of in paired.items():
         splits[split] = read_all(partial(_read, classes=classes, posed=posed), images_of, log)
         bare += [one.file for one in splits[split] if not _label_file(one.file).is_file()]
     total = sum(map(len, splits.values()))
@@ -88,10 +94,14 @@ class YoloFormat:
 def _about(path: Path) -> Path | None:
     """The yaml file that names the classes: data.yaml, else the only other."""
     if path.is_file():
-        return path if path.suffix in (".yaml", ".yml") else None
+        return path if path.suffix in (".yaml", ".yml") or path.name == _DARKNET else None
     files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
     named = [file for file in files if _names_classes(file)]
-    return next((file for file in named if file.name == _ABOUT), named[0] if len(named) == 1 else None)
+    darknet = [path / _DARKNET] if not named and (path / _DARKNET).is_file() else []
+    return next(
+        (file for file in named if file.name == _ABOUT),
+        [*named, *darknet, None][0] if len(named) < 2 else None,
+    )
 
 
 def _names_classes(file: Path) -> bool:
@@ -102,7 +112,9 @@ def _names_classes(file: Path) -> bool:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    """The yaml file, all values as texts: a class may be called `no` or `1`."""
+    """The yaml file, all values as texts: a class may be called `no` or `1`; or what obj.data says."""
+    if file.name == _DARKNET:
+        return _darknet(file)
     try:
         content = yaml.load(file.read_text(encoding="utf-8-sig"), yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -110,6 +122,82 @@ def _load(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"'{file}' has no keys: write names: and train: into it")
     return content
+
+
+def _darknet(file: Path) -> dict[str, Any]:
+    """CVAT's obj.data as the yaml file would say it; its paths may begin with `data/`, for this folder."""
+    rows = (line.split("=", 1) for line in read_text(file).splitlines() if "=" in line)
+    said = {key.strip(): value.strip() for key, value in rows}
+    root = file.parent
+    places = [
+        root / name
+        for name in (said.get("names", ""), said.get("names", "").removeprefix("data/"), "obj.names")
+    ]
+    names = next((place for place in places if place.is_file()), None)
+    if names is None:
+        raise UserError(f"'{file}' names '{said.get('names', '')}', which does not exist: restore obj.names")
+    lines = [line.strip() for line in read_text(names).splitlines()]
+    lists = {key: value for key, value in said.items() if key in SPLIT_NAMES}
+    return {"names": [line for line in lines if line], **lists}
+
+
+def _paired(found: dict[str, list[Path]], root: Path, log: ReadLog) -> dict[str, list[Path]]:
+    """Split -> images that have a label file of their own; those that share one are skipped and named.
+
+    Label files without an image are named and counted too, and pictures that are not read.
+    """
+    owners: dict[Path, set[Path]] = {}
+    for image in (image for images in found.values() for image in images):
+        owners.setdefault(_label_file(image), set()).add(image)
+    shared = {file: sorted(images) for file, images in owners.items() if len(images) > 1 and file.is_file()}
+    for file, images in sorted(shared.items()):
+        names = examples(map(str, images))
+        log.skipped.append(f"{file}: serves {len(images)} pictures, {names}: leave one of them")
+    places = {file.parent for file in owners}
+    whole = root / "labels"
+    texts = {file for place in places if place.is_dir() for file in files_in(place)}
+    texts |= set(files_in(whole, deep=True)) if whole.is_dir() else set()
+    known = {os.path.abspath(file) for file in owners}
+    rest = [file for file in sorted(texts) if os.path.abspath(file) not in known]
+    lost = [file for file in rest if _is_label(file) and not _has_picture(file)]
+    if lost:
+        log.count(len(lost), f"label files have no picture and are skipped ({examples(map(str, lost))})")
+    for folder in sorted({image.parent for images in found.values() for image in images}):
+        tell_left_out(folder, log, deep=True)
+    return {
+        split: [image for image in images if _label_file(image) not in shared]
+        for split, images in found.items()
+    }
+
+
+def _is_label(file: Path) -> bool:
+    """Whether a text file has lines as label files have; an empty one has, in a folder of labels."""
+    if file.suffix != ".txt" or file.name in (_LISTED[0], "notes.txt"):
+        return False
+    try:
+        words = next((line.split() for line in read_text(file).splitlines() if line.strip()), [])
+    except LabelFault:
+        return "labels" in file.parts
+    if not words:
+        return "labels" in file.parts
+    return len(words) >= 5 and all(
+        word.replace(".", "", 1).replace("-", "").replace("e", "").isdecimal() for word in words
+    )
+
+
+def _has_picture(file: Path) -> bool:
+    """Whether there is an image that a label file belongs to, which may be in no split."""
+    parts = list(file.parts)
+    for place in range(len(parts) - 2, -1, -1):
+        if parts[place] == "labels":
+            parts[place] = "images"
+            break
+    image = Path(*parts)
+    return any(
+        image.with_name(image.stem + end).is_file()
+        for suffix in IMAGE_SUFFIXES
+        for end in (suffix, suffix.upper())
+    )
 
 
 def _class_names(about: dict[str, Any], file: Path) -> list[str]:
@@ -128,7 +216,7 @@ def _class_names(about: dict[str, Any], file: Path) -> list[str]:
 
 
 def _class_list(root: Path) -> Path | None:
-    return next((file for file in (root / _LISTED, root / "labels" / _LISTED) if file.is_file()), None)
+    return next((file for name in _LISTED if (file := root / name).is_file()), None)
 
 
 def _class_lines(root: Path) -> list[str]:
@@ -160,7 +248,7 @@ def _named(about: dict[str, Any], file: Path, log: ReadLog) -> dict[str, list[Pa
                 raise UserError(f"'{file}': {key} must be a folder, a list file, or several of these")
             place = _resolve(item, about, file)
             if place is not None:
-                images += _images_at(place)
+                images += _images_at(place, (file.parent, file.parent / str(about.get("path") or ".")))
             elif key != "train":
                 log.notes.append(f"{key}: '{item}' of {file.name} does not exist: skipped")
             else:
@@ -175,19 +263,30 @@ def _resolve(item: str, about: dict[str, Any], file: Path) -> Path | None:
     root = file.parent
     base = root / str(about.get("path") or ".")
     # '../train/images' is what some exporters write for 'train/images'
-    places = [base / item, root / item, root / item.removeprefix("../")]
+    places = [base / item, root / item, root / item.removeprefix("../"), root / item.removeprefix("data/")]
     return next((place for place in places if place.exists()), None)
 
 
-def _images_at(place: Path) -> list[Path]:
-    """The images of a folder, or those that a list file names."""
+def _images_at(place: Path, roots: tuple[Path, Path]) -> list[Path]:
+    """The images of a folder, or those that a list file names; `roots`: of the data, by place and by yaml."""
     if place.is_dir():
         return images_in(place, deep=True)
     try:
         lines = [line.strip() for line in read_text(place).splitlines()]
     except LabelFault as fault:
         raise UserError(f"{fault}: name a folder, or a file with a path in each line") from None
-    return [place.parent / line for line in lines if line]
+    found = []
+    for line in filter(None, lines):
+        # CVAT's lists count from the folder above: data/obj_train_data/1.jpg
+        ways = [place.parent / line, *(root / line for root in roots), roots[0] / line.removeprefix("data/")]
+        image = next((way for way in ways if way.is_file()), ways[0])
+        if not any(is_within(image, root) for root in (place.parent, *roots)):
+            raise UserError(
+                f"'{place}' names {line}, which leads out of '{roots[0]}': name the folder of the images as "
+                "path: in the yaml file"
+            )
+        found.append(Path(os.path.abspath(image)) if ".." in image.parts else image)
+    return list(dict.fromkeys(found))
 
 
 def _conventional(root: Path) -> dict[str, list[Path]]:
@@ -248,8 +347,8 @@ def _object(
     return LabelledObject(label, bounds([outline]), (outline,))
 
 
-def label_lines(data: CocoData, index: int) -> str:
-    """The text file of an image: its boxes, crowd regions aside."""
+def label_lines(data: CocoData, index: int, order: Sequence[int] | None = None) -> str:
+    """The text file of an image: its boxes, crowd regions aside; `order`: number to write for each label."""
     height, width = data.sizes[index].tolist()
     boxes, labels, crowd = data.boxes_of(index)
     lines = []
@@ -257,7 +356,8 @@ def label_lines(data: CocoData, index: int) -> str:
         if not region:
             middle = ((left + right) / 2 / width, (top + bottom) / 2 / height)
             shares = (*middle, (right - left) / width, (bottom - top) / height)
-            lines.append(" ".join([str(label), *(f"{share:.10g}" for share in shares)]))
+            number = label if order is None else order[label]
+            lines.append(" ".join([str(number), *(f"{share:.10g}" for share in shares)]))
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -1,0 +1,294 @@
+"""What a COCO json says in a way that cannot be taken as it stands: made plain, or named.
+
+All of it is done to the json's content, so that what is read, converted and divided is the same.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msefpn.data.faults import FaultReport
+from msefpn.data.finding import SimilarNames
+from msefpn.data.masks import box_of_mask, resized_mask
+from msefpn.data.values import common_factor, flag_of, is_number, is_rounding
+
+_FEW_CORNERS = 16
+"""Numbers of a polygon up to which it is looked at whether it has an area."""
+
+_Size = tuple[int, int]
+"""Height and width, pixels."""
+
+
+class PictureNames:
+    """The file names of a json, as paths from the image folder.
+
+    Args:
+        file: the json.
+        folder: of the images.
+        fix: take a picture of a similar name where one is missing.
+    """
+
+    def __init__(self, file: Path, folder: Path, *, fix: bool) -> None:
+        self.folder, self.fix = folder, fix
+        above = Path(os.path.abspath(folder)).is_relative_to(os.path.abspath(file.parent))
+        self.root = file.parent if above else folder
+        self.fixed: list[str] = []
+        """Names that were corrected."""
+        self._similar = SimilarNames(self.root)
+
+    def inside(self, name: str) -> str | None:
+        """A name as a path from the image folder; None: it leads out of it, and out of the json's folder."""
+        path = posixpath.normpath(name)
+        if not os.path.isabs(name) and not path.startswith("../"):
+            return None if PureWindowsPath(name).drive and not (self.folder / name).exists() else path
+        for base, root, target in (
+            (self.folder.absolute(), self.root.absolute(), os.path.abspath(self.folder / path)),
+            (self.folder.resolve(), self.root.resolve(), os.path.realpath(self.folder / path)),
+        ):
+            if Path(target).is_relative_to(os.path.abspath(root)):
+                return Path(os.path.relpath(target, os.path.abspath(base))).as_posix()
+        return None
+
+    def similar(self, name: str) -> list[str]:
+        """Pictures that a name may mean, of the image folder, else of the json's; paths from the former."""
+        found = [
+            Path(os.path.relpath(file.absolute(), self.folder.absolute())).as_posix()
+            for file in self._similar.find(name)
+        ]
+        own = [path for path in found if not path.startswith("../")]
+        return own or found
+
+
+def sound_images(
+    raw: list[Any], names: PictureNames, report: FaultReport
+) -> tuple[list[Any], dict[Any, Any]]:
+    """The entries of `images` with names from the image folder, each file once.
+
+    Returns:
+        The entries, and id -> id of the entry that it was merged into.
+    """
+    entries: list[Any] = []
+    first: dict[str, Any] = {}
+    merged: dict[Any, Any] = {}
+    for item in raw:
+        if not isinstance(item, dict) or not isinstance(item.get("file_name"), str):
+            entries.append(item)  # it is reported when it is read
+            continue
+        name, where = item["file_name"], f"image {item.get('id')}"
+        path = names.inside(name)
+        if path is None or not (names.folder / path).is_file():
+            found = names.similar(name) if path is None or names.fix else []
+            if names.fix and len(found) == 1:
+                names.fixed.append(f"{name} -> {found[0]}")
+                path = found[0]
+            elif path is None:
+                report.add("outside image", name, where, f"leads out of '{names.root}'{hint(found)}")
+                path = name
+        if path in first and isinstance(item.get("id"), int) and item["id"] != first[path]["id"]:
+            merged[item["id"]] = first[path]["id"]
+            sizes = [[one.get(side) for side in ("width", "height")] for one in (first[path], item)]
+            if sizes[0] != sizes[1]:
+                text = f"is {sizes[1]} here and {sizes[0]} as image {first[path]['id']}"
+                report.add("image of two sizes", path, where, text)
+            report.add("image listed again", path, where, f"is also image {first[path]['id']}")
+            continue
+        if "id" in item:
+            first.setdefault(path, item)
+        entries.append(item if path == name else item | {"file_name": path})
+    return entries, merged
+
+
+def hint(found: Sequence[str]) -> str:
+    """What a message adds where pictures of a similar name are there."""
+    if not found:
+        return ""
+    more = f" and {len(found) - 1} more places" if len(found) > 1 else ""
+    use = "; --fix-names takes it" if len(found) == 1 else ""
+    return f"; a picture of that name is {found[0]}{more}{use}"
+
+
+def sound_notes(raw: list[Any], merged: dict[Any, Any], report: FaultReport) -> list[Any]:
+    """The annotations with `iscrowd` as 0 or 1, a box, and polygons that have an area; unclear ones dropped.
+
+    Args:
+        raw: the json's.
+        merged: see `sound_images`; of annotations that became equal, one is kept.
+        report: what was done is added to it.
+    """
+    kept: list[Any] = []
+    seen: set[Any] = set()
+    targets = set(merged.values())
+    for index, item in enumerate(raw):
+        if not isinstance(item, dict):
+            kept.append(item)
+            continue
+        image, where = item.get("image_id"), f"annotation {item.get('id', index)}"
+        note, name = item, f"image {image}"
+        if isinstance(image, int) and image in merged:
+            note = note | {"image_id": merged[image]}
+        if merged and note.get("image_id") in targets:
+            key = repr([note["image_id"], note.get("category_id"), note.get("bbox")])
+            if key in seen:
+                report.add("repeated annotation", name, where, f"bbox {note.get('bbox')}")
+                continue
+            seen.add(key)
+        crowd = note.get("iscrowd", 0)
+        flag = flag_of(crowd)
+        if flag is None:
+            report.add("unclear iscrowd", name, where, f"iscrowd is {crowd!r}")
+            continue
+        if type(crowd) is not int:
+            note = note | {"iscrowd": int(flag)}
+        kept.append(_with_outline(note, name, where, report))
+    return kept
+
+
+def _with_outline(note: dict[str, Any], name: str, where: str, report: FaultReport) -> dict[str, Any]:
+    """An annotation without its degenerate polygons, and with a box if there is an outline."""
+    shape = note.get("segmentation")
+    if isinstance(shape, list) and shape:
+        good = [line for line in shape if not _is_degenerate(line)]
+        if good and len(good) < len(shape):
+            report.add("degenerate polygon", name, where, f"{len(shape) - len(good)} of {len(shape)}")
+            note, shape = note | {"segmentation": good}, good
+    if note.get("bbox") in (None, []) and shape:
+        box = _box_of(shape)
+        if box is not None:
+            report.add("object without a box", name, where)
+            return note | {"bbox": box}
+    return note
+
+
+def _is_degenerate(line: Any) -> bool:
+    """Whether a polygon of numbers has no area; what is no polygon is judged elsewhere."""
+    if not isinstance(line, list):
+        return False
+    if len(line) < 6 or len(line) % 2:
+        return True
+    if len(line) > _FEW_CORNERS or not all(map(is_number, line)):
+        return False
+    x, y = line[::2], line[1::2]
+    twice = sum(x[n - 1] * y[n] - x[n] * y[n - 1] for n in range(len(x)))
+    return bool(abs(twice) < 1e-9)
+
+
+def _box_of(shape: Any) -> list[float] | None:
+    """The box around polygons or run lengths; None where these are wrong."""
+    if isinstance(shape, dict):
+        return box_of_mask(shape)
+    numbers = [line for line in shape if isinstance(line, list) and len(line) >= 6 and len(line) % 2 == 0]
+    if not numbers or not all(is_number(number) for line in numbers for number in line):
+        return None
+    x = [number for line in numbers for number in line[::2]]
+    y = [number for line in numbers for number in line[1::2]]
+    return [min(x), min(y), max(x) - min(x), max(y) - min(y)]
+
+
+def resized(stated: _Size, real: _Size, boxes: Sequence[Any]) -> str:
+    """What to do where an image's stated size is not the real one.
+
+    Returns:
+        "keep" the boxes: the sizes differ by rounding, or a box fits the real size alone; "scale" them: one
+        factor leads from one to the other; "drop" the image: nothing says which is right.
+    """
+    if is_rounding(stated, real):
+        return "keep"
+    corners = np.array(
+        [[box[0] + box[2], box[1] + box[3]] for box in boxes if _is_box(box)], dtype=np.float64
+    ).reshape(-1, 2)
+    beyond = (corners > np.array(stated[::-1]) + 1).any()
+    if beyond and not (corners > np.array(real[::-1]) + 1).any():
+        return "keep"
+    return "scale" if common_factor(stated, real) else "drop"
+
+
+def _is_box(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
+
+
+def rescaled(note: dict[str, Any], stated: _Size, real: _Size) -> dict[str, Any]:
+    """An annotation of an image that was resized after labelling, in pixels of the image as it is."""
+    y, x = (there / said for said, there in zip(stated, real, strict=True))
+    new = dict(note)
+    box: Any = note.get("bbox")
+    if _is_box(box):
+        new["bbox"] = [box[0] * x, box[1] * y, box[2] * x, box[3] * y]
+    if is_number(area := note.get("area")):
+        new["area"] = area * x * y
+    shape = note.get("segmentation")
+    if isinstance(shape, list):
+        new["segmentation"] = [
+            [
+                number * (y if place % 2 else x) if is_number(number) else number
+                for place, number in enumerate(line)
+            ]
+            if isinstance(line, list)
+            else line
+            for line in shape
+        ]
+    elif isinstance(shape, dict) and shape.get("size") == list(stated):
+        new["segmentation"] = resized_mask(shape, real) or shape
+    if isinstance(points := note.get("keypoints"), list) and all(map(is_number, points)):
+        new["keypoints"] = [number * (x, y, 1)[place % 3] for place, number in enumerate(points)]
+    return new
+
+
+def fit_annotations(
+    raw: list[Any],
+    ids: list[int],
+    names: list[str],
+    stated: list[_Size | None],
+    sizes: NDArray[np.int64],
+    usable: NDArray[np.bool_],
+    report: FaultReport,
+) -> list[Any]:
+    """The annotations in pixels of the images as they are, and not as the json states their sizes.
+
+    Args:
+        raw: the json's.
+        ids: of the N images.
+        names: their files.
+        stated: height and width that the json states.
+        sizes: (N, 2) as they are.
+        usable: (N,) which images can be read; changed for those whose sizes contradict each other.
+        report: what was done is added to it.
+    """
+    differ = {
+        id: index
+        for index, id in enumerate(ids)
+        if usable[index] and stated[index] is not None and stated[index] != tuple(sizes[index].tolist())
+    }
+    if not differ:
+        return raw
+    boxes: dict[int, list[Any]] = {id: [] for id in differ}
+    for item in raw:
+        if isinstance(item, dict) and isinstance(item.get("image_id"), int) and item["image_id"] in boxes:
+            boxes[item["image_id"]].append(item.get("bbox"))
+    scale: dict[int, tuple[_Size, _Size]] = {}
+    kinds = {
+        "keep": "size differs from the json",
+        "scale": "resized image",
+        "drop": "size of another picture",
+    }
+    for id, index in differ.items():
+        said, real = stated[index], (int(sizes[index, 0]), int(sizes[index, 1]))
+        assert said is not None
+        what = resized(said, real, boxes[id])
+        text = f"{real[1]} x {real[0]}, the json says {said[1]} x {said[0]}"
+        report.add(kinds[what], names[index], f"image {id}", text)
+        if what == "scale":
+            scale[id] = said, real
+        usable[index] &= what != "drop"
+    return [
+        rescaled(item, *scale[item["image_id"]])
+        if isinstance(item, dict) and isinstance(item.get("image_id"), int) and item["image_id"] in scale
+        else item
+        for item in raw
+    ]
