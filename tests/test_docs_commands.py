@@ -127,7 +127,8 @@ class Sandbox:
         Of a training, values of the configuration that name nothing count for nothing: they are looked up.
         """
         own = [key for key, value in given.items() if callable(value) or hasattr(value, "classes")]
-        own.append(Path(str(given.get("file", ""))).suffix)  # what is imported from it depends on that
+        if "file" in given:  # what is imported from it depends on its kind
+            own.append(Path(given["file"]).suffix)
         options = given.keys() - (PLAIN if name == "train" else set())
         key = (name, frozenset(options), *given.get("plugin", ()), *own)
         if key in self.done:
