@@ -27,7 +27,7 @@ SOURCE = ROOT / "src" / "msefpn"
 
 FLOORS: list[set[str]] = [
     {"errors", "structures", "necks"},
-    {"plugins", "pretrained"},
+    {"plugins", "pretrained", "static"},
     {"config"},
     {"checkpoint", "names"},
     {"data", "models", "metrics", "html"},
@@ -49,7 +49,7 @@ APART = {
     "necks": set[str](),
     "structures": set[str](),
     "data": {"errors", "structures", "config", "plugins"},
-    "models": {"errors", "structures", "config", "plugins", "pretrained", "checkpoint", "necks"},
+    "models": {"errors", "structures", "config", "plugins", "pretrained", "static", "checkpoint", "necks"},
     "metrics": {"errors", "structures", "config"},
     "html": {"errors"},
 }

@@ -40,7 +40,7 @@ def numbers_of(detector: Detector) -> dict[str, Any]:
                     and key not in ("training", "init_seed")
                 ):
                     with contextlib.suppress(TypeError):  # a list of modules
-                        found[f"{place}.{part}.{key}"] = json.dumps(item)
+                        found[f"{place}.{part}.{key}"] = json.dumps(item).replace(".0", "")
     return found
 
 

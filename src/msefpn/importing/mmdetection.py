@@ -10,7 +10,7 @@ from msefpn.errors import UserError
 from msefpn.importing.mmdetection_model import read_model
 from msefpn.importing.mmdetection_parts import Values, normalisation
 from msefpn.importing.section import ConfigSection
-from msefpn.importing.static import StaticFile, read_static
+from msefpn.static import StaticFile, read_static
 
 GPUS = 8
 """mmdetection states learning rates for so many GPUs."""

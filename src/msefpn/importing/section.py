@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from msefpn.errors import UserError
-from msefpn.importing.static import Computed
+from msefpn.static import Computed
 
 
 class ConfigSection:

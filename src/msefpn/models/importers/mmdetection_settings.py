@@ -1,18 +1,16 @@
 """What an mmdetection checkpoint says of itself in words: class names, and the text of its configuration.
 
-The text is Python; it is parsed, never run: only literals and `dict(...)` of literals are read.
+The text is Python; it is parsed, never run, see `msefpn.static`.
 """
 
-import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from msefpn.errors import UserError
 from msefpn.models.importers.base import CAFFE, MEAN, PYTORCH, STD, STYLES, Style
-
-_LONGEST = 1 << 21
-"""Characters of a text that is read."""
+from msefpn.static import Computed, read_static_text
 
 
 @dataclass(frozen=True)
@@ -164,38 +162,20 @@ def _class_names(names: Any) -> tuple[str, ...] | None:
 
 def _values(text: str) -> dict[str, Any]:
     """The literals that a text of Python assigns; what is computed is None."""
-    if len(text) > _LONGEST:
-        return {}
     try:
-        tree = ast.parse(text)
-        return {
-            target.id: _literal(node.value)
-            for node in tree.body
-            if isinstance(node, ast.Assign)
-            for target in node.targets
-            if isinstance(target, ast.Name)
-        }
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        found: dict[str, Any] = _literal(read_static_text(text, Path("cfg")).values)
+    except UserError:  # the shapes say the rest
         return {}
+    return found
 
 
-def _literal(node: ast.expr) -> Any:
-    if (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == "dict"
-        and not node.args
-    ):
-        return {item.arg: _literal(item.value) for item in node.keywords if item.arg is not None}
-    if isinstance(node, ast.Dict):
-        keys = [_literal(key) if key is not None else None for key in node.keys]
-        return {key: _literal(x) for key, x in zip(keys, node.values, strict=True) if isinstance(key, str)}
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_literal(item) for item in node.elts]
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = _literal(node.operand)
-        return -value if isinstance(value, (int, float)) else None
-    return node.value if isinstance(node, ast.Constant) else None
+def _literal(value: Any) -> Any:
+    """A value with lists for tuples, and None for what only running the text gives."""
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items() if isinstance(key, str)}
+    if isinstance(value, (list, tuple)):
+        return [_literal(item) for item in value]
+    return None if isinstance(value, Computed) else value
 
 
 def _style(values: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[Style, str]:

@@ -71,7 +71,17 @@ def read_static(path: Path, below: tuple[Path, ...] = ()) -> StaticFile:
     """
     if path.resolve() in below or len(below) > _MAX_BASES:
         raise UserError(f"{path}: its _base_ files are based on each other: correct _base_")
-    tree = _parse(path)
+    return _read(_parse(path), path, below)
+
+
+def read_static_text(text: str, path: Path) -> StaticFile:
+    """Read the values of a text, which `path` holds for messages. Raises UserError as `read_static` does."""
+    if len(text) > _MAX_BYTES:
+        raise UserError(f"{path} holds a text that is too large for a configuration")
+    return _read(_parsed(text, path), path, ())
+
+
+def _read(tree: ast.Module, path: Path, below: tuple[Path, ...]) -> StaticFile:
     reader = _Reader(path)
     bases = StaticFile()
     for node in tree.body:
@@ -91,9 +101,14 @@ def _parse(path: Path) -> ast.Module:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise UserError(f"{path} is too large for a configuration: name the .py file of one")
-        return ast.parse(path.read_bytes(), filename=str(path))
+        return _parsed(path.read_bytes(), path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: copy the configuration with its _base_ files") from None
+
+
+def _parsed(text: str | bytes, path: Path) -> ast.Module:
+    try:
+        return ast.parse(text, filename=str(path))
     except (SyntaxError, ValueError) as error:
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise UserError(f"{path}{where} is not valid Python: {' '.join(str(error).split())[:100]}") from None

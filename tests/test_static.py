@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from msefpn.errors import UserError
-from msefpn.importing.static import Computed, merged, read_static
+from msefpn.static import Computed, merged, read_static
 
 
 def read(folder: Path, text: str, **bases: str) -> dict[str, Any]:
