@@ -40,7 +40,8 @@ def numbers_of(detector: Detector) -> dict[str, Any]:
                     and key not in ("training", "init_seed")
                 ):
                     with contextlib.suppress(TypeError):  # a list of modules
-                        found[f"{place}.{part}.{key}"] = json.dumps(item).replace(".0", "")
+                        value = float(item) if type(item) is int else item  # 500 steps may be 500.0
+                        found[f"{place}.{part}.{key}"] = json.dumps(value)
     return found
 
 
