@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import msefpn
 from msefpn.checkpoint import read_info
 from msefpn.cli import main
 from msefpn.config import Config, load_recipe
 from msefpn.errors import UserError
+from msefpn.models import load
 from msefpn.runs.folder import BEST, CONFIG, read_run
 from msefpn.training.anchors import as_asked, settle_anchors
 from tests import TINY
@@ -162,7 +162,7 @@ def test_chosen_anchors_are_kept_in_the_run(
     assert rpn["anchor_scale"] < 4
     assert len(rpn["ratios"]) == 3
     assert read_info(run / BEST).config.detector_options["rpn"] == rpn
-    detector: Any = msefpn.load(run / BEST)
+    detector: Any = load(run / BEST)
     assert detector.rpn.anchors.cell_0[1, 2] * 2 == pytest.approx(4 * rpn["anchor_scale"], rel=0.2)
     assert main(["train", "--resume", "--out", str(run), "--epochs", "2"]) == 0
     assert "chosen on the boxes" not in capsys.readouterr().out

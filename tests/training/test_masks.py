@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ def fast_recipe(folder: Path) -> Path:
 def masked(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of Mask R-CNN that has hardly learned anything."""
     out = tmp_path_factory.mktemp("masked") / "run"
-    return train(tiny_set, recipe="quickstart_masks", size=96, epochs=1, workers=0, device="cpu", out=out)
+    options: dict[str, Any] = {"size": 96, "epochs": 1, "warmup": 50, "workers": 0, "device": "cpu"}
+    return train(tiny_set, recipe="quickstart_masks", out=out, **options)
 
 
 def test_training_tells_the_masks_numbers(masked: Path, capsys: pytest.CaptureFixture[str]) -> None:

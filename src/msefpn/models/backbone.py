@@ -93,7 +93,9 @@ class Backbone(nn.Module):
     Attributes:
         channels: channels of the maps, finest first.
         strides: their strides.
-        mean, std, stride_in_1x1: see above.
+        mean: the images' mean that it takes.
+        std: their standard deviation.
+        stride_in_1x1: see above.
         frozen: names of the frozen parameters.
         timm_name: of a model of timm's, whose ImageNet weights timm's hub has; else None.
 
