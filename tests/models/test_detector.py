@@ -128,7 +128,7 @@ MMDETECTION: dict[type, dict[str, Any]] = {
         "box_loss": "smooth_l1",
         "class_loss": "cross_entropy",
     }
-    | {"ious": (0.5, 0.6, 0.7), "weights": (1.0, 0.5, 0.25), "average_scores": False}
+    | {"ious": (0.5, 0.6, 0.7), "weights": (1.0, 0.5, 0.25), "clamp_both": True, "average_scores": False}
     | {"stds": ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))},
     RetinaHead: SHARED
     | ANCHORS
