@@ -91,7 +91,7 @@ def cache(
     digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()
     file = (folder / "new.pth").rename(folder / f"{NAME}_coco-{digest[:8]}.pth")
     weights: Any = detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1
-    url = f"https://download.pytorch.org/models/{file.name}"
+    url = f"https://example.org/models/{file.name}"
     monkeypatch.setattr(weights.value, "url", url)
     return file, url
 
