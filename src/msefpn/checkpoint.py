@@ -105,11 +105,8 @@ def is_foreign(path: str | Path) -> bool:
     path = Path(path)
     if path.suffix != ".safetensors":
         return path.suffix in CHECKPOINTS and path.is_file()
-    try:
-        with safetensors.safe_open(path, framework="numpy") as opened:
-            return KEY not in (opened.metadata() or {})
-    except (safetensors.SafetensorError, OSError):
-        return False
+    metadata = _metadata(path)
+    return metadata is not None and KEY not in metadata
 
 
 def check_run(path: str | Path) -> None:
@@ -129,11 +126,16 @@ def check_run(path: str | Path) -> None:
 
 def is_ours(file: str | Path) -> bool:
     """Whether a .safetensors file describes a detector, as `msefpn.models.save` writes it."""
+    return KEY in (_metadata(file) or {})
+
+
+def _metadata(file: str | Path) -> dict[str, str] | None:
+    """Metadata of a .safetensors file; None: it is not one, or broken."""
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
-            return KEY in (opened.metadata() or {})
+            return opened.metadata() or {}
     except (safetensors.SafetensorError, OSError):
-        return False
+        return None
 
 
 def read_info(path: str | Path) -> DetectorInfo:

@@ -16,18 +16,17 @@ from msefpn.errors import unknown_backbone, unknown_name
 def check_names(config: Config) -> None:
     """Raise UserError for a neck, backbone, detector, augmentation, logger or callback that is unknown."""
     for kind, name in config.uses("neck", "detector", "augmentation", "logger", "callback"):
-        if not _is_known(kind, name):
-            raise unknown_name(kind, name, _all_names(kind), hint=plugins.YOUR_OWN)
+        check_name(kind, name)
     known = _timm_names()
     for _, name in config.uses("backbone"):
         if known and name.split(".")[0] not in known and not plugins.are_there_others():
             raise unknown_backbone(name, known)
 
 
-def check_detector_name(name: str) -> None:
-    """Raise UserError for a detector that is unknown."""
-    if not _is_known("detector", name):
-        raise unknown_name("detector", name, _all_names("detector"), hint=plugins.YOUR_OWN)
+def check_name(kind: str, name: str) -> None:
+    """Raise UserError for a name that is unknown; `kind` is a key of `plugins.OUR_NAMES`."""
+    if not _is_known(kind, name):
+        raise unknown_name(kind, name, _all_names(kind), hint=plugins.YOUR_OWN)
 
 
 def check_rows(rows: Iterable[str]) -> None:

@@ -22,7 +22,7 @@ from msefpn.data.anchors import (
     with_choice,
 )
 from msefpn.data.anchors.match import meet
-from msefpn.data.anchors.rules import YOLO_SHAPES
+from msefpn.data.anchors.rules import ANCHORS
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
 from msefpn.models import build
@@ -115,7 +115,8 @@ def test_each_object_is_met_as_in_training(detector: str, options: dict[str, Any
 
 
 def test_yolos_shapes_are_the_heads() -> None:
-    assert YOLO_SHAPES == DEFAULT_SHAPES
+    shapes = ANCHORS["yolov3"]["anchors"]
+    assert tuple(tuple(map(tuple, level)) for level in shapes) == DEFAULT_SHAPES
 
 
 def test_chunks_of_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ class DataSet:
     def scan(self, *, decode: bool = False) -> tuple[Any, Any]:
         """Write the json and scan it."""
         self.file.write_text(json.dumps(self.content))
-        return scan_coco(self.file, self.images, decode=decode)
+        return scan_coco(self.file, self.images, decode=decode)[:2]
 
     def add_box(self, box: list[Any]) -> None:
         """Add annotation 77 to image 3, which is 60 x 40."""

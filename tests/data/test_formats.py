@@ -367,7 +367,7 @@ def test_any_box_survives_yolo(
         classes=("x",),
         category_ids=(1,),
     )
-    x, y, wide, high_ = _object(label_lines(data, 0).split(), (width, height), ["x"], False, "").box
+    x, y, wide, high_ = _object(label_lines(data, 0, [0]).split(), (width, height), ["x"], False, "").box
     np.testing.assert_allclose([x, y, x + wide, y + high_], data.boxes[0], atol=1e-4)
 
 

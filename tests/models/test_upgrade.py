@@ -13,7 +13,7 @@ from msefpn.checkpoint import read_info
 from msefpn.cli import main
 from msefpn.config import load_recipe
 from msefpn.errors import UserError
-from msefpn.models import build, init_weights, load, save
+from msefpn.models import build, init_weights, load, save, weights
 from msefpn.necks import MSEFPN
 from tests import TINY
 
@@ -122,12 +122,14 @@ def test_other_necks_and_files_are_refused(
         msefpn.upgrade(tmp_path / "nothing")
 
 
-def test_the_start_goes_with_the_weights(run: Path, tmp_path: Path) -> None:
+def test_the_start_goes_with_the_weights(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tensors of both starts have the same names and shapes, and mean another."""
     file = msefpn.upgrade(run, out=tmp_path / "upgraded.safetensors").file
     papers = build(load_recipe(str(TINY), backbone="test_resnet"), ["circle", "square"])
-    with pytest.raises(UserError, match=r"start 'identity': add --set neck_options\.start=identity"):
-        init_weights(papers, str(file))
+    monkeypatch.setattr(weights, "find_weights", lambda source: file)  # the hub's
+    for source in (str(file), "hf://me/cells"):
+        with pytest.raises(UserError, match=r"start 'identity': add --set neck_options\.start=identity"):
+            init_weights(papers, source)
     options = {"out_channels": 32, "start": "identity"}
     own = build(load_recipe(str(TINY), backbone="test_resnet", neck_options=options), ["circle", "square"])
     assert init_weights(own, str(file)).missing == ()

@@ -162,6 +162,11 @@ def test_options_that_are_refused(options: dict[str, Any], says: str, loaded: Lo
         loaded.predict(np.zeros((9, 9, 3), np.uint8), **options)
 
 
+def test_an_option_that_load_lacks_is_refused(weights: Path) -> None:
+    with pytest.raises(UserError, match="unknown option 'flipp': did you mean 'flip'"):
+        msefpn.load(weights, flipp=True)
+
+
 def test_a_wrong_image_is_named_and_nothing_is_written(loaded: LoadedDetector, tmp_path: Path) -> None:
     good = np.zeros((9, 9, 3), np.uint8)
     with pytest.raises(UserError, match=r"^images\[1\] is channels first"):

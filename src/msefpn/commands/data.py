@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msefpn.commands.arguments import SplitFiles, as_path, configured, takes
 from msefpn.config import Config, load_recipe, parse_size
 from msefpn.errors import UserError, unknown_name
-from msefpn.names import check_detector_name
+from msefpn.names import check_name
 from msefpn.runs.folder import default_recipe
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _ANNOTATIONS = ("train_json", "train_images", "val_json", "val_images")
 _PLANNED = ("detector", "anchors")
+"""Options of a training that `check` takes too."""
 SKIPPED = "skipped.txt"
 """The files that could not be used, one a line, where there are any."""
 
@@ -38,7 +39,7 @@ class Conversion(NamedTuple):
     """Files that could not be used, each with the reason."""
 
 
-@takes(SplitFiles, Config, only=(*_ANNOTATIONS, "detector", "anchors"))
+@takes(SplitFiles, Config, only=(*_ANNOTATIONS, *_PLANNED))
 def check(
     data: str | Path | None = None,
     *,
@@ -69,12 +70,12 @@ def check(
         What was found; `str()` gives it as text.
 
     Raises:
-        UserError: there is no training split, data and the jsons contradict each other, or the recipe or its
-            anchors are not understood.
+        UserError: the training split is missing, data and the jsons contradict each other, or the recipe or
+            its anchors are not understood.
     """
     values, _ = configured({"size": size, **{key: options.pop(key, None) for key in _PLANNED}}, set)
     config = load_recipe(str(recipe or default_recipe(builtin=False)), **values)
-    check_detector_name(config.detector)
+    check_name("detector", config.detector)
 
     from msefpn.data.anchors import Chosen
     from msefpn.data.archive import unpacked

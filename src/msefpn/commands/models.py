@@ -132,8 +132,8 @@ def load(
         The detector: its `predict` takes images; the torch module is its `detector`.
 
     Raises:
-        UserError: there are no weights, they are damaged, they cannot be downloaded, or they need a plug-in
-            that is not loaded.
+        UserError: the weights are missing, damaged or cannot be downloaded, or they need a plug-in that is
+            not loaded.
     """
     merging = DetectionOptions.given(**options)
     check_run(path)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msefpn.checkpoint import check_run
-from msefpn.commands.arguments import as_path, as_text, options_of, takes
-from msefpn.errors import unknown_name
+from msefpn.commands.arguments import as_path, as_text, takes
 from msefpn.inference.options import DetectionOptions
 from msefpn.prediction.request import PredictionOptions
 
@@ -130,8 +129,6 @@ def evaluate(
     Raises:
         UserError: the request cannot be met; the message says what to change.
     """
-    for name in options.keys() - options_of(evaluate).keys():
-        raise unknown_name("option", name, options_of(evaluate))
     chosen = DetectionOptions.given(**options)
     check_run(run)
 

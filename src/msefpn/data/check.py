@@ -143,12 +143,13 @@ def inspect_splits(
         name: (
             place,
             *scan_coco(
-                *(place.file, place.folder),
+                place.file,
+                place.folder,
                 decode=True,
                 masks=masks,
                 content=place.content,
                 fix_names=fix_names,
-            ),
+            )[:2],
         )
         for name, place in places.items()
     }

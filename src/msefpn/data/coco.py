@@ -113,7 +113,7 @@ def read_coco(
     Raises:
         UserError: for the first fault that only the user can fix (`faults.STOPS`).
     """
-    data, report = scan_coco(file, folder, decode=decode, masks=masks)
+    data, report, _ = scan_coco(file, folder, decode=decode, masks=masks)
     report.raise_if_stopped()
     assert data is not None
     return data, report
@@ -127,31 +127,21 @@ def scan_coco(
     masks: bool = False,
     content: dict[str, Any] | None = None,
     fix_names: bool = False,
-) -> tuple[CocoData | None, FaultReport]:
-    """Like `read_coco`, but also report the faults that only the user can fix; the data is None then.
-
-    `content` is what the json would hold, where `file` is of another format. `fix_names`: take the picture of
-    a similar name where one is missing.
-    """
-    data, report, _ = scan_content(
-        file, folder, decode=decode, masks=masks, content=content, fix_names=fix_names
-    )
-    return data, report
-
-
-def scan_content(
-    file: Path,
-    folder: Path,
-    *,
-    decode: bool = False,
-    masks: bool = False,
-    content: dict[str, Any] | None = None,
-    fix_names: bool = False,
     skip_missing: bool = False,
 ) -> tuple[CocoData | None, FaultReport, dict[str, Any] | None]:
-    """Like `scan_coco`; also return the content as it was made plain, to which `CocoData.rows` refers.
+    """Like `read_coco`, but also report the faults that only the user can fix; the data is None then.
 
-    `skip_missing`: an image that is missing is one that cannot be read, and stops nothing.
+    Args:
+        file: see `read_coco`.
+        folder: likewise.
+        decode: likewise.
+        masks: likewise.
+        content: what the json would hold, where `file` is of another format.
+        fix_names: take the picture of a similar name where one is missing.
+        skip_missing: an image that is missing is one that cannot be read, and stops nothing.
+
+    Returns:
+        The data; the faults; and the content as it was made plain, to which `CocoData.rows` refers.
     """
     report = FaultReport(file)
     content = _load(file, report) if content is None else content

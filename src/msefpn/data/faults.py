@@ -14,6 +14,8 @@ class Handling(NamedTuple):
     """The kind's name for several of them."""
     action: str
     """Of a fault that stops a run: what the user has to do. Otherwise: what was done."""
+    changes: bool = False
+    """Whether that changes what comes out."""
 
 
 STOPS = {
@@ -48,44 +50,46 @@ MASK_FAULTS = ("no mask", "broken mask")
 """Kinds that are looked for only where masks are read."""
 
 HANDLING = {
-    "unreadable image": Handling("unreadable images", "dropped, boxes included"),
+    "unreadable image": Handling("unreadable images", "dropped, boxes included", changes=True),
     "size of another picture": Handling(
-        "images whose stated size has another shape", "dropped, boxes included: correct the size"
+        "images whose stated size has another shape",
+        "dropped, boxes included: correct the size",
+        changes=True,
     ),
-    "corrected name": Handling("file names of pictures", "corrected"),
-    "image listed again": Handling("images listed again", "merged, their boxes united"),
-    "unclear iscrowd": Handling("values of iscrowd that are neither 0 nor 1", "dropped, the annotation too"),
-    "unknown image": Handling("annotations of unknown images", "dropped"),
-    "bbox without 4 numbers": Handling("bboxes without 4 numbers", "dropped"),
-    "NaN box": Handling("NaN boxes", "dropped"),
-    "inverted box": Handling("inverted boxes", "dropped"),
-    "zero-area box": Handling("zero-area boxes", "dropped"),
-    "outside box": Handling("boxes outside their image", "dropped"),
-    "box under 1 px": Handling("boxes under 1 px", "dropped, as in mmdetection"),
-    "repeated annotation": Handling("repeated annotations", "dropped"),
+    "corrected name": Handling("file names of pictures", "corrected", changes=True),
+    "image listed again": Handling("images listed again", "merged, their boxes united", changes=True),
+    "unclear iscrowd": Handling(
+        "values of iscrowd that are neither 0 nor 1", "dropped, the annotation too", changes=True
+    ),
+    "unknown image": Handling("annotations of unknown images", "dropped", changes=True),
+    "bbox without 4 numbers": Handling("bboxes without 4 numbers", "dropped", changes=True),
+    "NaN box": Handling("NaN boxes", "dropped", changes=True),
+    "inverted box": Handling("inverted boxes", "dropped", changes=True),
+    "zero-area box": Handling("zero-area boxes", "dropped", changes=True),
+    "outside box": Handling("boxes outside their image", "dropped", changes=True),
+    "box under 1 px": Handling("boxes under 1 px", "dropped, as in mmdetection", changes=True),
+    "repeated annotation": Handling("repeated annotations", "dropped", changes=True),
     "box larger than the image": Handling("boxes larger than the image", "clipped"),
     "box partly outside": Handling("boxes partly outside their image", "clipped"),
     "duplicate annotation id": Handling("duplicate annotation ids", "both kept"),
     "size not in the json": Handling("image sizes not in the json", "taken from the file"),
     "size differs from the json": Handling("image sizes that differ from the json", "taken from the file"),
     "resized image": Handling(
-        "images whose stated and real size differ by one factor", "rescaled, boxes and outlines"
+        "images whose stated and real size differ by one factor", "rescaled, boxes and outlines", changes=True
     ),
-    "degenerate polygon": Handling("objects with degenerate polygons", "dropped, the other polygons kept"),
-    "object without a box": Handling("objects without a box", "boxes made from their outlines"),
+    "degenerate polygon": Handling(
+        "objects with degenerate polygons", "dropped, the other polygons kept", changes=True
+    ),
+    "object without a box": Handling("objects without a box", "boxes made from their outlines", changes=True),
     "equal box": Handling("boxes equal to another of the class in their image", "all kept"),
-    "several frames": Handling("files of several frames", "the first frame is taken"),
+    "several frames": Handling("files of several frames", "the first frame is taken", changes=True),
     "EXIF rotation": Handling("EXIF rotations", "applied where the json's size agrees"),
-    "alpha channel": Handling("alpha channels", "dropped"),
-    "16-bit image": Handling("16-bit images", "scaled to 8 bits"),
+    "alpha channel": Handling("alpha channels", "dropped", changes=True),
+    "16-bit image": Handling("16-bit images", "scaled to 8 bits", changes=True),
     "CMYK image": Handling("CMYK images", "converted to RGB"),
     "image without objects": Handling("images without objects", "kept"),
 }
 """Kinds of fault that do not stop a run."""
-
-
-_CHANGES = ("dropped", "corrected", "merged", "rescaled", "boxes made", "the first", "scaled")
-"""How the actions begin that change what comes out."""
 
 
 class DataFault(NamedTuple):
@@ -154,7 +158,7 @@ class FaultReport:
         return [
             f"{counted(kind, count)} ({HANDLING[kind].action})"
             for kind, count in self.counts.items()
-            if kind in HANDLING and (not changes_only or HANDLING[kind].action.startswith(_CHANGES))
+            if kind in HANDLING and (not changes_only or HANDLING[kind].changes)
         ]
 
     def __str__(self) -> str:

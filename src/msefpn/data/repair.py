@@ -167,7 +167,7 @@ def _with_outline(note: dict[str, Any], name: str, where: str, report: FaultRepo
 
 
 def _is_degenerate(line: Any) -> bool:
-    """Whether a polygon of numbers has no area; what is no polygon is judged elsewhere."""
+    """Whether a polygon of numbers has no area; anything but a polygon is judged elsewhere."""
     if not isinstance(line, list):
         return False
     if len(line) < 6 or len(line) % 2:

@@ -118,7 +118,7 @@ def _pipeline(steps: list[ConfigSection]) -> Values:
                 values |= {"size": size} if size else {}
             step.close()
         elif kind not in _PLAIN_STEPS:
-            step.notes.append(f"{step.path}: {kind}: there is no such step here; see --augment")
+            step.notes.append(f"{step.path}: {kind}: not available here; see --augment")
     if several:
         values["augment"] = "multiscale"
         if several != "1333x480..800":
@@ -278,6 +278,6 @@ def _rest(whole: ConfigSection, file: StaticFile) -> None:
     for hook in whole.sections("custom_hooks"):
         kind = hook.take("type")
         if kind != "NumClassCheckHook":
-            hook.note("type", kind, "there are no hooks in a recipe; see --ema and --callback")
+            hook.note("type", kind, "recipes do not hold hooks; see --ema and --callback")
     whole.ignore(*_RUNTIME, *file.used)
     whole.close()

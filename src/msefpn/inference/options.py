@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from msefpn.config import check_bounds, option, parse_size
-from msefpn.errors import UserError
+from msefpn.errors import UserError, unknown_name
 
 
 class View(NamedTuple):
@@ -44,6 +44,8 @@ class DetectionOptions:
     @classmethod
     def given(cls, **values: Any) -> DetectionOptions:
         """Build from the values that are not None, as a user gives them. Raises UserError."""
+        for name in values.keys() - cls.__dataclass_fields__.keys():
+            raise unknown_name("option", name, cls.__dataclass_fields__)
         chosen = {name: value for name, value in values.items() if value is not None}
         if "scales" in chosen:
             sizes = chosen["scales"]

@@ -23,7 +23,7 @@ from msefpn.inference.options import DetectionOptions, View
 from msefpn.inference.views import MergedViews, apply_options
 from msefpn.models import load
 from msefpn.models.fold import fold_for_good
-from msefpn.models.select import selecting, selection_of
+from msefpn.models.select import selecting, selections_in
 from msefpn.pretrained import is_named
 from msefpn.structures import Batch, Proposals, Targets
 
@@ -144,8 +144,8 @@ class Predictor:
             return None
         if self.detector._compiled_call_impl is not None:
             return None  # a graph keeps what it was traced with
-        selection = selection_of(self.detector)
-        return None if selection is None else (selection.nms_iou, selection.max_per_image)
+        found = selections_in(self.detector)
+        return (found[-1][1].nms_iou, found[-1][1].max_per_image) if found else None
 
     def batch(
         self,

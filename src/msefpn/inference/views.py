@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from msefpn.errors import UserError
 from msefpn.inference.detect import Detects, Predictions, draw_masks, predict_batch
 from msefpn.inference.options import DetectionOptions, View
 from msefpn.models import Detector, TwoStage
-from msefpn.models.select import Selection
+from msefpn.models.select import Selection, selections_in
 from msefpn.structures import Batch
 
 
@@ -156,7 +156,7 @@ def apply_options(
         raise UserError(
             f"the run {run} is a {name}, whose masks cannot be merged: leave out {options.flags()}"
         )
-    owners = [(module, own) for module in detector.modules() if (own := _selection_of(module)) is not None]
+    owners = selections_in(detector)
     if not owners:
         raise UserError(
             f"the run {run} is a {name}, which has no msefpn.models.select.Selection to change: leave out "
@@ -170,8 +170,3 @@ def apply_options(
         return None
     chosen = replace(owners[-1][1], suppression=suppression, sigma=options.sigma or 0.5)
     return MergedViews(detector, options.views(size), chosen)
-
-
-def _selection_of(module: nn.Module) -> Selection | None:
-    found = vars(module).get("selection")
-    return found if isinstance(found, Selection) else None

@@ -17,6 +17,7 @@ from msefpn.models.dense import by_cell, select_detections, strides_of, tower
 from msefpn.models.losses import make_class_loss
 from msefpn.models.matching import PointMatcher
 from msefpn.models.select import Selection
+from msefpn.necks.layers import check_choice
 from msefpn.structures import Detections, Targets
 
 
@@ -86,9 +87,9 @@ class FCOSHead(nn.Module):
         integer_anchors: bool = False,
     ) -> None:
         super().__init__()
-        _check_choice("centreness_branch", centreness_branch, ("box", "class"))
-        _check_choice("iou_loss", iou_loss, ("giou", "iou"))
-        _check_choice("preselect", preselect, ("class", "product"))
+        check_choice("centreness_branch", centreness_branch, ("box", "class"))
+        check_choice("iou_loss", iou_loss, ("giou", "iou"))
+        check_choice("preselect", preselect, ("class", "product"))
         self.num_classes = num_classes
         self.anchors = AnchorGenerator(strides, [1.0], [1.0], offset=offset, integer=integer_anchors)
         self.class_tower = tower(channels, depth, norm=True, bias=True)
@@ -181,11 +182,6 @@ class FCOSHead(nn.Module):
             hidden = of_box if self.centreness_branch == "box" else of_class
             centreness.append(full_precision(by_cell(self.centreness(hidden), 1)).squeeze(2))
         return logits, distances, centreness
-
-
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} '{value}' is unknown: known: {', '.join(known)}")
 
 
 def _boxes(distances: Tensor, anchors: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class Selection:
         return soft_nms(boxes, scores, labels, candidate, method=self.suppression, iou=iou, sigma=self.sigma)
 
 
-def selection_of(module: nn.Module) -> Selection | None:
-    """The `Selection` that is the last step of a detector; None: it has another one."""
-    parts = (value for part in module.modules() for value in vars(part).values())
-    return next((value for value in parts if isinstance(value, Selection)), None)
+def selections_in(detector: nn.Module) -> list[tuple[nn.Module, Selection]]:
+    """The parts of a detector with a `selection`, and that; of a cascade's stages the last one chooses."""
+    found = [(part, vars(part).get("selection")) for part in detector.modules()]
+    return [(part, selection) for part, selection in found if isinstance(selection, Selection)]

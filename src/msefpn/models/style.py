@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from msefpn.checkpoint import find_weights, is_foreign, read_info
+from msefpn.checkpoint import find_weights, is_ours, read_info
 from msefpn.config import Config
 from msefpn.errors import UserError
 from msefpn.models.importers import read_foreign
@@ -25,11 +25,12 @@ def style_of_weights(source: str) -> dict[str, Any] | None:
     path = find_weights(source) if on_hub(source) else Path(source)
     if not path.is_file():
         return None
-    if path.suffix != ".safetensors" or is_foreign(path):
-        foreign = read_foreign(path)
-        return foreign.style.options if foreign.origin else None
-    options = read_info(path).config.backbone_options
-    return {key: options[key] for key in _DEFAULTS if key in options}
+    return style_in(read_info(path).config) if is_ours(path) else read_foreign(path).needed_style
+
+
+def style_in(config: Config) -> dict[str, Any]:
+    """The keys of `_DEFAULTS` that a configuration sets."""
+    return {key: config.backbone_options[key] for key in _DEFAULTS if key in config.backbone_options}
 
 
 def check_style(config: Config, needed: Mapping[str, Any] | None, source: str) -> None:

@@ -21,13 +21,14 @@ from msefpn.checkpoint import (
     read_info,
     write_info,
 )
+from msefpn.config import Config
 from msefpn.errors import UserError
 from msefpn.models.class_rows import move_class_rows
 from msefpn.models.detectors import Detector
 from msefpn.models.factory import build
 from msefpn.models.importers import read_foreign, read_safetensors
 from msefpn.models.pretrained import load_pretrained, read_pretrained
-from msefpn.models.style import check_style, style_of_weights
+from msefpn.models.style import check_style, style_in
 from msefpn.pretrained import is_pretrained, on_hub
 
 
@@ -86,8 +87,7 @@ def info_of(path: str | Path) -> DetectorInfo:
     """Tell what weights that `load` reads are of. Raises UserError as `load` does."""
     if is_pretrained(path) or not is_foreign(file := find_weights(path)):
         return read_info(path)
-    detector = read_foreign(file).detector()
-    return DetectorInfo(detector.config, detector.classes, detector.category_ids)
+    return read_foreign(file).info()
 
 
 @dataclass(frozen=True)
@@ -139,13 +139,13 @@ def init_weights(detector: Detector, source: str) -> InitReport:
     backbone = detector.backbone
     if source == "imagenet" and backbone.timm_name is None:
         return _as_made(detector)
-    state, classes, left_out = _read_source(source, detector)
+    state, classes = _read_source(source, detector)
+    left_out: list[str] = []
     kept: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
     if classes is not None:
         state, kept, new, dropped = move_class_rows(state, classes, detector, detector.classes)
-        left_out += [f"{name} (its classes are others)" for name in dropped]
-    _check_start(detector, source)
+        left_out = [f"{name} (its classes are others)" for name in dropped]
     own = detector.state_dict()
     fitting: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -166,38 +166,33 @@ def init_weights(detector: Detector, source: str) -> InitReport:
     return InitReport(source, tuple(fitting), tuple(missing), tuple(left_out), kept, new)
 
 
-def _read_source(
-    source: str, detector: Detector
-) -> tuple[dict[str, Tensor], tuple[str, ...] | None, list[str]]:
-    """Tensors under our names, names of the classes where they are known, and what has no place."""
+def _read_source(source: str, detector: Detector) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
+    """Tensors under our names, those without a place under their own, and the classes where they are known.
+
+    Raises UserError where the weights mean something else in this detector.
+    """
     if source == "imagenet":
-        return _from_hub(detector.backbone.name), None, []
+        return _from_hub(detector.backbone.name), None
     if is_pretrained(source):
         info, state = read_pretrained(source)
-        return state, info.classes, []
-    path = _file_of(source)
-    check_style(detector.config, style_of_weights(source), source)
-    if path.suffix != ".safetensors" or is_foreign(path):
-        foreign = read_foreign(path)
-        return foreign.state, foreign.classes, []
-    return read_safetensors(path), read_info(path).classes, []
-
-
-def _file_of(source: str) -> Path:
-    """The file of initial weights that are not the hub's of timm. Raises UserError."""
+        return state, info.classes
     path = find_weights(source) if on_hub(source) else Path(source)
     if not path.is_file():
         raise missing_weights(path)
-    return path
+    if not is_ours(path):
+        foreign = read_foreign(path)
+        check_style(detector.config, foreign.needed_style, source)
+        return foreign.state, foreign.classes
+    theirs, classes, _ = read_info(path)
+    check_style(detector.config, style_in(theirs), source)
+    _check_start(detector.config, theirs, source)
+    return read_safetensors(path), classes
 
 
-def _check_start(detector: Detector, source: str) -> None:
-    """Raise UserError where a file's neck has these tensors but another `start`: they would mean another."""
-    if not source.endswith(".safetensors") or not is_ours(source):
-        return
-    theirs = read_info(source).config
-    start, own = theirs.neck_options.get("start"), detector.config.neck_options.get("start")
-    if theirs.neck == detector.config.neck and start != own and {start, own} != {None, "paper"}:
+def _check_start(config: Config, theirs: Config, source: str) -> None:
+    """Raise UserError where weights are of a neck with these tensors but another `start`."""
+    start, own = theirs.neck_options.get("start"), config.neck_options.get("start")
+    if theirs.neck == config.neck and start != own and {start, own} != {None, "paper"}:
         raise UserError(
             f"initial weights {source} are of a neck with start '{start or 'paper'}': "
             f"add --set neck_options.start={start or 'paper'}"

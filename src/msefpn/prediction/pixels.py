@@ -75,14 +75,8 @@ def _from_file(path: str | bytes, name: str) -> NDArray[np.uint8]:
 def _from_array(image: NDArray[Any], name: str) -> NDArray[np.uint8]:
     shape = image.shape
     _check_dimensions(shape, name, "(H, W, 3) or, for grey, (H, W)")
-    if len(shape) == 3 and shape[2] not in (1, 3):
-        if shape[2] == 4:
-            raise UserError(f"{name} has four channels, {shape}: drop the fourth with image[..., :3]")
-        if shape[0] in (1, 3):
-            raise UserError(f"{name} is channels first, {shape}: give image.transpose(1, 2, 0)")
-        raise UserError(f"{name} has {shape[2]} channels, {shape}: give (H, W, 3) RGB")
-    if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
-        raise UserError(f"{name} is of dtype {image.dtype}: give uint8 from 0 to 255, or floats from 0 to 1")
+    _check_channels(shape, 2, name, rest="channels first", turn="transpose(1, 2, 0)", cut="..., :3")
+    _check_type(image.dtype, name, good=image.dtype == np.uint8 or np.issubdtype(image.dtype, np.floating))
     grey = image[..., None] if image.ndim == 2 else image  # (H, W, 1 or 3)
     pixels = grey if image.dtype == np.uint8 else _from_floats(grey.astype(np.float32), name)
     return np.array(np.broadcast_to(pixels, (*shape[:2], 3)))
@@ -91,14 +85,8 @@ def _from_array(image: NDArray[Any], name: str) -> NDArray[np.uint8]:
 def _from_tensor(image: Tensor, name: str) -> NDArray[np.uint8]:
     shape = tuple(image.shape)
     _check_dimensions(shape, name, "(3, H, W) or, for grey, (H, W)")
-    if len(shape) == 3 and shape[0] not in (1, 3):
-        if shape[0] == 4:
-            raise UserError(f"{name} has four channels, {shape}: drop the fourth with image[:3]")
-        if shape[2] in (1, 3):
-            raise UserError(f"{name} is channels last, {shape}: give image.permute(2, 0, 1)")
-        raise UserError(f"{name} has {shape[0]} channels, {shape}: give (3, H, W) RGB")
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise UserError(f"{name} is of dtype {image.dtype}: give uint8 from 0 to 255, or floats from 0 to 1")
+    _check_channels(shape, 0, name, rest="channels last", turn="permute(2, 0, 1)", cut=":3")
+    _check_type(image.dtype, name, good=image.dtype == torch.uint8 or image.is_floating_point())
     values = image.detach().cpu()
     values = values.float() if values.is_floating_point() else values
     return _from_array((values.movedim(0, -1) if values.ndim == 3 else values).numpy(), name)
@@ -110,6 +98,23 @@ def _check_dimensions(shape: tuple[int, ...], name: str, expected: str) -> None:
         raise UserError(f"{name} has {len(shape)} dimensions, {shape}: give {expected}{batch}")
     if 0 in shape:
         raise UserError(f"{name} is empty, {shape}: give {expected} with pixels")
+
+
+def _check_channels(shape: tuple[int, ...], axis: int, name: str, *, rest: str, turn: str, cut: str) -> None:
+    """Check that 1 or 3 channels are at `axis`; the texts are of what else is there, and its remedy."""
+    if len(shape) == 2 or shape[axis] in (1, 3):
+        return
+    if shape[axis] == 4:
+        raise UserError(f"{name} has four channels, {shape}: drop the fourth with image[{cut}]")
+    if shape[2 - axis] in (1, 3):
+        raise UserError(f"{name} is {rest}, {shape}: give image.{turn}")
+    wanted = "(H, W, 3)" if axis else "(3, H, W)"
+    raise UserError(f"{name} has {shape[axis]} channels, {shape}: give {wanted} RGB")
+
+
+def _check_type(dtype: object, name: str, *, good: bool) -> None:
+    if not good:
+        raise UserError(f"{name} is of dtype {dtype}: give uint8 from 0 to 255, or floats from 0 to 1")
 
 
 def _from_floats(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:

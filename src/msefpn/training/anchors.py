@@ -73,22 +73,20 @@ def settle_anchors(config: Config, asked: Mapping[str, Any]) -> Config:
     return replace(config, anchors=GIVEN, detector_options=options)
 
 
-def resolve_anchors(
-    config: Config, data: CocoData, strides: Sequence[int], *, new: bool
-) -> tuple[Config, list[str]]:
-    """Choose the anchors of `auto` on the training boxes, and say how the anchors meet these.
+def resolve_anchors(config: Config, data: CocoData, strides: Sequence[int]) -> tuple[Config, list[str]]:
+    """Choose the anchors of `auto` on the training boxes of a new run, and say how the anchors meet these.
 
     Args:
         config: with `anchors` auto or given, see `settle_anchors`.
         data: the training split.
         strides: of the pyramid's levels.
-        new: begin a run; the lines are for one.
 
     Returns:
         The configuration with the numbers, and lines to print before the first step.
     """
     detector, neck = config.detector, config.neck_options
-    if not new or (rule := rule_for(detector, config.detector_options, neck, strides=strides)) is None:
+    rule = rule_for(detector, config.detector_options, neck, strides=strides)
+    if rule is None:
         return config, []
     objects = resized_objects(data, parse_size(config.size))
     if not len(objects):

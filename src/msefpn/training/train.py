@@ -65,9 +65,11 @@ def train(plan: Plan, callbacks: Iterable[Any] = ()) -> Path:
     precision = pick_precision(config.precision, device)
     watching = make_callbacks(config, callbacks)
     files, (train_data, train_report), (val_data, val_report) = read_data(plan)
-    strides = getattr(getattr(probe(plan.config), "neck", None), "out_strides", ())
-    config, on_anchors = resolve_anchors(plan.config, train_data, strides, new=not plan.resume)
-    plan = replace(plan, config=config)
+    on_anchors: list[str] = []
+    if not plan.resume:
+        strides = getattr(getattr(probe(config), "neck", None), "out_strides", ())
+        config, on_anchors = resolve_anchors(config, train_data, strides)
+        plan = replace(plan, config=config)
     torch.manual_seed(config.seed)
     detector = build(config, train_data.classes, train_data.category_ids)
     detector.convolution = config.convolution

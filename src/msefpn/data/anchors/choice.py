@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from msefpn.data.anchors.match import best_iou
 from msefpn.data.anchors.objects import Objects
-from msefpn.data.anchors.rules import ShapeRule, options_part, rule_for
+from msefpn.data.anchors.rules import ANCHORS, ShapeRule, options_part, rule_for
 from msefpn.data.anchors.share import AnchorShare, as_percent, measure_share
 
 _SCALES = {
@@ -126,8 +126,9 @@ def choose_anchors(
         _rank(before)[0] <= _rank(found)[0] and found.iou < before.iou + _WORTH
     ):
         best, found = {}, before
-    defaults = {} if best else _defaults(detector, open_keys)
-    return AnchorChoice(best or defaults, found, before)
+    # written down also where they are the detector's own, so that the run says which anchors it has
+    own_values = ANCHORS[detector if part[0] == "head" else part[0]]
+    return AnchorChoice(best or {key: own_values[key] for key in open_keys}, found, before)
 
 
 def _rank(share: AnchorShare) -> tuple[int, float]:
@@ -156,13 +157,6 @@ def _ratios(objects: Objects) -> list[tuple[float, ...]]:
     quantiles = np.quantile(extent[:, 1] / np.maximum(extent[:, 0], 1e-9), (0.05, 0.5, 0.95))
     own = tuple(float(f"{value:.2g}") for value in quantiles.clip(1 / _LONGEST, _LONGEST))
     return [*_RATIOS, own] if len(set(own)) == 3 else [*_RATIOS]
-
-
-def _defaults(detector: str, keys: Sequence[str]) -> dict[str, Any]:
-    """The detector's own values: written down, so that the run says which anchors it has."""
-    scale = 4.0 if detector == "retinanet" else 8.0
-    own = {"anchor_scale": scale, "ratios": [0.5, 1.0, 2.0], "smallest": 0.15, "largest": 0.9}
-    return {key: own[key] for key in keys if key in own}
 
 
 def _clusters(objects: Objects, levels: int) -> list[list[list[int]]]:

@@ -24,18 +24,19 @@ _PART = {"faster_rcnn": "rpn", "mask_rcnn": "rpn", "cascade_rcnn": "rpn"}
 _HEADS = ("retinanet", "ssd", "yolov3")
 _PRESETS = ("mmdetection", "torchvision")
 _FCOS_PRESETS = ("mmdetection", "journal", "conference", "torchvision")
-ANCHOR_KEYS = {
-    "rpn": ("anchor_scale", "ratios"),
-    "retinanet": ("anchor_scale", "ratios"),
-    "ssd": ("smallest", "largest"),
-    "yolov3": ("anchors",),
+ANCHORS: Mapping[str, Mapping[str, Any]] = {
+    "rpn": {"anchor_scale": 8.0, "ratios": [0.5, 1.0, 2.0]},
+    "retinanet": {"anchor_scale": 4.0, "ratios": [0.5, 1.0, 2.0]},
+    "ssd": {"smallest": 0.15, "largest": 0.9},
+    "yolov3": {
+        "anchors": [
+            [[10, 13], [16, 30], [33, 23]],
+            [[30, 61], [62, 45], [59, 119]],
+            [[116, 90], [156, 198], [373, 326]],
+        ]
+    },
 }
-"""Options that decide the anchors, of the RPN and of the other heads."""
-YOLO_SHAPES = (
-    ((10, 13), (16, 30), (33, 23)),
-    ((30, 61), (62, 45), (59, 119)),
-    ((116, 90), (156, 198), (373, 326)),
-)
+"""Options that decide the anchors, with their defaults, of the RPN and of the other heads."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ Rule = BoxRule | PointRule | ShapeRule
 def options_part(detector: str) -> tuple[str, tuple[str, ...]] | None:
     """Key in `detector_options`, and keys below it, that decide the anchors; None: the detector has none."""
     if detector in _PART:
-        return "rpn", ANCHOR_KEYS["rpn"]
-    return ("head", ANCHOR_KEYS[detector]) if detector in _HEADS else None
+        return "rpn", tuple(ANCHORS["rpn"])
+    return ("head", tuple(ANCHORS[detector])) if detector in _HEADS else None
 
 
 def without_anchors(detector: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +132,8 @@ def rule_for(
     part = options_part(detector)
     if part is None and detector != "fcos":
         return None
-    given = options.get(part[0] if part else "head") or {}
+    own = ANCHORS.get("rpn" if detector in _PART else detector, {})
+    given = {**own, **(options.get(part[0] if part else "head") or {})}
     preset = options.get("preset", _PRESETS[0])
     presets = _FCOS_PRESETS if detector == "fcos" else _PRESETS
     if preset not in presets:
@@ -142,7 +144,7 @@ def rule_for(
     if detector == "fcos":
         return _points(levels, given, where, preset)
     if detector == "yolov3":
-        return ShapeRule(levels, tuple(_yolo_shapes(given.get("anchors", YOLO_SHAPES), len(levels))))
+        return ShapeRule(levels, tuple(_yolo_shapes(given["anchors"], len(levels))))
     if detector == "ssd":
         return _ssd(levels, given, where)
     return _grid(detector, levels, given, where, torchvision=torchvision)
@@ -190,8 +192,8 @@ def _grid(
 ) -> BoxRule:
     """RetinaNet's anchors, or those of an RPN."""
     retina = detector == "retinanet"
-    scale = number(given.get("anchor_scale", 4.0 if retina else 8.0), f"{where}.anchor_scale")
-    ratios = number_list(given.get("ratios", (0.5, 1.0, 2.0)), f"{where}.ratios")
+    scale = number(given["anchor_scale"], f"{where}.anchor_scale")
+    ratios = number_list(given["ratios"], f"{where}.ratios")
     scales = [scale * 2 ** (i / 3) for i in range(3)] if retina else [scale]
     whole = bool(given.get("integer_anchors", torchvision))
     low = 0.0 if retina or torchvision else 0.3
@@ -216,8 +218,8 @@ def _cell(stride: int, scales: Sequence[float], ratios: Sequence[float], *, whol
 
 
 def _ssd(strides: tuple[int, ...], given: Mapping[str, Any], where: str) -> BoxRule:
-    low = number(given.get("smallest", 0.15), f"{where}.smallest", high=1)
-    high = number(given.get("largest", 0.9), f"{where}.largest", high=1)
+    low = number(given["smallest"], f"{where}.smallest", high=1)
+    high = number(given["largest"], f"{where}.largest", high=1)
     last = len(strides) - 1
     scales = [low + (high - low) * k / max(last, 1) for k in range(last + 1)] + [1.0]
     levels = []

@@ -113,7 +113,7 @@ class Split:
 
     def scan(self, *, decode: bool = False, masks: bool = False) -> tuple[CocoData | None, FaultReport]:
         """As `scan_coco`."""
-        return scan_coco(self.file, self.folder, decode=decode, masks=masks, content=self.content)
+        return scan_coco(self.file, self.folder, decode=decode, masks=masks, content=self.content)[:2]
 
     def read(self, log: ReadLog) -> CocoData:
         """Images and boxes, fixed where possible; what was dropped is noted. Raises UserError."""

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from msefpn.data.coco import kept_content, scan_content
+from msefpn.data.coco import kept_content, scan_coco
 from msefpn.data.faults import FaultReport
 from msefpn.data.finding import unlisted
 from msefpn.data.formats.base import SPLIT_NAMES, LabelFault, LoadedDataset, ReadLog, Split, read_text
@@ -113,7 +113,7 @@ def _is_there(folder: Path, name: str) -> bool:
 
 def coco_split(file: Path, folder: Path, log: ReadLog) -> Split:
     """One json as it was made plain; images that are missing or broken are skipped. Raises UserError."""
-    data, report, content = scan_content(file, folder, fix_names=log.fix_names, skip_missing=True)
+    data, report, content = scan_coco(file, folder, fix_names=log.fix_names, skip_missing=True)
     stops = [fault for fault in report.stops if fault.kind != "no boxes"]
     if stops or content is None:
         report.raise_if_stopped()

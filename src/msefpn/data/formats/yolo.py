@@ -97,11 +97,10 @@ def _about(path: Path) -> Path | None:
         return path if path.suffix in (".yaml", ".yml") or path.name == _DARKNET else None
     files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
     named = [file for file in files if _names_classes(file)]
-    darknet = [path / _DARKNET] if not named and (path / _DARKNET).is_file() else []
-    return next(
-        (file for file in named if file.name == _ABOUT),
-        [*named, *darknet, None][0] if len(named) < 2 else None,
-    )
+    first = next((file for file in named if file.name == _ABOUT), None)
+    if first is not None or len(named) > 1:
+        return first
+    return next((file for file in (*named, path / _DARKNET) if file.is_file()), None)
 
 
 def _names_classes(file: Path) -> bool:
@@ -172,27 +171,20 @@ def _paired(found: dict[str, list[Path]], root: Path, log: ReadLog) -> dict[str,
 
 def _is_label(file: Path) -> bool:
     """Whether a text file has lines as label files have; an empty one has, in a folder of labels."""
-    if file.suffix != ".txt" or file.name in (_LISTED[0], "notes.txt"):
+    if file.suffix != ".txt" or file.name == _LISTED[0]:
         return False
     try:
         words = next((line.split() for line in read_text(file).splitlines() if line.strip()), [])
+        return len([float(word) for word in words]) >= 5 if words else "labels" in file.parts
+    except ValueError:
+        return False
     except LabelFault:
         return "labels" in file.parts
-    if not words:
-        return "labels" in file.parts
-    return len(words) >= 5 and all(
-        word.replace(".", "", 1).replace("-", "").replace("e", "").isdecimal() for word in words
-    )
 
 
 def _has_picture(file: Path) -> bool:
     """Whether there is an image that a label file belongs to, which may be in no split."""
-    parts = list(file.parts)
-    for place in range(len(parts) - 2, -1, -1):
-        if parts[place] == "labels":
-            parts[place] = "images"
-            break
-    image = Path(*parts)
+    image = _beside(file, "labels", "images")
     return any(
         image.with_name(image.stem + end).is_file()
         for suffix in IMAGE_SUFFIXES
@@ -300,12 +292,17 @@ def _conventional(root: Path) -> dict[str, list[Path]]:
 
 def _label_file(image: Path) -> Path:
     """Of the same name with .txt, in `labels` where the image is in `images`."""
-    parts = list(image.parts)
+    return _beside(image, "images", "labels").with_suffix(".txt")
+
+
+def _beside(file: Path, folder: str, other: str) -> Path:
+    """The path with the last folder of that name replaced by the other."""
+    parts = list(file.parts)
     for place in range(len(parts) - 2, -1, -1):
-        if parts[place] == "images":
-            parts[place] = "labels"
+        if parts[place] == folder:
+            parts[place] = other
             break
-    return Path(*parts).with_suffix(".txt")
+    return Path(*parts)
 
 
 def _read(image: Path, *, classes: Sequence[str], posed: bool) -> LabelledImage:
@@ -347,7 +344,7 @@ def _object(
     return LabelledObject(label, bounds([outline]), (outline,))
 
 
-def label_lines(data: CocoData, index: int, order: Sequence[int] | None = None) -> str:
+def label_lines(data: CocoData, index: int, order: Sequence[int]) -> str:
     """The text file of an image: its boxes, crowd regions aside; `order`: number to write for each label."""
     height, width = data.sizes[index].tolist()
     boxes, labels, crowd = data.boxes_of(index)
@@ -356,8 +353,7 @@ def label_lines(data: CocoData, index: int, order: Sequence[int] | None = None) 
         if not region:
             middle = ((left + right) / 2 / width, (top + bottom) / 2 / height)
             shares = (*middle, (right - left) / width, (bottom - top) / height)
-            number = label if order is None else order[label]
-            lines.append(" ".join([str(number), *(f"{share:.10g}" for share in shares)]))
+            lines.append(" ".join([str(order[label]), *(f"{share:.10g}" for share in shares)]))
     return "".join(f"{line}\n" for line in lines)
 
 

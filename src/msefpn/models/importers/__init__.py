@@ -8,9 +8,11 @@ shapes. A fourth says of which style the backbone is, where the origin has sever
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from msefpn.checkpoint import DetectorInfo
 from msefpn.config import Config
 from msefpn.errors import UserError, unknown_name
 from msefpn.models.detectors import Detector
@@ -72,6 +74,11 @@ class Foreign:
     """What was assumed or not carried over."""
 
     @property
+    def needed_style(self) -> dict[str, Any] | None:
+        """The `backbone_options` that the weights need; None: their origin is not known."""
+        return self.style.options if self.origin else None
+
+    @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes; None: they are not known."""
         return None if self.description is None else self.description.classes
@@ -105,6 +112,12 @@ class Foreign:
         Raises:
             UserError: it is none of ours, or the names of its classes are missing or too few.
         """
+        made = build(*self.info(classes))
+        made.load_state_dict(self.state, strict=False)
+        return made.eval()
+
+    def info(self, classes: Sequence[str] = ()) -> DetectorInfo:
+        """What the detector is built from; arguments and errors as of `detector`."""
         names = self.named(classes)
         assert self.description is not None  # `named` has seen to it
         try:
@@ -112,10 +125,8 @@ class Foreign:
         except UserError as error:
             raise UserError(f"{self.path} (from {self.origin}): {error}") from None
         coco = coco_classes()
-        ids = [coco[name] for name in names] if tuple(coco) == names else None
-        made = build(replace(self.description.config, init=self.path.name, batch=2), names, ids)
-        made.load_state_dict(self.state, strict=False)
-        return made.eval()
+        ids = tuple(coco.values()) if tuple(coco) == names else tuple(range(1, len(names) + 1))
+        return DetectorInfo(replace(self.description.config, init=self.path.name, batch=2), names, ids)
 
     @property
     def config(self) -> Config | None:
