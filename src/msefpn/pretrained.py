@@ -221,7 +221,7 @@ def fetch_from_hub(source: str | Path, **options: Any) -> Path:
             hub.get_hf_file_metadata(url, token=options.get("token"), timeout=_TIMEOUT)
         return Path(hub.hf_hub_download(repository, HUB_FILE, revision=revision, **options))
     except RepositoryNotFoundError:
-        reason = "there is no such repository, or it is private: log in with hf auth login"
+        reason = "the repository is missing or private: log in with hf auth login"
     except EntryNotFoundError:
         reason = f"the repository has no {HUB_FILE}: it was not written by push_to_hub of msefpn"
     except Exception as error:  # the client and the network each have their own

@@ -20,7 +20,7 @@ _EXTRA = {True: "conv_c5", "on_input": "conv_c5", "on_output": "conv_p5_relu", F
 LEVEL_STRIDES = {0: [4, 8, 16, 32, 64], 1: [8, 16, 32, 64, 128]}
 """Of a pyramid of five levels, by its start level."""
 FIXED = "it is fixed here"
-NO_LOSS = "there is no such loss here; the default is kept"
+NO_LOSS = "not available here; the default loss is kept"
 
 
 def read_backbone(backbone: ConfigSection, pretrained: Any) -> Values:

@@ -127,7 +127,7 @@ def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
     """Pixels (H, W, 3) RGB, turned and mirrored as the file says: phones store them lying, or as in a mirror.
 
     The display matrix (ISO/IEC 14496-12, 8.3.2) maps column and row: column' = a column + c row and
-    row' = b column + d row. One that is no multiple of a quarter turn is left aside.
+    row' = b column + d row. One that is not a multiple of a quarter turn is ignored.
     """
     pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")

@@ -172,7 +172,7 @@ def read_foreign(path: str | Path, *, style: str | None = None) -> Foreign:
         style: `pytorch` or `caffe`, see `STYLES`; None: as the file says, else what its origin publishes.
 
     Raises:
-        UserError: there is no such file, it is broken or hostile, or holds no state dict.
+        UserError: the file is missing, broken or hostile, or does not hold a state dict.
     """
     if style is not None and style not in STYLES:
         raise unknown_name("style", style, STYLES)

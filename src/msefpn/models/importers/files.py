@@ -47,7 +47,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         path: a safetensors file, a file of torch.save, or a pickle of numpy arrays.
 
     Raises:
-        UserError: there is no such file, it is broken or hostile, or holds no state dict.
+        UserError: the file is missing, broken or hostile, or does not hold a state dict.
     """
     path = Path(path)
     if not path.is_file():
