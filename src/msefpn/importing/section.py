@@ -101,7 +101,7 @@ class ConfigSection:
         """Note the keys that nothing has asked for."""
         for key, value in self._left.items():
             if value is not None:
-                self.note(key, value, "not an option here")
+                self.note(key, value, "there is no such option here")
         self._left.clear()
 
     def left(self) -> Iterator[str]:
