@@ -1,6 +1,8 @@
 """Fixtures that several tests share."""
 
 import gc
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from msefpn import plugins
 from msefpn.data import synthetic
 from tests import ROOT
+from tests.processes import WarmPython
 
 gc.set_threshold(100_000, 50, 100)  # tracing makes millions of small objects: looking for garbage takes 6 %
 
@@ -43,3 +46,10 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "set"
     synthetic.draw_builtin_set(folder, train=12, val=5, seed=0, size=160)
     return folder
+
+
+@pytest.fixture
+def warm_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start processes of Python from one that has imported torch and the rest; on Linux, else as ever."""
+    if sys.platform == "linux":
+        monkeypatch.setattr(subprocess, "Popen", WarmPython)

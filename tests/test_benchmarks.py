@@ -45,6 +45,7 @@ def rows_of(printed: str) -> dict[str, list[str]]:
     return {row[0].partition(":")[0]: row[1:] for row in rows}
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_sides_and_parts_are_measured() -> None:
     printed = run(
         *("predict", "train", "roofline", "--detectors", "retinanet", "--sides", "torchvision", "ours"),
@@ -59,6 +60,7 @@ def test_sides_and_parts_are_measured() -> None:
     assert all(float(parts[name][-2].removesuffix(" %")) > 0 for name in ("backbone", "neck"))
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_a_side_that_cannot_run_is_named(module: Callable[[str], Any]) -> None:
     case = module("sides").Case("ours", "retinanet", 64, 96, 1, neck="none")
     assert "unknown neck 'none'" in module("interleave").interleaved([case], 1)[case]

@@ -23,12 +23,13 @@ from msefpn.data.locate import find_split
 from msefpn.errors import UserError
 from msefpn.runs.folder import DataFiles
 from tests import TINY
+from tests.processes import NURSERY
 
 BUDGET: dict[str, Any] = {"recipe": TINY, "seeds": 2, "epochs": 1, "workers": 0, "rounds": 1}
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_thread(monkeypatch: pytest.MonkeyPatch, warm_processes: None) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -93,7 +94,8 @@ def test_a_killed_grid_goes_on_where_it_was(tiny_set: Path, tmp_path: Path) -> N
     while not state.exists():
         assert process.poll() is None
         time.sleep(0.05)
-    (cell,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (cell,) = (child for child in children if Path(f"/proc/{child}/comm").read_bytes().strip() != NURSERY)
     process.send_signal(signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 60

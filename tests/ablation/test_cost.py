@@ -29,6 +29,7 @@ def test_published_cost_of_faster_rcnn() -> None:
     assert mse_fpn["parameters"] - fpn["parameters"] == 28_885_088 - 3_344_384
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_a_table_holds_counts_times_and_peaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, wide = tmp_path / "cost.json", tmp_path / "wide.yaml"
     wide.write_text(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 
@@ -16,6 +17,8 @@ from msefpn.data.coco import read_coco
 from msefpn.data.loader import train_loader
 from msefpn.data.locate import find_split
 from tests import TINY
+
+pytestmark = pytest.mark.usefixtures("warm_processes")
 
 SCRIPT = """
 import sys

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -67,6 +68,7 @@ def assert_equal_bits(one: Any, other: Any) -> None:
             assert value == second[key], key
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_killed_and_stopped_and_resumed_equals_unbroken(tiny_set: Path, tmp_path: Path) -> None:
     whole, broken, recipe = tmp_path / "whole", tmp_path / "broken", tmp_path / "tiny.yaml"
     recipe.write_text(RECIPE)
