@@ -1,6 +1,10 @@
-"""Link an installed distribution and all that it requires into another folder: `link.py NAME FOLDER`."""
+"""Link what an installed distribution requires into another folder: `link.py NAME FOLDER`.
+
+Linked packages share their bytecode: installed anew, each would be compiled anew.
+"""
 
 import importlib.metadata
+import json
 import sys
 from pathlib import Path
 
@@ -8,14 +12,17 @@ from packaging.requirements import Requirement
 
 
 def link(name: str, folder: Path) -> None:
-    """Link `name` and, recursively, what it requires without extras."""
+    """Link what `name` requires, recursively and without extras, and itself unless it is installed editable."""
     waiting, seen = [name], set()
     while waiting:
         distribution = importlib.metadata.distribution(waiting.pop())
         if distribution.name in seen:
             continue
         seen.add(distribution.name)
-        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        editable = origin.get("dir_info", {}).get("editable", False)
+        files = () if editable else distribution.files or ()
+        for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
             if not (folder / top).exists():
                 (folder / top).symlink_to(distribution.locate_file(top))
         for requirement in map(Requirement, distribution.requires or ()):
