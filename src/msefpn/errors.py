@@ -3,9 +3,18 @@
 import difflib
 from collections.abc import Iterable
 
+from msefpn.plain import one_line
+
 
 class UserError(Exception):
-    """A mistake that the user can fix. The message is one line: what is wrong, where, how to fix it."""
+    """A mistake that the user can fix. The message is one line: what is wrong, where, how to fix it.
+
+    Args:
+        message: line breaks in it become spaces, and control characters are written out.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:

@@ -1,6 +1,5 @@
 """COCO json into compact arrays, with every fault found, named and, where possible, fixed."""
 
-import json
 import math
 from array import array
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from msefpn.data.looking import look_at_images
 from msefpn.data.masks import Masks, decode_masks, encode_segmentation
 from msefpn.data.repair import PictureNames, fit_annotations, sound_images, sound_notes
 from msefpn.data.values import is_number
+from msefpn.reading import MAX_JSON, parse_json, read_bytes
 
 
 @dataclass(frozen=True)
@@ -207,11 +207,11 @@ def kept_content(content: dict[str, Any], data: CocoData) -> dict[str, Any]:
 
 def _load(file: Path, report: FaultReport) -> dict[str, Any] | None:
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(read_bytes(file, MAX_JSON))
     except OSError as error:
         report.add("missing json", str(file), text=error.strerror or "cannot be read")
         return None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         report.add("not JSON", str(file), text=str(error))
         return None
     if not isinstance(content, dict):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from msefpn.data.faults import FaultReport
 from msefpn.data.finding import SimilarNames
 from msefpn.data.masks import box_of_mask, resized_mask
-from msefpn.data.values import common_factor, flag_of, is_number, is_rounding
+from msefpn.data.values import common_factor, flag_of, is_box, is_number, is_rounding
 
 _FEW_CORNERS = 16
 """Numbers of a polygon up to which it is looked at whether it has an area."""
@@ -201,7 +201,7 @@ def resized(stated: _Size, real: _Size, boxes: Sequence[Any]) -> str:
     if is_rounding(stated, real):
         return "keep"
     corners = np.array(
-        [[box[0] + box[2], box[1] + box[3]] for box in boxes if _is_box(box)], dtype=np.float64
+        [[box[0] + box[2], box[1] + box[3]] for box in boxes if is_box(box)], dtype=np.float64
     ).reshape(-1, 2)
     beyond = (corners > np.array(stated[::-1]) + 1).any()
     if beyond and not (corners > np.array(real[::-1]) + 1).any():
@@ -209,16 +209,12 @@ def resized(stated: _Size, real: _Size, boxes: Sequence[Any]) -> str:
     return "scale" if common_factor(stated, real) else "drop"
 
 
-def _is_box(box: Any) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
-
-
 def rescaled(note: dict[str, Any], stated: _Size, real: _Size) -> dict[str, Any]:
     """An annotation of an image that was resized after labelling, in pixels of the image as it is."""
     y, x = (there / said for said, there in zip(stated, real, strict=True))
     new = dict(note)
     box: Any = note.get("bbox")
-    if _is_box(box):
+    if is_box(box):
         new["bbox"] = [box[0] * x, box[1] * y, box[2] * x, box[3] * y]
     if is_number(area := note.get("area")):
         new["area"] = area * x * y

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from msefpn.errors import UserError, missing_extra
 from msefpn.inference.formats import EXPORTERS, format_of
 from msefpn.inference.formats.base import Graph
 from msefpn.models.graph import INPUT_NAMES, OUTPUT_NAMES, padded
+from msefpn.reading import parse_json
 from msefpn.structures import Detections, Proposals
 
 
@@ -83,7 +83,7 @@ def _read_info(path: Path) -> DetectorInfo:
     if text is None:
         raise UserError(f"{path} was not written by msefpn export: it does not name its classes")
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError:
         values = None
     return parse_info(values, path, fix="export it again", oldest=VERSION)

@@ -7,15 +7,13 @@ import glob
 import itertools
 import re
 import tempfile
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-
-from PIL import Image
+from urllib.parse import urlsplit
 
 from msefpn.data.finding import UNREAD_SUFFIXES, examples, files_in, is_image_name
 from msefpn.data.images import ImageFault, read_header, read_image
@@ -70,20 +68,32 @@ def find_images(given: Paths) -> list[Path]:
 
 def _find(item: str) -> list[InputSource]:
     if re.match(r"https?://", item, re.IGNORECASE):
-        return [InputSource("url", item)]
+        try:
+            return [InputSource("url", item)] if urlsplit(item).hostname else _no_address(item)
+        except ValueError:
+            return _no_address(item)
     if re.match(r"[a-z][a-z0-9+.-]+://", item, re.IGNORECASE):
         raise UserError(f"'{item}' cannot be read: give a URL that begins with http:// or https://")
     path = Path(item)
-    if path.is_dir():
-        return _images_in(path)
-    if path.exists():
-        return [_file(path)]
+    try:
+        if path.is_dir():
+            return _images_in(path)
+        if path.exists():
+            return [_file(path)]
+    except OSError as error:
+        raise UserError(
+            f"'{item}' cannot be looked up ({error.strerror or error}): give files, folders or globs"
+        ) from None
     if camera := re.fullmatch(r"(?:camera:)?(\d+)", item):
         return [InputSource("camera", f"camera:{camera[1]}")]
     files = [_file(Path(name)) for name in sorted(glob.glob(item, recursive=True)) if Path(name).is_file()]
     if not files:
         raise UserError(f"no image found at '{item}': give files, folders or globs like 'photos/*.jpg'")
     return files
+
+
+def _no_address(item: str) -> list[InputSource]:
+    raise UserError(f"'{item}' is not an address: write it as http://host/file.jpg")
 
 
 def _images_in(folder: Path) -> list[InputSource]:
@@ -224,7 +234,3 @@ def _ahead(tasks: Iterator[Callable[[], T]], *, workers: int) -> Generator[T]:
         finally:
             for future in waiting:
                 future.cancel()
-
-
-# Pillow warns from half of the size that it refuses.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

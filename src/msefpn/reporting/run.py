@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from msefpn.metrics.matching import BoxPredictions, GroundTruth
 from msefpn.reporting.analysis import Analysis, analyse, checksum, ground_truth_of, read_predictions
 from msefpn.reporting.cost import DetectorCost
 from msefpn.reporting.history import History, read_history
-from msefpn.runs.folder import CONFIG, METRICS, PREDICTIONS, read_run
+from msefpn.runs.folder import CONFIG, METRICS, PREDICTIONS, read_metrics, read_run
 
 
 @dataclass
@@ -55,7 +54,7 @@ class ReportedRun:
             if run.history.no_steps:
                 run.missing["steps"] = run.history.no_steps
         with run._noting("numbers"):
-            run.numbers = _read_numbers(folder / METRICS)
+            run.numbers = read_metrics(folder / METRICS).best
         with run._noting("analysis"):
             run.data, _ = read_coco(files.val_json, files.val_images)
             run.truth = ground_truth_of(run.data)
@@ -107,12 +106,3 @@ class ReportedRun:
             yield
         except (UserError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             self.missing[part] = " ".join(str(error).split()) or type(error).__name__
-
-
-def _read_numbers(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"there is no {path}")
-    best: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")).get("best")
-    if not best:
-        raise UserError(f"{path} has no numbers of a best epoch")
-    return best

@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 
 from msefpn.checkpoint import upgrade_config
 from msefpn.config import Config, from_dict, to_yaml
 from msefpn.errors import UserError
+from msefpn.metrics.coco import NUMBERS
+from msefpn.reading import Record, read_json, read_yaml
 
 CONFIG = "config.yaml"
 """The resolved configuration; also a recipe that another run may take."""
@@ -205,6 +208,28 @@ def write_run(out: Path, config: Config, files: DataFiles) -> None:
     (out / DATA).write_text(yaml.safe_dump(paths, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
+class Metrics(NamedTuple):
+    """What metrics.json holds: COCO's numbers, `per_class`, `mask` and the epoch."""
+
+    best: dict[str, Any]
+    last: dict[str, Any]
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read the metrics.json of a run folder. Raises UserError where a number is missing or is none."""
+    fix = "restore it, or evaluate the run again"
+    whole = Record(read_json(path, fix), f"'{path}'", fix)
+    for entry in (whole.record("best"), whole.record("last")):
+        entry.whole("epoch", 1)
+        for scores in (entry, *([entry.record("mask")] if "mask" in entry.values else [])):
+            for name in NUMBERS:
+                scores.number(name, -1, 1)
+            for per_class in [scores.record("per_class")] if "per_class" in scores.values else []:
+                for name in per_class.values:
+                    per_class.number(name, -1, 1)
+    return Metrics(whole.values["best"], whole.values["last"])
+
+
 def read_run(out: Path) -> tuple[Config, DataFiles]:
     """Read what `write_run` wrote. Raises UserError where it is not a run folder."""
     for name in (CONFIG, DATA):
@@ -212,14 +237,11 @@ def read_run(out: Path) -> tuple[Config, DataFiles]:
             raise UserError(
                 f"'{out}' is not a run folder: it has no {name}; name the folder that 'msefpn train' wrote"
             )
-    try:
-        paths = yaml.safe_load((out / DATA).read_text(encoding="utf-8"))
-        files = DataFiles(**{key: Path(path) for key, path in paths.items()})
-    except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
-        raise UserError(f"'{out / DATA}' is damaged: restore it, or start a new run") from None
-    try:
-        values = yaml.safe_load((out / CONFIG).read_text(encoding="utf-8"))
-        settings = upgrade_config(values)
-    except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
-        raise UserError(f"'{out / CONFIG}' is damaged: restore it, or start a new run") from None
-    return from_dict(settings, source=f"'{out / CONFIG}'"), files
+    fix = "restore it, or start a new run"
+    paths = Record(read_yaml(out / DATA, fix), f"'{out / DATA}'", fix)
+    if unknown := sorted(paths.values.keys() - DataFiles.__dataclass_fields__.keys(), key=str):
+        raise paths.fault(f"has an unknown key '{unknown[0]}'")
+    needed = ("train_json", "train_images", "val_json", "val_images")
+    files = DataFiles(**{key: Path(paths.text(key)) for key in (*needed, *paths.values)})
+    values = Record(read_yaml(out / CONFIG, fix), f"'{out / CONFIG}'", fix).values
+    return from_dict(upgrade_config(values), source=f"'{out / CONFIG}'"), files

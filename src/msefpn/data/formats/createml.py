@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections import Counter
 from functools import partial
@@ -21,7 +20,7 @@ from msefpn.data.formats.base import (
     fitted,
     is_within,
     read_all,
-    read_text,
+    read_json,
     split_folders,
     tell_left_out,
 )
@@ -96,8 +95,8 @@ def _beside(folder: Path, root: Path) -> list[Path]:
 def _load(file: Path) -> list[Any] | None:
     """What a json lists, if it is of this format."""
     try:
-        content = json.loads(read_text(file))
-    except (LabelFault, ValueError, RecursionError):
+        content = read_json(file)
+    except LabelFault:
         return None
     listed = isinstance(content, list) and any(isinstance(item, dict) and _name(item) for item in content)
     return content if listed else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from msefpn.data.formats.base import (
     fitted,
     is_within,
     read_all,
-    read_text,
+    read_json,
     split_folders,
     tell_left_out,
 )
@@ -38,8 +37,8 @@ def is_labelme(root: Path) -> bool:
     for folder in split_folders(root).values():
         for file in sorted(folder.glob("*.json")):
             try:
-                content = json.loads(read_text(file))
-            except (LabelFault, ValueError):
+                content = read_json(file)
+            except LabelFault:
                 continue
             return isinstance(content, dict) and "shapes" in content
     return False
@@ -82,10 +81,7 @@ def _read(
     file: Path, *, root: Path, pictures: Pictures, given: Path | None, flat: list[str]
 ) -> LabelledImage:
     """One json file; kinds of shapes that are skipped are added to `flat`. Raises LabelFault."""
-    try:
-        content = json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise LabelFault(f"{file}: is not a complete json ({error})") from None
+    content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise LabelFault(f"{file}: has no list of shapes")
     named = str(content.get("imagePath") or "")

@@ -33,6 +33,7 @@ from msefpn.data.formats.base import (
     tell_left_out,
 )
 from msefpn.errors import UserError
+from msefpn.reading import read_yaml
 
 _ABOUT = "data.yaml"
 _DARKNET = "obj.data"
@@ -114,10 +115,7 @@ def _load(file: Path) -> dict[str, Any]:
     """The yaml file, all values as texts: a class may be called `no` or `1`; or what obj.data says."""
     if file.name == _DARKNET:
         return _darknet(file)
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8-sig"), yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"'{file}' is not yaml: {error}: fix it") from None
+    content = read_yaml(file, "fix it", texts=True)
     if not isinstance(content, dict):
         raise UserError(f"'{file}' has no keys: write names: and train: into it")
     return content
