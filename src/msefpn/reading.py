@@ -34,8 +34,8 @@ MAX_YAML_VALUES = 100_000
 _CHUNK = 1 << 20
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_DIGITS = 40
-"""Digits of a number that a message shows."""
+_SHOWN = 80
+"""Characters of a value that a message shows."""
 
 
 def open_file(path: str | Path) -> BinaryIO:
@@ -332,8 +332,8 @@ class Record:
 
 def shown(value: Any) -> str:
     """A value as a message shows it: cut where it is long."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**_DIGITS:
-        return f"a number of more than {_DIGITS} digits"
-    single = isinstance(value, (str, int, float, bool, type(None)))
-    text = repr(value) if single else f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:80]}..."
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        return "a value too large to show"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

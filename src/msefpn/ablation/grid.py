@@ -23,7 +23,8 @@ from msefpn.ablation.worker import command
 from msefpn.config import Config, Published, to_yaml
 from msefpn.errors import UserError
 from msefpn.reading import MAX_JSON, read_bytes, read_json, unreadable
-from msefpn.runs.folder import METRICS, RESUME, DataFiles, check_out, read_metrics, read_run, write_text
+from msefpn.runs.folder import METRICS, RESUME, DataFiles, check_out, read_run, write_text
+from msefpn.runs.metrics import read_metrics
 from msefpn.training.anchors import as_asked
 
 MARK = ".grid"

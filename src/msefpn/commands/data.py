@@ -49,6 +49,7 @@ def check(
     set: Sequence[str] = (),
     out: str | Path | None = None,
     fix_names: bool = False,
+    follow_links: bool = False,
     **options: Any,
 ) -> Check:
     """Check every image and box of a data set, report what is wrong or unusual, and advise on training.
@@ -65,6 +66,7 @@ def check(
         set: further settings of it as key=value or key.path=value
         out: folder for check.html: images with their boxes, and charts of sizes, shapes and classes
         fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
+        follow_links: follow symbolic links that lead out of the data folder
 
     Returns:
         What was found; `str()` gives it as text.
@@ -80,6 +82,7 @@ def check(
     from msefpn.data.anchors import Chosen
     from msefpn.data.archive import unpacked
     from msefpn.data.check import inspect_splits
+    from msefpn.links import check_links, roots_of
     from msefpn.reporting import dataset as page
     from msefpn.runs.console import say
     from msefpn.runs.folder import check_out, new_folder
@@ -93,6 +96,11 @@ def check(
         config.detector, config.detector_options, config.neck_options, auto=config.anchors == "auto"
     )
     with unpacked(Path(data)) if data is not None else nullcontext() as place:
+        check_links(place, follow=follow_links)
+        for name in ("train", "val"):
+            if (file := options.get(f"{name}_json")) is not None:
+                named = as_path(options.get(f"{name}_images"))
+                check_links(*roots_of(Path(file), named), follow=follow_links)
         result = inspect_splits(
             place,
             **options,
@@ -118,6 +126,7 @@ def convert(
     images: str | Path | None = None,
     link: bool = False,
     fix_names: bool = False,
+    follow_links: bool = False,
 ) -> Conversion:
     """Convert Pascal VOC, YOLO, LabelMe, Create ML or COCO annotations to COCO json or YOLO.
 
@@ -132,6 +141,7 @@ def convert(
         images: folder with the images (default: where the format has them)
         link: link to the images instead of copying them
         fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
+        follow_links: follow symbolic links that lead out of the data folder
 
     Returns:
         Folder, detected format, images per split and the skipped files.
@@ -141,6 +151,7 @@ def convert(
     """
     from msefpn.data.archive import unpacked
     from msefpn.data.formats import open_source
+    from msefpn.links import check_links
     from msefpn.runs.console import say
     from msefpn.runs.folder import check_out, free_folder
 
@@ -150,6 +161,7 @@ def convert(
     check_out(folder)
     _refuse_links(Path(source), link)
     with unpacked(Path(source)) as place:
+        check_links(place, as_path(images), follow=follow_links)
         dataset = open_source(place, format, as_path(images), fix_names=fix_names)
         splits = {name: part.cleaned(dataset.log) for name, part in dataset.splits.items()}
         _write(splits, folder, dataset.log, to=to, link=link)
@@ -173,6 +185,7 @@ def split(
     images: str | Path | None = None,
     link: bool = False,
     fix_names: bool = False,
+    follow_links: bool = False,
 ) -> Division:
     """Divide a data set into train and val, with every class in proportion and groups kept together.
 
@@ -190,6 +203,7 @@ def split(
         images: folder with the images (default: where the format has them)
         link: link to the images instead of copying them
         fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
+        follow_links: follow symbolic links that lead out of the data folder
 
     Returns:
         The splits and their boxes per class.
@@ -200,6 +214,7 @@ def split(
     from msefpn.data.archive import unpacked
     from msefpn.data.formats import open_source
     from msefpn.data.split import divide
+    from msefpn.links import check_links
     from msefpn.runs.console import say
     from msefpn.runs.folder import check_out, free_folder
 
@@ -207,6 +222,7 @@ def split(
     check_out(folder)
     _refuse_links(Path(source), link)
     with unpacked(Path(source)) as place:
+        check_links(place, as_path(images), follow=follow_links)
         dataset = open_source(place, format, as_path(images), fix_names=fix_names)
         splits = {name: part.cleaned(dataset.log) for name, part in dataset.splits.items()}
         division = divide(replace(dataset, splits=splits), val, seed, group)

@@ -32,15 +32,15 @@ _TURNS = {
 }
 _FRAMED = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")
 """Formats whose files may hold several frames that are pictures of their own."""
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Pillow's names of the formats that are read; it has others, of which EPS runs a program."""
 MAX_PIXELS = 100_000_000
 """Largest width times height; decoding it takes about 1 GB."""
-MAX_BYTES = 1 << 30
+MAX_PICTURE = 1 << 30
 """Largest file."""
 MAX_SCANS = 100
 """Most scans of a progressive JPEG file; cameras and programs write about ten."""
-MAX_RATIO = 10_000
+MAX_PIXELS_PER_BYTE = 10_000
 """Most pixels for each byte of a large picture; deflate, at its best, gives 8,256 of one bit."""
 _LARGE = 16_000_000
 """Pixels from which pictures are decoded one at a time, in all threads together."""
@@ -152,15 +152,17 @@ def _opened(path: Path | BinaryIO) -> Iterator[Image.Image]:
     with open_file(path) if isinstance(path, Path) else nullcontext(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        if size > MAX_BYTES:
-            raise ImageFault(f"it has {size / 2**20:.0f} MB, the limit is {MAX_BYTES / 2**20:.0f} MB")
+        if size > MAX_PICTURE:
+            raise ImageFault(f"it has {size / 2**20:.0f} MB, the limit is {MAX_PICTURE / 2**20:.0f} MB")
+        if not Image.OPEN.keys() >= set(FORMATS):
+            Image.init()
         with Image.open(file, formats=FORMATS) as image:
             check_size(image.width, image.height)
             if image.info.get("progressive") and _scans(file) > MAX_SCANS:
                 raise ImageFault(f"it has more than {MAX_SCANS} scans of its pixels: save it again")
             count = image.width * image.height
             pixels_per_byte = count / max(1, size)
-            if count > _LARGE and pixels_per_byte > MAX_RATIO:
+            if count > _LARGE and pixels_per_byte > MAX_PIXELS_PER_BYTE:
                 raise ImageFault(f"{size} bytes cannot hold its {count / 1e6:.0f} million pixels")
             with _ONE_LARGE if count > _LARGE else nullcontext():
                 yield image

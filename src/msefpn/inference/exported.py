@@ -46,17 +46,25 @@ class Exported:
         return Detections(*values)  # type: ignore[arg-type]  # the last two may be None
 
 
-def load_exported(path: str | Path) -> Exported:
+def load_exported(path: str | Path, *, trust: bool = False) -> Exported:
     """Open a file that `msefpn export` wrote.
 
+    Args:
+        path: the file.
+        trust: open it also where its format can execute anything, see `Exporter.executes`.
+
     Raises:
-        UserError: it is missing, broken or not ours, or what runs it is not installed.
+        UserError: it is missing, broken, not ours or not trusted, or what runs it is not installed.
     """
     path = find_weights(path)
     name = format_of(path)
     if name is None:
         suffixes = ", ".join(exporter.suffix for exporter in EXPORTERS.values())
         raise UserError(f"{path} is neither weights (.safetensors) nor an exported file ({suffixes})")
+    if EXPORTERS[name].executes and not trust:
+        raise UserError(
+            f"{path} can execute anything when torch opens it: add --trust if it is yours, or export to onnx"
+        )
     info = _read_info(path)
     try:
         return Exported(info, EXPORTERS[name].open(path))

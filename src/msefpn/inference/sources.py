@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import itertools
+import os
 import re
 import tempfile
 from collections import deque
@@ -19,18 +20,26 @@ from msefpn.data.finding import UNREAD_SUFFIXES, examples, files_in, is_image_na
 from msefpn.data.images import ImageFault, read_header, read_image
 from msefpn.errors import UserError, missing_extra
 from msefpn.inference.frames import VIDEO_SUFFIXES, Frame, InputSource, ReadFailure
+from msefpn.links import check_links
 
 T = TypeVar("T")
 Paths = Sequence[str | Path] | str | Path
 
 
-def find_sources(given: Paths) -> list[InputSource]:
+def find_sources(given: Paths, *, follow_links: bool = False) -> list[InputSource]:
     """Find files, all images in folders, matches of globs, URLs and cameras, each once.
 
+    Args:
+        given: what the user names.
+        follow_links: follow symbolic links that lead out of a given folder.
+
     Raises:
-        UserError: something given leads to nothing.
+        UserError: something given leads to nothing, or a link leads out.
     """
     items = [given] if isinstance(given, (str, Path)) else given
+    for item in items:
+        if "\0" not in str(item) and not follow_links and os.path.isdir(item):
+            check_links(Path(item))
     found = [source for item in items for source in _find(str(item))]
     if not found:
         raise UserError("no images given: give files, folders, globs, URLs or a camera")

@@ -17,7 +17,8 @@ from msefpn.metrics.matching import BoxPredictions, GroundTruth
 from msefpn.reporting.analysis import Analysis, analyse, checksum, ground_truth_of, read_predictions
 from msefpn.reporting.cost import DetectorCost
 from msefpn.reporting.history import History, read_history
-from msefpn.runs.folder import CONFIG, METRICS, PREDICTIONS, read_metrics, read_run
+from msefpn.runs.folder import CONFIG, METRICS, PREDICTIONS, read_run
+from msefpn.runs.metrics import read_metrics
 
 
 @dataclass
@@ -56,6 +57,7 @@ class ReportedRun:
         with run._noting("numbers"):
             run.numbers = read_metrics(folder / METRICS).best
         with run._noting("analysis"):
+            files.check_links()
             run.data, _ = read_coco(files.val_json, files.val_images)
             run.truth = ground_truth_of(run.data)
             run.predictions = read_predictions(folder / PREDICTIONS, run.data)

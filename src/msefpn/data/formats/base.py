@@ -304,7 +304,7 @@ def size_of(file: Path, stated: tuple[int, int] | None = None) -> tuple[int, int
         raise LabelFault(f"{file}: {' '.join(str(error).split())}") from None
 
 
-def read_text(file: Path) -> str:
+def label_text(file: Path) -> str:
     """The text of a label file. Raises LabelFault."""
     try:
         return reading.read_text(file)
@@ -314,7 +314,7 @@ def read_text(file: Path) -> str:
         raise LabelFault(f"{file}: {reason_of(error)}") from None
 
 
-def read_json(file: Path) -> Any:
+def label_json(file: Path) -> Any:
     """What a json file says. Raises LabelFault."""
     try:
         return reading.parse_json(reading.read_bytes(file, reading.MAX_JSON))

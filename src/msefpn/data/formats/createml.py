@@ -19,8 +19,8 @@ from msefpn.data.formats.base import (
     assemble,
     fitted,
     is_within,
+    label_json,
     read_all,
-    read_json,
     split_folders,
     tell_left_out,
 )
@@ -95,7 +95,7 @@ def _beside(folder: Path, root: Path) -> list[Path]:
 def _load(file: Path) -> list[Any] | None:
     """What a json lists, if it is of this format."""
     try:
-        content = read_json(file)
+        content = label_json(file)
     except LabelFault:
         return None
     listed = isinstance(content, list) and any(isinstance(item, dict) and _name(item) for item in content)

@@ -18,8 +18,8 @@ from msefpn.data.formats.base import (
     bounds,
     fitted,
     is_within,
+    label_json,
     read_all,
-    read_json,
     split_folders,
     tell_left_out,
 )
@@ -37,7 +37,7 @@ def is_labelme(root: Path) -> bool:
     for folder in split_folders(root).values():
         for file in sorted(folder.glob("*.json")):
             try:
-                content = read_json(file)
+                content = label_json(file)
             except LabelFault:
                 continue
             return isinstance(content, dict) and "shapes" in content
@@ -81,7 +81,7 @@ def _read(
     file: Path, *, root: Path, pictures: Pictures, given: Path | None, flat: list[str]
 ) -> LabelledImage:
     """One json file; kinds of shapes that are skipped are added to `flat`. Raises LabelFault."""
-    content = read_json(file)
+    content = label_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise LabelFault(f"{file}: has no list of shapes")
     named = str(content.get("imagePath") or "")

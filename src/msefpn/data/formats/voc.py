@@ -23,8 +23,8 @@ from msefpn.data.formats.base import (
     ReadLog,
     assemble,
     fitted,
+    label_text,
     read_all,
-    read_text,
     split_folders,
     tell_left_out,
 )
@@ -142,7 +142,7 @@ def _files(name: str, place: _Place, log: ReadLog) -> dict[str, list[Path]]:
 def _text(file: Path) -> str:
     """A list of ImageSets. Raises UserError."""
     try:
-        return read_text(file)
+        return label_text(file)
     except LabelFault as fault:
         raise UserError(f"{fault}: save the list as UTF-8, a name in each line") from None
 

@@ -26,8 +26,8 @@ from msefpn.data.formats.base import (
     assemble,
     bounds,
     is_within,
+    label_text,
     read_all,
-    read_text,
     size_of,
     split_folders,
     tell_left_out,
@@ -123,7 +123,7 @@ def _load(file: Path) -> dict[str, Any]:
 
 def _darknet(file: Path) -> dict[str, Any]:
     """CVAT's obj.data as the yaml file would say it; its paths may begin with `data/`, for this folder."""
-    rows = (line.split("=", 1) for line in read_text(file).splitlines() if "=" in line)
+    rows = (line.split("=", 1) for line in label_text(file).splitlines() if "=" in line)
     said = {key.strip(): value.strip() for key, value in rows}
     root = file.parent
     places = [
@@ -133,7 +133,7 @@ def _darknet(file: Path) -> dict[str, Any]:
     names = next((place for place in places if place.is_file()), None)
     if names is None:
         raise UserError(f"'{file}' names '{said.get('names', '')}', which does not exist: restore obj.names")
-    lines = [line.strip() for line in read_text(names).splitlines()]
+    lines = [line.strip() for line in label_text(names).splitlines()]
     lists = {key: value for key, value in said.items() if key in SPLIT_NAMES}
     return {"names": [line for line in lines if line], **lists}
 
@@ -172,7 +172,7 @@ def _is_label(file: Path) -> bool:
     if file.suffix != ".txt" or file.name == _LISTED[0]:
         return False
     try:
-        words = next((line.split() for line in read_text(file).splitlines() if line.strip()), [])
+        words = next((line.split() for line in label_text(file).splitlines() if line.strip()), [])
         return len([float(word) for word in words]) >= 5 if words else "labels" in file.parts
     except ValueError:
         return False
@@ -214,7 +214,7 @@ def _class_lines(root: Path) -> list[str]:
     if file is None:
         raise UserError(f"'{root}' has no {_ABOUT} with the classes' names: write names: and train: into one")
     try:
-        lines = [line.strip() for line in read_text(file).splitlines()]
+        lines = [line.strip() for line in label_text(file).splitlines()]
     except LabelFault as fault:
         raise UserError(f"{fault}: write the names of the classes into it, a line each") from None
     return _once([line for line in lines if line], file)
@@ -262,7 +262,7 @@ def _images_at(place: Path, roots: tuple[Path, Path]) -> list[Path]:
     if place.is_dir():
         return images_in(place, deep=True)
     try:
-        lines = [line.strip() for line in read_text(place).splitlines()]
+        lines = [line.strip() for line in label_text(place).splitlines()]
     except LabelFault as fault:
         raise UserError(f"{fault}: name a folder, or a file with a path in each line") from None
     found = []
@@ -307,7 +307,7 @@ def _read(image: Path, *, classes: Sequence[str], posed: bool) -> LabelledImage:
     """One image and its text file. Raises LabelFault."""
     height, width = size_of(image)
     file = _label_file(image)
-    lines = read_text(file).splitlines() if file.is_file() else []
+    lines = label_text(file).splitlines() if file.is_file() else []
     objects = [
         _object(line.split(), (width, height), classes, posed, f"{file}: line {number}")
         for number, line in enumerate(lines, 1)

@@ -25,6 +25,7 @@ class ONNX:
     suffix = ".onnx"
     suffixes: tuple[str, ...] = (suffix,)
     packages: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime")
+    executes = False
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
 
     def refuse(self, config: Config) -> str:

@@ -25,6 +25,7 @@ class OpenVINO:
     suffix = ".xml"
     suffixes: tuple[str, ...] = (suffix, ".bin")
     packages: tuple[str, ...] = (*ONNX.packages, "openvino")
+    executes = False
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
 
     def refuse(self, config: Config) -> str:
