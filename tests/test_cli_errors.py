@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import msefpn
 from msefpn.cli import COMMANDS, main
-from tests import TINY
+from tests import TINY, hard_link
 
 AS_PROCESS = {
     "unknown command",
@@ -56,7 +56,7 @@ class Place:
         copy = self.folder / "data"
         copy.mkdir()
         for name in ("train", "val", "val.json"):
-            (copy / name).symlink_to(self.data / name)
+            hard_link(self.data / name, copy / name)
         content = json.loads((self.data / "train.json").read_text())
         if isinstance(change, str):
             (copy / "train.json").write_text(change)

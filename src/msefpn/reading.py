@@ -25,11 +25,11 @@ MAX_JSON = 2 << 30
 """Bytes of the largest json; that of COCO's training images has 0.5 GB."""
 MAX_TEXT = 64 << 20
 """Bytes of the largest label file, list, log or xml."""
-MAX_YAML = 1 << 20
+MAX_YAML = 1 << 18
 """Bytes of the largest YAML file."""
 MAX_DEPTH = 64
 """Lists and objects inside each other, in json, YAML and xml."""
-MAX_YAML_VALUES = 100_000
+MAX_YAML_VALUES = 30_000
 """Values of a YAML file, those that aliases repeat included."""
 _CHUNK = 1 << 20
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -169,6 +169,10 @@ def parse_yaml(text: str, *, texts: bool = False) -> Any:
     Raises:
         ValueError: it is not YAML, is nested too deeply or in itself, or holds too many or other values.
     """
+    if _depth(text) > MAX_DEPTH:  # the parser's time grows with its square
+        raise ValueError(f"is nested more than {MAX_DEPTH} deep")
+    if text.count(",") + text.count("\n") > MAX_YAML_VALUES:
+        raise ValueError(f"holds more than {MAX_YAML_VALUES} values")
     try:
         content = yaml.load(text, yaml.BaseLoader) if texts else yaml.load(text, _PlainLoader)
     except yaml.YAMLError as error:

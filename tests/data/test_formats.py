@@ -194,7 +194,7 @@ def test_broken_files_of_yolo_are_named(tmp_path: Path) -> None:
         ("train: images/train\nnames: []", "names must be a list"),
         ("train: /gone/images\nnames: [a]", "train names '/gone/images', which does not exist"),
         ("train: {a: b}\nnames: [a]", "train must be a folder"),
-        ("names: [a\n", "is not yaml"),
+        ("names: [a\n", "is not valid YAML"),
     ],
 )
 def test_a_wrong_yaml_is_one_line(about: str, says: str, tmp_path: Path) -> None:

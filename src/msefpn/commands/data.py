@@ -39,6 +39,10 @@ class Conversion(NamedTuple):
     """Files that could not be used, each with the reason."""
 
 
+_FOLLOW = " --follow-links"
+"""What data needs that is made of links to images elsewhere."""
+
+
 @takes(SplitFiles, Config, only=(*_ANNOTATIONS, *_PLANNED))
 def check(
     data: str | Path | None = None,
@@ -82,7 +86,6 @@ def check(
     from msefpn.data.anchors import Chosen
     from msefpn.data.archive import unpacked
     from msefpn.data.check import inspect_splits
-    from msefpn.links import check_links, roots_of
     from msefpn.reporting import dataset as page
     from msefpn.runs.console import say
     from msefpn.runs.folder import check_out, new_folder
@@ -96,11 +99,6 @@ def check(
         config.detector, config.detector_options, config.neck_options, auto=config.anchors == "auto"
     )
     with unpacked(Path(data)) if data is not None else nullcontext() as place:
-        check_links(place, follow=follow_links)
-        for name in ("train", "val"):
-            if (file := options.get(f"{name}_json")) is not None:
-                named = as_path(options.get(f"{name}_images"))
-                check_links(*roots_of(Path(file), named), follow=follow_links)
         result = inspect_splits(
             place,
             **options,
@@ -108,6 +106,7 @@ def check(
             size=parse_size(config.size),
             detector=chosen,
             fix_names=fix_names,
+            follow_links=follow_links,
         )
         say(str(result))
         if folder is not None:
@@ -139,7 +138,7 @@ def convert(
         to: coco (SPLIT.json + SPLIT/) or yolo (data.yaml, images/ and labels/)
         format: coco, voc, labelme, createml, yolo or a plug-in's (default: detected)
         images: folder with the images (default: where the format has them)
-        link: link to the images instead of copying them
+        link: link to the images instead of copying them; the result then needs --follow-links
         fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
         follow_links: follow symbolic links that lead out of the data folder
 
@@ -151,7 +150,6 @@ def convert(
     """
     from msefpn.data.archive import unpacked
     from msefpn.data.formats import open_source
-    from msefpn.links import check_links
     from msefpn.runs.console import say
     from msefpn.runs.folder import check_out, free_folder
 
@@ -161,15 +159,14 @@ def convert(
     check_out(folder)
     _refuse_links(Path(source), link)
     with unpacked(Path(source)) as place:
-        check_links(place, as_path(images), follow=follow_links)
-        dataset = open_source(place, format, as_path(images), fix_names=fix_names)
+        dataset = open_source(place, format, as_path(images), fix_names=fix_names, follow_links=follow_links)
         splits = {name: part.cleaned(dataset.log) for name, part in dataset.splits.items()}
         _write(splits, folder, dataset.log, to=to, link=link)
     counts = {name: len(part.content["images"]) for name, part in splits.items()}
     say(*dataset.log.lines(), *(_summary(name, part) for name, part in splits.items()))
-    next_step = f"train on it with msefpn train --data {folder}"
+    next_step = f"train on it with msefpn train --data {folder}{_FOLLOW * link}"
     if "train" not in counts or len(counts) < 2:
-        next_step = f"divide it into train and val with msefpn split {folder}"
+        next_step = f"divide it into train and val with msefpn split {folder}{_FOLLOW * link}"
     say(f"{source} ({dataset.format}) to {folder} ({to}){_skipped(dataset.log, folder)}; {next_step}")
     return Conversion(folder, dataset.format, counts, tuple(dataset.log.skipped))
 
@@ -201,7 +198,7 @@ def split(
             is the group's name, like '^(patient\\d+)', or a key of the images in COCO's json
         format: coco, voc, labelme, createml, yolo or a plug-in's (default: detected)
         images: folder with the images (default: where the format has them)
-        link: link to the images instead of copying them
+        link: link to the images instead of copying them; the result then needs --follow-links
         fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
         follow_links: follow symbolic links that lead out of the data folder
 
@@ -214,7 +211,6 @@ def split(
     from msefpn.data.archive import unpacked
     from msefpn.data.formats import open_source
     from msefpn.data.split import divide
-    from msefpn.links import check_links
     from msefpn.runs.console import say
     from msefpn.runs.folder import check_out, free_folder
 
@@ -222,15 +218,14 @@ def split(
     check_out(folder)
     _refuse_links(Path(source), link)
     with unpacked(Path(source)) as place:
-        check_links(place, as_path(images), follow=follow_links)
-        dataset = open_source(place, format, as_path(images), fix_names=fix_names)
+        dataset = open_source(place, format, as_path(images), fix_names=fix_names, follow_links=follow_links)
         splits = {name: part.cleaned(dataset.log) for name, part in dataset.splits.items()}
         division = divide(replace(dataset, splits=splits), val, seed, group)
         _write(division.splits, folder, dataset.log, to="coco", link=link)
     say(*dataset.log.lines(), str(division))
     say(
         f"{source} ({dataset.format}) to {folder}{_skipped(dataset.log, folder)}; "
-        f"train on it with msefpn train --data {folder}"
+        f"train on it with msefpn train --data {folder}{_FOLLOW * link}"
     )
     return division
 

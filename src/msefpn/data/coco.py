@@ -16,7 +16,7 @@ from msefpn.data.looking import look_at_images
 from msefpn.data.masks import Masks, decode_masks, encode_segmentation
 from msefpn.data.repair import PictureNames, fit_annotations, sound_images, sound_notes
 from msefpn.data.values import is_number
-from msefpn.reading import MAX_JSON, parse_json, read_bytes
+from msefpn.reading import MAX_JSON, parse_json, read_bytes, shown
 
 
 @dataclass(frozen=True)
@@ -238,10 +238,10 @@ def _has_keys(item: Any, keys: dict[str, type], where: str, report: FaultReport)
         if key not in item:
             report.add("missing key", str(report.file), where, f"has no '{key}'")
         elif kind is int and type(item[key]) is int and not _is_id(item[key]):
-            text = f"'{key}' is {item[key]}, which is too large: 64 bits hold it"
+            text = f"'{key}' is {shown(item[key])}, which is too large: 64 bits hold it"
             report.add("wrong value", str(report.file), where, text)
         elif not isinstance(item[key], kind) or (kind is int and not _is_id(item[key])):
-            text = f"'{key}' is {item[key]!r}, not {_KINDS[kind]}"
+            text = f"'{key}' is {shown(item[key])}, not {_KINDS[kind]}"
             report.add("wrong value", str(report.file), where, text)
     return len(report.faults) == found
 
@@ -252,7 +252,7 @@ def _is_id(value: Any) -> bool:
 
 def _where(kind: str, index: int, item: Any, plural: str) -> str:
     id = item.get("id") if isinstance(item, dict) else None
-    return f"{plural}[{index}]" if id is None else f"{kind} {id}"
+    return f"{plural}[{index}]" if id is None else f"{kind} {shown(id)}"
 
 
 def _read_categories(raw: list[Any], report: FaultReport) -> dict[int, str]:
@@ -315,7 +315,7 @@ def _read_annotations(
         elif item["category_id"] not in label_of:
             report.add("unknown category", names[position], where, f"category_id {item['category_id']}")
         elif len(box) != 4 or not all(isinstance(side, float) or is_number(side) for side in box):
-            report.add("bbox without 4 numbers", names[position], where, str(box))
+            report.add("bbox without 4 numbers", names[position], where, shown(box))
         else:
             row.append(index)
             note.append(item["id"] if _is_id(item.get("id")) else -1 - index)

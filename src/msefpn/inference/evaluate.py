@@ -86,7 +86,9 @@ def evaluate(
     merged = apply_options(detector, options, run, sides)
     check_links(data, *(() if file is None else roots_of(file, images)), follow=follow_links)
     if data is not None:
-        data, log = as_coco(data, out.parent / "converted", [split], fix_names=fix_names)
+        data, log = as_coco(
+            data, out.parent / "converted", [split], fix_names=fix_names, follow_links=follow_links
+        )
         say(*log.lines())
     place = locate_split(data, split, file, images)
     if place is None:

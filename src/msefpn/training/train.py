@@ -181,7 +181,9 @@ def find_files(
             data, log = materialise(data, parent / "converted")
             _say_first(log)
         elif fix_names or not has_splits(Path(data), needed):
-            data, log = as_coco(Path(data), parent / "converted", needed, fix_names=fix_names)
+            data, log = as_coco(
+                Path(data), parent / "converted", needed, fix_names=fix_names, follow_links=follow_links
+            )
             _say_first(log)
     found = {key: path for key, path in given.items() if key.endswith("_proposals")}
     for split in ("train", "val"):

@@ -77,6 +77,8 @@ class ReadLog:
     """What was read differently from what the files say; a sentence each."""
     told: dict[str, list[str]] = field(default_factory=dict)
     """What happened to several files -> these; `settle` makes notes of it."""
+    follow_links: bool = False
+    """Whether the files of a data set may lead out of its folder."""
     fix_names: bool = False
     """Whether the reader takes the picture of a similar name where one is missing."""
 

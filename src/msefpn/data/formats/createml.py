@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections import Counter
 from functools import partial
@@ -128,7 +129,7 @@ def _read(item: tuple[int, Any], *, file: Path, pictures: SimilarNames, log: Rea
     image = folder / _name(entry)
     if not is_within(image, folder):
         raise UserError(f"{where} leads out of '{folder}': name the folder of the images with --images")
-    if not image.is_file():
+    if not os.path.isfile(image):
         similar = pictures.find(_name(entry))
         if len(similar) != 1 or not log.fix_names:
             raise LabelFault(f"{where}: the image is missing{hint([str(path) for path in similar])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -86,7 +87,7 @@ def _read(
         raise LabelFault(f"{file}: has no list of shapes")
     named = str(content.get("imagePath") or "")
     place = file.parent / named.replace("\\", "/")
-    there = place if given is None and named and place.is_file() else None
+    there = place if given is None and named and os.path.isfile(place) else None
     if there is not None and not is_within(there, root) and not pictures.by_stem.get(file.stem):
         raise UserError(f"{file}: imagePath '{named}' leads out of '{root}': name the folder with --images")
     image = pictures.of(file, named, there if there is not None and is_within(there, root) else None)

@@ -9,6 +9,7 @@ read that way. Each file is judged by itself, so that no file moves the boxes of
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -150,7 +151,7 @@ def _text(file: Path) -> str:
 def _listed(labels: Path, line: str) -> Path:
     """The xml file that a list names; a flag may follow the name."""
     whole = labels / f"{line}.xml"
-    return whole if whole.is_file() else labels / f"{line.split()[0]}.xml"
+    return whole if os.path.isfile(whole) else labels / f"{line.split()[0]}.xml"
 
 
 def _read(file: Path, *, pictures: Pictures, counting: list[int]) -> LabelledImage:

@@ -130,7 +130,7 @@ def _darknet(file: Path) -> dict[str, Any]:
         root / name
         for name in (said.get("names", ""), said.get("names", "").removeprefix("data/"), "obj.names")
     ]
-    names = next((place for place in places if place.is_file()), None)
+    names = next((place for place in places if os.path.isfile(place)), None)
     if names is None:
         raise UserError(f"'{file}' names '{said.get('names', '')}', which does not exist: restore obj.names")
     lines = [line.strip() for line in label_text(names).splitlines()]
@@ -237,6 +237,11 @@ def _named(about: dict[str, Any], file: Path, log: ReadLog) -> dict[str, list[Pa
             if not isinstance(item, str):
                 raise UserError(f"'{file}': {key} must be a folder, a list file, or several of these")
             place = _resolve(item, about, file)
+            if place is not None and not log.follow_links and not is_within(place, file.parent):
+                raise UserError(
+                    f"'{file}': {key} names '{place}', which is outside of '{file.parent}': put the yaml "
+                    "file into the folder of the data, or, where you trust it, add --follow-links"
+                )
             if place is not None:
                 images += _images_at(place, (file.parent, file.parent / str(about.get("path") or ".")))
             elif key != "train":
@@ -254,7 +259,7 @@ def _resolve(item: str, about: dict[str, Any], file: Path) -> Path | None:
     base = root / str(about.get("path") or ".")
     # '../train/images' is what some exporters write for 'train/images'
     places = [base / item, root / item, root / item.removeprefix("../"), root / item.removeprefix("data/")]
-    return next((place for place in places if place.exists()), None)
+    return next((place for place in places if os.path.exists(place)), None)
 
 
 def _images_at(place: Path, roots: tuple[Path, Path]) -> list[Path]:
@@ -269,7 +274,7 @@ def _images_at(place: Path, roots: tuple[Path, Path]) -> list[Path]:
     for line in filter(None, lines):
         # CVAT's lists count from the folder above: data/obj_train_data/1.jpg
         ways = [place.parent / line, *(root / line for root in roots), roots[0] / line.removeprefix("data/")]
-        image = next((way for way in ways if way.is_file()), ways[0])
+        image = next((way for way in ways if os.path.isfile(way)), ways[0])
         if not any(is_within(image, root) for root in (place.parent, *roots)):
             raise UserError(
                 f"'{place}' names {line}, which leads out of '{roots[0]}': name the folder of the images as "
