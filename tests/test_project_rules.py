@@ -49,7 +49,7 @@ FLOORS: list[set[str]] = [
 APART = {
     "necks": set[str](),
     "structures": set[str](),
-    "data": {"errors", "structures", "config", "plugins", "reading"},
+    "data": {"errors", "structures", "config", "links", "plugins", "reading"},
     "models": {
         *("errors", "structures", "config", "plugins", "pretrained", "reading", "static", "checkpoint"),
         "necks",

@@ -298,6 +298,10 @@ def published(name: str) -> Published | None:
 
 def from_dict(values: Mapping[str, Any], source: str) -> Config:
     """Build a Config from plain values, as read from YAML. Raises UserError naming `source` and the key."""
+    if not all(isinstance(key, str) for key in values) or not all(
+        _has_names(value) for value in values.values() if isinstance(value, dict)
+    ):
+        raise UserError(f"{source} must hold 'key: value' lines, each key a name")
     return Config(**{key: _coerce(key, value, source) for key, value in values.items()})
 
 

@@ -42,7 +42,7 @@ def cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = printable(value)
-    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
+    return f"'{text}" if _FORMULA.match(value) and not _is_number(text) else text
 
 
 def _is_number(text: str) -> bool:

@@ -52,7 +52,7 @@ def describe_left_out(given: Paths) -> str:
     found = [
         file
         for folder in folders
-        if folder.is_dir()
+        if os.path.isdir(folder)
         for file in files_in(folder, deep=True)
         if file.suffix.lower() in VIDEO_SUFFIXES
     ]
