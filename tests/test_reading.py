@@ -185,7 +185,7 @@ def test_every_reader_uses_these() -> None:
         "ablation/cost.py": "likewise",
         "exporting/export.py": "what this process wrote",
     }
-    words = (
+    words: tuple[str, ...] = (
         "json.loads(",
         "json.load(",
         "yaml.safe_load(",

@@ -14,7 +14,7 @@ import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 from xml.etree import ElementTree
 
 import yaml
@@ -194,7 +194,7 @@ class _Bounded(ElementTree.TreeBuilder):
         """Refuse: entities unfold, and may name files."""
         raise ValueError("has a DOCTYPE, which no annotation needs: remove it")
 
-    def start(self, tag: str, attributes: dict[str, str]) -> ElementTree.Element:  # type: ignore[override]
+    def start(self, tag: str, attributes: dict[str, str]) -> ElementTree.Element:
         """Begin an element."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
@@ -211,7 +211,7 @@ def parse_xml(content: bytes) -> ElementTree.Element:
     """The root of an xml. Raises ValueError: it is not one, is nested too deeply, or declares entities."""
     try:
         parser = ElementTree.XMLParser(target=_Bounded())
-        return cast(ElementTree.Element, ElementTree.fromstring(content, parser))
+        return ElementTree.fromstring(content, parser)
     except (ElementTree.ParseError, LookupError) as error:
         raise ValueError(f"is not a complete xml ({error})") from None
 

@@ -1,4 +1,4 @@
-"""Exported files of others: nothing is unpickled, no other file is read, and what a graph gives is checked."""
+"""Exported files of others: nothing is unpickled, no other file is read, what a graph gives is checked."""
 
 import json
 import pickle
@@ -43,7 +43,7 @@ def onnx_file(path: Path, **arrays: Any) -> Path:
     """A graph that gives these arrays whatever it is given."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    given = {
+    given: dict[str, Any] = {
         "boxes": np.array([[[0, 0, 5, 5]]], np.float32),
         "scores": np.array([[0.9]], np.float32),
         "labels": np.array([[0]], np.int64),

@@ -280,12 +280,16 @@ class _Place(NamedTuple):
     """Of another format, as COCO's object."""
 
 
-def _foreign(data: str | Path | None, **how: bool) -> LoadedDataset | None:
+def _foreign(data: str | Path | None, *, fix_names: bool, follow_links: bool) -> LoadedDataset | None:
     """What a folder in a format other than COCO's holds."""
     if data is None or not Path(data).exists():
         return None
     format = detect_format(Path(data))
-    return None if format in (None, "coco") else open_source(Path(data), format, **how)
+    return (
+        None
+        if format in (None, "coco")
+        else open_source(Path(data), format, fix_names=fix_names, follow_links=follow_links)
+    )
 
 
 def _find(

@@ -67,7 +67,7 @@ def check_types(make: Callable[..., Any], what: str, options: Options) -> None:
     judged; a type that is something else takes any value.
     """
     try:
-        hints = typing.get_type_hints(make.__init__ if isinstance(make, type) else make)
+        hints = typing.get_type_hints(_called(make))
     except (NameError, TypeError, AttributeError):  # names that only a type checker knows
         return
     for name, value in options.items():
@@ -77,6 +77,14 @@ def check_types(make: Callable[..., Any], what: str, options: Options) -> None:
             )
             stated = stated.replace("collections.abc.", "")
             raise UserError(f"{what}: {name} is {shown(value)}, but must be of type {stated}")
+
+
+def _called(make: Callable[..., Any]) -> Callable[..., Any]:
+    """What has the annotations of a call: of a class, the `__init__` that it has or inherits."""
+    if not isinstance(make, type):
+        return make
+    made: Callable[..., Any] = next(vars(one)["__init__"] for one in make.__mro__ if "__init__" in vars(one))
+    return made
 
 
 def _is_of(value: Any, hint: Any) -> bool:
