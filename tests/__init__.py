@@ -1,6 +1,5 @@
 """What the tests share: where things lie."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -9,9 +8,9 @@ TINY = ROOT / "tests" / "tiny.yaml"
 """A recipe that trains in a second or two."""
 
 
-def hard_link(source: Path, target: Path) -> None:
-    """Put a file, or a folder with all in it, in a second place without a copy."""
+def copy_to(source: Path, target: Path) -> None:
+    """Copy a file, or a folder with all in it."""
     if source.is_dir():
-        shutil.copytree(source, target, copy_function=os.link)
+        shutil.copytree(source, target)
     else:
-        os.link(source, target)
+        shutil.copyfile(source, target)

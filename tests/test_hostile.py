@@ -30,7 +30,7 @@ from msefpn.inference import download
 from msefpn.inference.frames import InputSource, ReadFailure
 from msefpn.inference.sources import find_sources, read_frames
 from msefpn.models import load
-from tests import ROOT, hard_link
+from tests import ROOT, copy_to
 
 
 class Evil:
@@ -263,7 +263,7 @@ def test_addresses_that_are_none(name: str) -> None:
 
 def linked(folder: Path, tiny_set: Path) -> Path:
     """A copy of the data set with one picture that is a link to a file outside."""
-    hard_link(tiny_set, folder / "set")
+    copy_to(tiny_set, folder / "set")
     picture = next(iter(sorted((folder / "set/val").iterdir())))
     picture.rename(folder / "private.jpg")
     picture.symlink_to(folder / "private.jpg")
@@ -290,7 +290,7 @@ def test_links_that_lead_out(tiny_set: Path, tmp_path: Path, capsys: pytest.Capt
     (data / "again").symlink_to(data / "val")
     (data / "val" / "second.jpg").symlink_to(next(iter(sorted((data / "train").iterdir()))))
     next(iter(sorted((data / "val").iterdir()))).unlink()
-    hard_link(tmp_path / "private.jpg", data / "val" / "x.jpg")
+    copy_to(tmp_path / "private.jpg", data / "val" / "x.jpg")
     assert main(["check", str(data)]) in (0, 2)  # links that stay inside are followed
     assert "leads out" not in "".join(capsys.readouterr())
 

@@ -105,7 +105,13 @@ def _is_deep(text: str) -> bool:
 
 
 def _depth(text: str) -> int:
-    import numpy as np  # noqa: PLC0415  (the command line starts without it)
+    if len(text) <= MAX_YAML:  # recipes, which the command line reads without numpy
+        deepest = level = 0
+        for bracket in re.findall(r"[][{}]", text):
+            level += 1 if bracket in "[{" else -1
+            deepest = max(deepest, level)
+        return deepest
+    import numpy as np  # noqa: PLC0415
 
     steps = np.zeros(256, np.int8)
     steps[list(b"[{")], steps[list(b"]}")] = 1, -1

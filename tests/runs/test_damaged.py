@@ -14,7 +14,7 @@ from msefpn.errors import UserError
 from msefpn.metrics.coco import NUMBERS
 from msefpn.runs.folder import CONFIG, DATA, METRICS, DataFiles, read_run, write_run
 from msefpn.runs.metrics import read_metrics
-from tests import TINY, hard_link
+from tests import TINY, copy_to
 
 ENTRY: dict[str, Any] = dict.fromkeys(NUMBERS, 0.5) | {"epoch": 1, "step": 3, "per_class": {"a": -1.0}}
 
@@ -69,7 +69,7 @@ def test_links_of_a_run(run: Path, tiny_set: Path, tmp_path: Path) -> None:
     """What a run reads again is judged again, unless the run was told to follow links."""
     config, files = read_run(run)
     files.check_links()
-    hard_link(tiny_set / "val", tmp_path / "val")
+    copy_to(tiny_set / "val", tmp_path / "val")
     (tmp_path / "val/x.jpg").symlink_to("/etc/hostname")
     files = replace(files, val_images=tmp_path / "val")
     with pytest.raises(UserError, match="is a link that leads out of"):

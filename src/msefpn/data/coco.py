@@ -252,7 +252,7 @@ def _is_id(value: Any) -> bool:
 
 def _where(kind: str, index: int, item: Any, plural: str) -> str:
     id = item.get("id") if isinstance(item, dict) else None
-    return f"{plural}[{index}]" if id is None else f"{kind} {shown(id)}"
+    return f"{plural}[{index}]" if id is None else f"{kind} {id[:80] if isinstance(id, str) else shown(id)}"
 
 
 def _read_categories(raw: list[Any], report: FaultReport) -> dict[int, str]:

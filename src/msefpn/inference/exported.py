@@ -95,8 +95,8 @@ def load_exported(path: str | Path, *, trust: bool = False) -> Exported:
         raise UserError(f"{path} is neither weights (.safetensors) nor an exported file ({suffixes})")
     if EXPORTERS[name].executes and not trust:
         raise UserError(
-            f"{path} can execute anything when torch opens it: add --trust (of predict and evaluate) if it is "
-            "yours, or export to onnx"
+            f"{path} can execute anything when torch opens it: add --trust (of predict and evaluate) if it "
+            "is yours, or export to onnx"
         )
     info = _read_info(path)
     try:
