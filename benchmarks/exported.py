@@ -37,8 +37,8 @@ def exported_call(
         path = Path(folder, f"detector{exporter.suffix}")
         info = describe(detector, "640", precision, exporter.packages)
         exporter.write(detector.eval(), info, path, precision, samples)
-        exported = load_exported(path)
+        exported = load_exported(path, trust=True)
         if bf16:
             about = DetectorInfo(exported.config, exported.classes, exported.category_ids)
-            exported = Exported(about, OpenVINO().open(path, bf16=True))
+            exported = Exported(about, OpenVINO().open(path, bf16=True), path)
     return lambda: exported(images, sizes)

@@ -1,7 +1,16 @@
 """What the tests share: where things lie."""
 
+import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
 """A recipe that trains in a second or two."""
+
+
+def copy_to(source: Path, target: Path) -> None:
+    """Copy a file, or a folder with all in it."""
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)

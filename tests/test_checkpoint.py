@@ -128,7 +128,10 @@ def test_a_plugin_that_is_named_is_kept_and_not_imported(tmp_path: Path) -> None
             {"config": vars(Config()) | {"warp": 9}},
             "by another version .*a setting 'warp' that is unknown here",
         ),
-        ({"classes": None}, "the description of its detector is incomplete: take another copy"),
+        (
+            {"classes": None},
+            "description of its detector has None as .classes., not a list of texts: take another",
+        ),
         ({"config": 3}, "is damaged"),
         ({"made_with": []}, "is damaged"),
     ],

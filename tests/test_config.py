@@ -59,7 +59,7 @@ BROKEN = {
     "milestones: [8.5]": r"milestones is \[8.5\]",
     "keep_empty: 1": "keep_empty is 1",
     "epochs: true": "epochs is True",
-    f"lr: 1{'0' * 400}": "lr is 10+,",
+    f"lr: 1{'0' * 400}": r"lr is 10+\.\.\., but",
     "lr: .inf": "lr is inf",
     "lr: .nan": "lr is nan",
     "weight_decay: -1": "weight_decay is -1",

@@ -26,8 +26,9 @@ from tests import ROOT
 SOURCE = ROOT / "src" / "msefpn"
 
 FLOORS: list[set[str]] = [
-    {"errors", "structures", "necks"},
-    {"plugins", "pretrained", "static"},
+    {"plain", "structures", "necks"},
+    {"errors"},
+    {"links", "plugins", "pretrained", "reading", "static"},
     {"config"},
     {"checkpoint", "names"},
     {"data", "models", "metrics", "html"},
@@ -48,14 +49,17 @@ FLOORS: list[set[str]] = [
 APART = {
     "necks": set[str](),
     "structures": set[str](),
-    "data": {"errors", "structures", "config", "plugins"},
-    "models": {"errors", "structures", "config", "plugins", "pretrained", "static", "checkpoint", "necks"},
-    "metrics": {"errors", "structures", "config"},
+    "data": {"errors", "structures", "config", "links", "plugins", "reading"},
+    "models": {
+        *("errors", "structures", "config", "plugins", "pretrained", "reading", "static", "checkpoint"),
+        "necks",
+    },
+    "metrics": {"errors", "structures", "config", "reading"},
     "html": {"errors"},
 }
 """Parts that may import less than all below."""
 NO_HEAVY_IMPORT = {"__init__", "__main__", "checkpoint", "cli", "commands", "config", "errors", "plugins"}
-NO_HEAVY_IMPORT |= {"pretrained"}
+NO_HEAVY_IMPORT |= {"links", "plain", "pretrained", "reading"}
 HEAVY = {
     "torch",
     "torchvision",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from msefpn.pretrained import (
     published_weights,
     similar_name,
 )
+from msefpn.reading import Record, parse_json
 
 CHECKPOINTS = (".pth", ".pt", ".pkl", ".pickle", ".ckpt")
 """Suffixes of files that others write their weights to, beside .safetensors."""
@@ -150,7 +150,7 @@ def read_info(path: str | Path) -> DetectorInfo:
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
             text = (opened.metadata() or {}).get(KEY)
-        values = None if text is None else json.loads(text)
+        values = None if text is None else parse_json(text)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         if file.suffix != ".safetensors":
             raise UserError(
@@ -208,13 +208,13 @@ def parse_info(values: Any, file: Path, *, fix: str, oldest: int = 1) -> Detecto
     Raises:
         UserError: the values are damaged, or of a version that cannot be read.
     """
-    try:
-        settings = dict(values["config"])
-        names, ids = tuple(values["classes"]), tuple(values["category_ids"])
-        version = int(values.get("version", 1))
-        made = values["made_with"]["msefpn"] if "made_with" in values else "0.1"
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{file} is damaged: the description of its detector is incomplete: {fix}") from None
+    about = Record(values, f"{file} is damaged: the description of its detector", fix)
+    settings = about.record("config").values
+    names, ids = about.texts("classes"), about.wholes("category_ids")
+    version = about.whole("version") if "version" in about.values else 1
+    made = about.record("made_with").text("msefpn") if "made_with" in about.values else "0.1"
+    if len(names) != len(ids) or not names:
+        raise about.fault(f"has {len(names)} classes and {len(ids)} category ids")
     if version < oldest:
         raise UserError(f"{file} was exported by msefpn {made}: export it again with this version")
     if version == 1 or _LATER not in settings:

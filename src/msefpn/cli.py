@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import io
 import os
 import re
 import select
@@ -21,6 +22,7 @@ from msefpn.commands import plugins as plugin_commands
 from msefpn.commands.arguments import options_of
 from msefpn.config import Config, load_recipe
 from msefpn.errors import UserError, unknown_name
+from msefpn.plain import one_line, printable
 from msefpn.runs.folder import default_recipe, tells_mistakes
 from msefpn.runs.memory import keep_freed_memory
 
@@ -70,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for a user's mistake; 130 for Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have all characters
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -85,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _tell(f"'{error.filename}': {error.strerror}")
     except KeyboardInterrupt as error:
-        print(f"\n{error}" if str(error) else "\ninterrupted", file=sys.stderr)
+        print(f"\n{printable(str(error)) or 'interrupted'}", file=sys.stderr)
         return 130
 
 
@@ -103,7 +107,7 @@ def _reader_has_gone() -> bool:
 def _tell(mistake: str) -> int:
     """Print a user's mistake as one line, in one process; return the exit code for it."""
     if tells_mistakes():
-        print("error:", " ".join(mistake.split()), file=sys.stderr)
+        print("error:", one_line(mistake), file=sys.stderr)
     return 2
 
 
@@ -120,7 +124,7 @@ def _run(arguments: list[str]) -> int:
     wants_help = bool({"-h", "--help"} & set(arguments))
     parser = command_parser(name, _recipe_values(name, arguments) if wants_help else {})
     if wants_help:
-        print(parser.format_help(), end="")
+        print(printable(parser.format_help()), end="")
         return 0
     given = vars(parser.parse_args(arguments[1:]))
     plugins.load(given.pop("plugin", ()))

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from msefpn.errors import UserError, unknown_name
+from msefpn.reading import parse_yaml, read_yaml, shown
 
 RECIPES = resources.files("msefpn") / "recipes"
 DEVICES = ("auto", "cpu", "gpu")
@@ -69,7 +70,7 @@ def check_bounds(values: Any) -> None:
         if not (about["low"] <= value < about["below"] and about["above"] < value < math.inf):
             bounds = {"at least": about["low"], "above": about["above"], "below": about["below"]}
             words = [f"{word} {limit}" for word, limit in bounds.items() if math.isfinite(limit)]
-            raise UserError(f"{item.name} is {value}: it must be finite and {' and '.join(words)}")
+            raise UserError(f"{item.name} is {shown(value)}: it must be finite and {' and '.join(words)}")
 
 
 @dataclass(frozen=True)
@@ -252,9 +253,9 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         if keys[0] not in _TYPES:
             raise UserError(f"--set {text}: {unknown_name('key', keys[0], _TYPES)}")
         try:
-            content = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {text}: the value is not valid YAML") from None
+            content = parse_yaml(value)
+        except ValueError as error:
+            raise UserError(f"--set {text}: the value {error}") from None
         for key in reversed(keys[1:]):
             content = {key: content}
         _coerce(keys[0], content, f"--set {text}")
@@ -297,6 +298,10 @@ def published(name: str) -> Published | None:
 
 def from_dict(values: Mapping[str, Any], source: str) -> Config:
     """Build a Config from plain values, as read from YAML. Raises UserError naming `source` and the key."""
+    if not all(isinstance(key, str) for key in values) or not all(
+        _has_names(value) for value in values.values() if isinstance(value, dict)
+    ):
+        raise UserError(f"{source} must hold 'key: value' lines, each key a name")
     return Config(**{key: _coerce(key, value, source) for key, value in values.items()})
 
 
@@ -349,17 +354,11 @@ def _read_yaml(name: str) -> dict[str, Any]:
             raise UserError(
                 f"recipe file '{name}' does not exist: check the path, or name one of {recipe_names()}"
             )
-        content = path.read_bytes()
+        values = read_yaml(path, "correct the recipe") or {}
     elif name in recipe_names():
-        content = (RECIPES / f"{name}.yaml").read_bytes()
+        values = parse_yaml((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
     else:
         raise unknown_name("recipe", name, recipe_names())
-    try:
-        values = yaml.safe_load(content.decode("utf-8")) or {}
-    except UnicodeDecodeError:
-        raise UserError(f"recipe '{name}' is not UTF-8 text: save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe '{name}' is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not _has_names(values):
         raise UserError(f"recipe '{name}' must hold 'key: value' lines, each key a name")
     return values
@@ -387,4 +386,4 @@ def _coerce(key: str, value: Any, source: str) -> Any:
                     return tuple(value)
             if isinstance(value, kind) and kind is not tuple:
                 return value
-    raise UserError(f"{source}: {key} is {value!r}, but must be of type {kind.__name__}")
+    raise UserError(f"{source}: {key} is {shown(value)}, but must be of type {kind.__name__}")

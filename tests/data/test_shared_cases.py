@@ -82,7 +82,7 @@ def test_suffixes_links_and_listed(cases: Path, tmp_path: Path) -> None:
     there = list((cases / "yolo_suffixes/images").iterdir())
     assert len(converted(cases / "yolo_suffixes", tmp_path / "a")) == len(there)
     wanted = expected(cases, "linked_folder")["images"]
-    assert len(converted(cases / "linked_folder/yolo", tmp_path / "b")) == wanted
+    assert len(converted(cases / "linked_folder/yolo", tmp_path / "b", follow_links=True)) == wanted
     thrice = converted(cases / "listed_thrice", tmp_path / "c")
     assert [len(boxes) for boxes in thrice.values()] == [3, 3, 3]
     assert check(cases / "listed_thrice").counts["train"]["image listed again"] == 6

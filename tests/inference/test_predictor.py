@@ -72,7 +72,7 @@ def test_a_detector_is_compiled_before_the_first_image(
 
 
 def test_what_cannot_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor, "load_exported", lambda path: object())
+    monkeypatch.setattr(predictor, "load_exported", lambda path, trust: object())
     with pytest.raises(UserError, match="is an exported file, which runs as it is: leave out --compile"):
         Predictor.open(tmp_path / "a.onnx", compile=True)
     with pytest.raises(UserError, match=r"No working C\+\+ compiler .*: install a C\+\+"), telling_compiler():

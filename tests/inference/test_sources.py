@@ -156,7 +156,7 @@ def test_an_image_that_would_fill_the_memory_is_not_decoded(tmp_path: Path) -> N
     path = tmp_path / "huge.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
     _, (failure,) = read(InputSource("image", str(path)))
-    assert "it has 900 million pixels, the limit is 179 million: cut it into parts" in failure.text
+    assert "it has 900 million pixels, the limit is 100 million: cut it into parts" in failure.text
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
@@ -237,7 +237,7 @@ def test_a_camera_is_read_until_enough(tmp_path: Path, monkeypatch: pytest.Monke
     frames, failures = read(InputSource("camera", "camera:2"), stride=2, limit=3)
     assert [frame.number for frame in frames] == [0, 2, 4]
     assert failures == []
-    assert opened == [("/dev/video2", {"format": "v4l2"})]
+    assert opened == [("/dev/video2", {"format": "v4l2", "options": {}, "metadata_errors": "replace"})]
     monkeypatch.undo()
     _, (failure,) = read(InputSource("camera", "camera:97"))
     assert "camera:97: not a camera that can be read" in failure.text

@@ -92,7 +92,7 @@ def test_a_folder_names_what_it_leaves_out(tmp_path: Path) -> None:
     for name in ("set/c.heic", "set/d.mp4"):
         (tmp_path / name).touch()
     (tmp_path / "link").symlink_to(tmp_path / "set")
-    (tmp_path / "set/again").symlink_to(tmp_path)
+    (tmp_path / "set/again").symlink_to(tmp_path / "set")
     sources = find_sources(tmp_path / "link")
     assert [Path(source.name).name for source in sources] == ["a.gif", "b.png", "c.heic"]
     found = list(read_frames(sources, stride=1, limit=None))

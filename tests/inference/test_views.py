@@ -14,10 +14,12 @@ from msefpn.cli import main
 from msefpn.config import Config
 from msefpn.errors import UserError
 from msefpn.inference.exported import Exported
+from msefpn.inference.formats.base import Graph
 from msefpn.inference.options import DetectionOptions, View
 from msefpn.inference.predictor import Predictor
 from msefpn.inference.views import MergedViews, apply_options
 from msefpn.models import OneStage, TwoStage, build
+from msefpn.models.graph import OUTPUT_NAMES
 from msefpn.models.select import Selection
 from msefpn.structures import Detections
 
@@ -175,8 +177,8 @@ def test_what_a_detector_cannot() -> None:
     ):
         apply_options(made("fast_rcnn"), both, Path("r"), (128, 64))
     assert apply_options(made("fast_rcnn"), DetectionOptions(soft_nms="linear"), Path("r"), (1, 1)) is None
-    graph: Any = type("Graph", (), {"outputs": (), "inputs": ()})
-    exported = Exported(DetectorInfo(Config(), ("a",), (1,)), graph)
+    graph = Graph(("images",), OUTPUT_NAMES[:5], lambda feed: {})
+    exported = Exported(DetectorInfo(Config(), ("a",), (1,)), graph, Path("r"))
     for options, flags in ((both, "--soft-nms and --flip"), (DetectionOptions(scales=("96",)), "--scales")):
         with pytest.raises(UserError, match=f"r is an exported file, .*: leave out {flags}, or give the run"):
             apply_options(exported, options, Path("r"), (128, 64))

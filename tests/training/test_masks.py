@@ -15,7 +15,7 @@ from msefpn.cli import main
 from msefpn.data.masks import decode_masks
 from msefpn.inference.detect import Predictions, detect, merge_predictions
 from msefpn.models import load
-from tests import TINY
+from tests import TINY, copy_to
 
 Capsys = pytest.CaptureFixture[str]
 VALUES = yaml.safe_load(TINY.read_text())
@@ -84,7 +84,7 @@ def test_masks_asked_for_and_no_polygons(
         for item in content["annotations"]:
             del item["segmentation"]
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-        (tmp_path / name).symlink_to(tiny_set / name)
+        copy_to(tiny_set / name, tmp_path / name)
     line = fails(capsys, "train", "--data", tmp_path, "--detector", "mask_rcnn", "--out", tmp_path / "run")
     assert "no mask: 000001.jpg (annotation 1) has no segmentation: draw it as polygons" in line
     assert "'msefpn check --masks' lists them" in line

@@ -22,7 +22,9 @@ from filelock import FileLock, Timeout
 from msefpn.ablation.worker import command
 from msefpn.config import Config, Published, to_yaml
 from msefpn.errors import UserError
+from msefpn.reading import MAX_JSON, read_bytes, read_json, unreadable
 from msefpn.runs.folder import METRICS, RESUME, DataFiles, check_out, read_run, write_text
+from msefpn.runs.metrics import read_metrics
 from msefpn.training.anchors import as_asked
 
 MARK = ".grid"
@@ -86,9 +88,7 @@ class Trial:
         path = self.folder / METRICS
         if not path.is_file():
             return None
-        numbers = json.loads(path.read_text(encoding="utf-8"))
-        best: dict[str, Any] = numbers["best"]
-        last: dict[str, Any] = numbers["last"]
+        best, last = read_metrics(path)
         config = self.variant.config
         stopped = config.patience and last["epoch"] - best["epoch"] >= config.patience
         return last if last["epoch"] == config.epochs or stopped else None
@@ -159,13 +159,13 @@ def grid_folder(out: Path, files: DataFiles) -> Iterator[None]:
     """
     out.mkdir(parents=True, exist_ok=True)
     given = (files.train_json, files.val_json, files.train_proposals, files.val_proposals)
-    annotations = [zlib.crc32(file.read_bytes()) for file in given if file is not None]
+    annotations = [zlib.crc32(_bytes(file)) for file in given if file is not None]
     try:
         with FileLock(out / _LOCK, timeout=0):
             mark = out / MARK
             if not mark.exists():
                 write_text(mark, json.dumps(annotations))
-            elif json.loads(mark.read_text(encoding="utf-8")) != annotations:
+            elif read_json(mark, "name another --out") != annotations:
                 raise UserError(
                     f"the annotations have changed since the grid '{out}' began: "
                     "restore them, or name another --out"
@@ -175,6 +175,13 @@ def grid_folder(out: Path, files: DataFiles) -> Iterator[None]:
         raise UserError(
             f"out '{out}': another msefpn ablate is working there: wait, or name another folder"
         ) from None
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return read_bytes(file, MAX_JSON)
+    except OSError as error:
+        raise unreadable(file, error, "give a json file") from None
 
 
 def run_trials(

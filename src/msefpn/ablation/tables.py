@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from msefpn.errors import UserError, missing_extra
+from msefpn.plain import CsvRows
+from msefpn.reading import read_json
 from msefpn.runs.console import say
 
 RESULTS = "results.json"
@@ -118,9 +118,10 @@ def comma_separated(results: Results) -> str:
         numbers |= {"published_AP": known.get("AP"), "published_gain": known.get("gain")}
         lines.append(numbers | {"command": row["command"]})
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    writer = CsvRows(text, "\n")
+    writer.add(lines[0])
+    for line in lines:
+        writer.add(line.values())
     return text.getvalue()
 
 
@@ -191,7 +192,7 @@ def write_tables(folder: Path) -> Results:
 
     Without matplotlib the plot is skipped, with a message.
     """
-    results: Results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    results: Results = read_json(folder / RESULTS, "run msefpn ablate again")
     for name, text in (("md", markdown), ("csv", comma_separated), ("tex", latex)):
         (folder / f"table.{name}").write_text(text(results), encoding="utf-8")
     try:

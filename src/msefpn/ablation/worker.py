@@ -12,6 +12,7 @@ from pathlib import Path
 
 from msefpn import plugins
 from msefpn.errors import UserError
+from msefpn.plain import one_line
 from msefpn.runs.folder import RESUME, is_first_process
 from msefpn.runs.memory import keep_freed_memory
 from msefpn.training.plan import plan_training
@@ -70,7 +71,7 @@ def main() -> int:
 
         train(plan)
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", one_line(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -39,6 +39,10 @@ class Conversion(NamedTuple):
     """Files that could not be used, each with the reason."""
 
 
+_FOLLOW = " --follow-links"
+"""What data needs that is made of links to images elsewhere."""
+
+
 @takes(SplitFiles, Config, only=(*_ANNOTATIONS, *_PLANNED))
 def check(
     data: str | Path | None = None,
@@ -49,6 +53,7 @@ def check(
     set: Sequence[str] = (),
     out: str | Path | None = None,
     fix_names: bool = False,
+    follow_links: bool = False,
     **options: Any,
 ) -> Check:
     """Check every image and box of a data set, report what is wrong or unusual, and advise on training.
@@ -65,6 +70,7 @@ def check(
         set: further settings of it as key=value or key.path=value
         out: folder for check.html: images with their boxes, and charts of sizes, shapes and classes
         fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
+        follow_links: follow symbolic links that lead out of the data folder
 
     Returns:
         What was found; `str()` gives it as text.
@@ -100,6 +106,7 @@ def check(
             size=parse_size(config.size),
             detector=chosen,
             fix_names=fix_names,
+            follow_links=follow_links,
         )
         say(str(result))
         if folder is not None:
@@ -118,6 +125,7 @@ def convert(
     images: str | Path | None = None,
     link: bool = False,
     fix_names: bool = False,
+    follow_links: bool = False,
 ) -> Conversion:
     """Convert Pascal VOC, YOLO, LabelMe, Create ML or COCO annotations to COCO json or YOLO.
 
@@ -130,8 +138,9 @@ def convert(
         to: coco (SPLIT.json + SPLIT/) or yolo (data.yaml, images/ and labels/)
         format: coco, voc, labelme, createml, yolo or a plug-in's (default: detected)
         images: folder with the images (default: where the format has them)
-        link: link to the images instead of copying them
+        link: link to the images instead of copying them; the result then needs --follow-links
         fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
+        follow_links: follow symbolic links that lead out of the data folder
 
     Returns:
         Folder, detected format, images per split and the skipped files.
@@ -150,14 +159,14 @@ def convert(
     check_out(folder)
     _refuse_links(Path(source), link)
     with unpacked(Path(source)) as place:
-        dataset = open_source(place, format, as_path(images), fix_names=fix_names)
+        dataset = open_source(place, format, as_path(images), fix_names=fix_names, follow_links=follow_links)
         splits = {name: part.cleaned(dataset.log) for name, part in dataset.splits.items()}
         _write(splits, folder, dataset.log, to=to, link=link)
     counts = {name: len(part.content["images"]) for name, part in splits.items()}
     say(*dataset.log.lines(), *(_summary(name, part) for name, part in splits.items()))
-    next_step = f"train on it with msefpn train --data {folder}"
+    next_step = f"train on it with msefpn train --data {folder}{_FOLLOW * link}"
     if "train" not in counts or len(counts) < 2:
-        next_step = f"divide it into train and val with msefpn split {folder}"
+        next_step = f"divide it into train and val with msefpn split {folder}{_FOLLOW * link}"
     say(f"{source} ({dataset.format}) to {folder} ({to}){_skipped(dataset.log, folder)}; {next_step}")
     return Conversion(folder, dataset.format, counts, tuple(dataset.log.skipped))
 
@@ -173,6 +182,7 @@ def split(
     images: str | Path | None = None,
     link: bool = False,
     fix_names: bool = False,
+    follow_links: bool = False,
 ) -> Division:
     """Divide a data set into train and val, with every class in proportion and groups kept together.
 
@@ -188,8 +198,9 @@ def split(
             is the group's name, like '^(patient\\d+)', or a key of the images in COCO's json
         format: coco, voc, labelme, createml, yolo or a plug-in's (default: detected)
         images: folder with the images (default: where the format has them)
-        link: link to the images instead of copying them
+        link: link to the images instead of copying them; the result then needs --follow-links
         fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
+        follow_links: follow symbolic links that lead out of the data folder
 
     Returns:
         The splits and their boxes per class.
@@ -207,14 +218,14 @@ def split(
     check_out(folder)
     _refuse_links(Path(source), link)
     with unpacked(Path(source)) as place:
-        dataset = open_source(place, format, as_path(images), fix_names=fix_names)
+        dataset = open_source(place, format, as_path(images), fix_names=fix_names, follow_links=follow_links)
         splits = {name: part.cleaned(dataset.log) for name, part in dataset.splits.items()}
         division = divide(replace(dataset, splits=splits), val, seed, group)
         _write(division.splits, folder, dataset.log, to="coco", link=link)
     say(*dataset.log.lines(), str(division))
     say(
         f"{source} ({dataset.format}) to {folder}{_skipped(dataset.log, folder)}; "
-        f"train on it with msefpn train --data {folder}"
+        f"train on it with msefpn train --data {folder}{_FOLLOW * link}"
     )
     return division
 

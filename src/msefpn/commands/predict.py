@@ -25,6 +25,7 @@ def predict(
     *,
     out: str | Path | None = None,
     save: Sequence[str] | None = None,
+    follow_links: bool = False,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Detect objects in images and videos: pictures with boxes and masks, and predictions.json.
@@ -40,6 +41,7 @@ def predict(
         out: folder for the results (default: the first free one of predictions-1, predictions-2, ...)
         save: what to write: pictures (images and videos with boxes), json, csv, yolo (a text per image),
             crops (a picture per object) (default: pictures json)
+        follow_links: follow symbolic links that lead out of a given folder
 
     Returns:
         One entry per object, as in predictions.json: COCO's result format with file and class names, and the
@@ -49,7 +51,7 @@ def predict(
         UserError: the request cannot be met; the message says what to change.
     """
     chosen = PredictionOptions.given(**options)
-    found = _check_given(run, sources)
+    found = _check_given(run, sources, follow_links=follow_links)
 
     from msefpn.inference.sources import describe_left_out
     from msefpn.prediction.predict import predict as write_predictions
@@ -62,7 +64,11 @@ def predict(
 
 @takes(PredictionOptions, DetectionOptions)
 def stream(
-    run: str | Path | LoadedDetector, sources: Sequence[str | Path] | str | Path, **options: Any
+    run: str | Path | LoadedDetector,
+    sources: Sequence[str | Path] | str | Path,
+    *,
+    follow_links: bool = False,
+    **options: Any,
 ) -> Iterator[ImageResult]:
     """Detect objects in images and videos, one result after the other; nothing is written.
 
@@ -74,6 +80,7 @@ def stream(
             `msefpn.load` returns
         sources: image and video files, folders of images, globs, http and https addresses of files, or a
             camera: camera:0
+        follow_links: follow symbolic links that lead out of a given folder
 
     Returns:
         A generator of `ImageResult`: source, frame, image (H, W, 3) uint8 RGB and predictions (arrays).
@@ -82,7 +89,7 @@ def stream(
         UserError: the request cannot be met; the message says what to change.
     """
     chosen = PredictionOptions.given(**options)
-    found = _check_given(run, sources)
+    found = _check_given(run, sources, follow_links=follow_links)
 
     from msefpn.prediction.predict import stream as stream_results
 
@@ -104,6 +111,7 @@ def evaluate(
     device: str = "auto",
     workers: int = 2,
     fix_names: bool = False,
+    follow_links: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Evaluate a run by COCO's protocol: 12 numbers and AP per class, of boxes and of masks if it draws them.
@@ -122,6 +130,7 @@ def evaluate(
         device: auto, cpu or gpu
         workers: processes that load images; 0: none but the command itself
         fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
+        follow_links: follow symbolic links that lead out of the data folder
 
     Returns:
         The numbers by name, and `per_class`: name -> AP; under `mask`, the same for masks.
@@ -148,18 +157,19 @@ def evaluate(
         workers=workers,
         options=chosen,
         fix_names=fix_names,
+        follow_links=follow_links,
     )
 
 
 def _check_given(
-    run: str | Path | LoadedDetector, sources: Sequence[str | Path] | str | Path
+    run: str | Path | LoadedDetector, sources: Sequence[str | Path] | str | Path, *, follow_links: bool
 ) -> list[InputSource]:
     """Check the run and return the sources, before torch is imported. Raises UserError."""
     from msefpn.inference.sources import find_sources
 
     if isinstance(run, (str, Path)):
         check_run(run)
-    return find_sources(sources)
+    return find_sources(sources, follow_links=follow_links)
 
 
 def _opened(run: str | Path | LoadedDetector) -> Path | LoadedDetector:

@@ -22,6 +22,7 @@ def train(
     steps: int | None = None,
     callbacks: Sequence[Any] = (),
     fix_names: bool = False,
+    follow_links: bool = False,
     **options: Any,
 ) -> Path:
     """Train a detector and return its run folder; RUN/report.html shows it.
@@ -40,6 +41,7 @@ def train(
         steps: number of steps after which to stop; for trials
         callbacks: objects like `msefpn.training.callbacks.Callback`; Python only
         fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
+        follow_links: follow symbolic links that lead out of the data folder
 
     Returns:
         The run folder.
@@ -61,6 +63,7 @@ def train(
         steps=steps,
         options=values,
         fix_names=fix_names,
+        follow_links=follow_links,
     )
 
     from msefpn.reporting.report import report_training

@@ -11,6 +11,12 @@ from pathlib import Path
 
 from msefpn.errors import UserError
 
+MAX_FILES = 5_000_000
+"""Most files in a zip file."""
+MAX_UNPACKED = 100
+"""A zip file of over a gigabyte unpacked unpacks to at most so many times its size."""
+_SMALL = 1_000_000_000
+
 
 def is_zip(path: Path) -> bool:
     """Whether a path is a zip file by its suffix."""
@@ -30,7 +36,12 @@ def unpacked(path: Path) -> Iterator[Path]:
         folder = Path(place) / path.stem
         try:
             with zipfile.ZipFile(path) as archive:
-                need = sum(item.file_size for item in archive.infolist())
+                need, count = sum(item.file_size for item in archive.infolist()), len(archive.infolist())
+                if count > MAX_FILES or need > max(_SMALL, MAX_UNPACKED * path.stat().st_size):
+                    raise UserError(
+                        f"'{path}' unpacks to {count} files of {need / 1e9:.1f} GB, more than data sets do: "
+                        "unpack it yourself and give the folder"
+                    )
                 free = shutil.disk_usage(place).free
                 if need > free:
                     raise UserError(
@@ -38,7 +49,9 @@ def unpacked(path: Path) -> Iterator[Path]:
                         "unpack it elsewhere and give the folder"
                     )
                 archive.extractall(folder)  # leaves no name outside the folder
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # zipfile and its decoders raise nearly anything on broken bytes
             raise UserError(
                 f"'{path}' cannot be unpacked ({error}): make it again, or give a folder"
             ) from None

@@ -19,6 +19,7 @@ from msefpn.data.formats.coco import coco_places
 from msefpn.data.locate import has_splits, locate_split, refuse_unread
 from msefpn.data.split import content_marks
 from msefpn.errors import UserError
+from msefpn.links import check_links, roots_of
 
 _QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 
@@ -114,6 +115,7 @@ def inspect_splits(
     size: tuple[int, int] = (1333, 800),
     detector: Chosen | None = None,
     fix_names: bool = False,
+    follow_links: bool = False,
 ) -> Check:
     """Check every image and box of a data set, decoding all images.
 
@@ -128,12 +130,18 @@ def inspect_splits(
         size: (longest, shortest side) that images are resized to fit into, pixels.
         detector: whose anchors are compared with the training boxes; None: Faster R-CNN's.
         fix_names: take the picture of a similar name where one is missing.
+        follow_links: read what symbolic links, or paths in YOLO's yaml, lead to outside of the data.
 
     Raises:
         UserError: there is no training split, or `data` would not be used. Other faults are in the result.
     """
     refuse_unread(data, train_json, val_json)
-    source = _foreign(data, fix_names=fix_names)
+    check_links(None if data is None else Path(data), follow=follow_links)
+    for file, images in ((train_json, train_images), (val_json, val_images)):
+        if file is not None:
+            named = None if images is None else Path(images)
+            check_links(*roots_of(Path(file), named), follow=follow_links)
+    source = _foreign(data, fix_names=fix_names, follow_links=follow_links)
     train = _find("train", data, source, train_json, train_images)
     if train is None:
         raise UserError("no data to check: give a data folder, or the training json and its image folder")
@@ -272,12 +280,16 @@ class _Place(NamedTuple):
     """Of another format, as COCO's object."""
 
 
-def _foreign(data: str | Path | None, *, fix_names: bool) -> LoadedDataset | None:
+def _foreign(data: str | Path | None, *, fix_names: bool, follow_links: bool) -> LoadedDataset | None:
     """What a folder in a format other than COCO's holds."""
     if data is None or not Path(data).exists():
         return None
     format = detect_format(Path(data))
-    return None if format in (None, "coco") else open_source(Path(data), format, fix_names=fix_names)
+    return (
+        None
+        if format in (None, "coco")
+        else open_source(Path(data), format, fix_names=fix_names, follow_links=follow_links)
+    )
 
 
 def _find(

@@ -1,6 +1,5 @@
 """COCO json into compact arrays, with every fault found, named and, where possible, fixed."""
 
-import json
 import math
 from array import array
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from msefpn.data.looking import look_at_images
 from msefpn.data.masks import Masks, decode_masks, encode_segmentation
 from msefpn.data.repair import PictureNames, fit_annotations, sound_images, sound_notes
 from msefpn.data.values import is_number
+from msefpn.reading import MAX_JSON, parse_json, read_bytes, shown
 
 
 @dataclass(frozen=True)
@@ -207,11 +207,11 @@ def kept_content(content: dict[str, Any], data: CocoData) -> dict[str, Any]:
 
 def _load(file: Path, report: FaultReport) -> dict[str, Any] | None:
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(read_bytes(file, MAX_JSON))
     except OSError as error:
         report.add("missing json", str(file), text=error.strerror or "cannot be read")
         return None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         report.add("not JSON", str(file), text=str(error))
         return None
     if not isinstance(content, dict):
@@ -238,10 +238,10 @@ def _has_keys(item: Any, keys: dict[str, type], where: str, report: FaultReport)
         if key not in item:
             report.add("missing key", str(report.file), where, f"has no '{key}'")
         elif kind is int and type(item[key]) is int and not _is_id(item[key]):
-            text = f"'{key}' is {item[key]}, which is too large: 64 bits hold it"
+            text = f"'{key}' is {shown(item[key])}, which is too large: 64 bits hold it"
             report.add("wrong value", str(report.file), where, text)
         elif not isinstance(item[key], kind) or (kind is int and not _is_id(item[key])):
-            text = f"'{key}' is {item[key]!r}, not {_KINDS[kind]}"
+            text = f"'{key}' is {shown(item[key])}, not {_KINDS[kind]}"
             report.add("wrong value", str(report.file), where, text)
     return len(report.faults) == found
 
@@ -252,7 +252,7 @@ def _is_id(value: Any) -> bool:
 
 def _where(kind: str, index: int, item: Any, plural: str) -> str:
     id = item.get("id") if isinstance(item, dict) else None
-    return f"{plural}[{index}]" if id is None else f"{kind} {id}"
+    return f"{plural}[{index}]" if id is None else f"{kind} {id[:80] if isinstance(id, str) else shown(id)}"
 
 
 def _read_categories(raw: list[Any], report: FaultReport) -> dict[int, str]:
@@ -315,7 +315,7 @@ def _read_annotations(
         elif item["category_id"] not in label_of:
             report.add("unknown category", names[position], where, f"category_id {item['category_id']}")
         elif len(box) != 4 or not all(isinstance(side, float) or is_number(side) for side in box):
-            report.add("bbox without 4 numbers", names[position], where, str(box))
+            report.add("bbox without 4 numbers", names[position], where, shown(box))
         else:
             row.append(index)
             note.append(item["id"] if _is_id(item.get("id")) else -1 - index)

@@ -36,8 +36,12 @@ def _walk(folder: Path, deep: bool, above: tuple[str, ...]) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if not entry.name.startswith(".")]
     for entry in found:
-        if not entry.is_dir():
-            if entry.is_file():
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError:  # links that lead to each other
+            continue
+        if not is_folder:
+            if is_file:
                 yield Path(entry.path)
         elif deep:
             real = os.path.realpath(entry.path)

@@ -7,6 +7,10 @@ grey is repeated over the three channels; CMYK is converted. Of several frames, 
 
 import os
 import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -15,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from msefpn.data.values import common_factor
+from msefpn.reading import open_file, reason_of
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -27,10 +32,27 @@ _TURNS = {
 }
 _FRAMED = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")
 """Formats whose files may hold several frames that are pictures of their own."""
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""Pillow's names of the formats that are read; it has others, of which EPS runs a program."""
+MAX_PIXELS = 100_000_000
+"""Largest width times height; decoding it takes about 1 GB."""
+MAX_PICTURE = 1 << 30
+"""Largest file."""
+MAX_SCANS = 100
+"""Most scans of a progressive JPEG file; cameras and programs write about ten."""
+MAX_PIXELS_PER_BYTE = 10_000
+"""Most pixels for each byte of a large picture; deflate, at its best, gives 8,256 of one bit."""
+_LARGE = 16_000_000
+"""Pixels from which pictures are decoded one at a time, in all threads together."""
+_ONE_LARGE = threading.Lock()
 _MAX_SAMPLE = 281
 """TIFF 6.0: the tag of the largest value."""
 _DEPTHS = (10, 12, 14, 16)
 """Bits that cameras store in 16: the least that holds all values of an image is taken as its depth."""
+
+
+# Pillow warns from half of the size that it refuses; see MAX_PIXELS.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageFault(Exception):  # noqa: N818  (a fault in the sense of `faults`)
@@ -66,7 +88,7 @@ def read_header(path: Path, size: tuple[int, int] | None = None, *, decode: bool
         ImageFault: the file is not an image, is truncated or cannot be converted.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             orientation = _orientation(image)
             turned = _is_turned(image, orientation, size) if orientation else None
             height, width = _turned_size(image, orientation) if turned else (image.height, image.width)
@@ -80,6 +102,8 @@ def read_header(path: Path, size: tuple[int, int] | None = None, *, decode: bool
             return header
     except (FileNotFoundError, ImageFault):
         raise
+    except OSError as error:
+        raise ImageFault(_reason(error) if error.filename is None else reason_of(error)) from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise ImageFault(_reason(error)) from error
 
@@ -102,7 +126,7 @@ def read_reduced(
     size, rounded up: its decoder leaves fine detail out, in half the time. None: at full size.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             orientation = _orientation(image)
             turned = orientation and _is_turned(image, orientation, size)
             whole = _turned_size(image, orientation if turned else 0)
@@ -113,8 +137,57 @@ def read_reduced(
             return to_rgb(pixels), whole
     except (FileNotFoundError, ImageFault):
         raise
+    except OSError as error:
+        raise ImageFault(_reason(error) if error.filename is None else reason_of(error)) from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise ImageFault(_reason(error)) from error
+
+
+@contextmanager
+def _opened(path: Path | BinaryIO) -> Iterator[Image.Image]:
+    """Open a picture whose size is within the bounds; large ones are opened one after the other.
+
+    Raises what Pillow raises, OSError for what is not a regular file, and ImageFault over a bound.
+    """
+    with open_file(path) if isinstance(path, Path) else nullcontext(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if size > MAX_PICTURE:
+            raise ImageFault(f"it has {size / 2**20:.0f} MB, the limit is {MAX_PICTURE / 2**20:.0f} MB")
+        if not Image.OPEN.keys() >= set(FORMATS):
+            Image.init()
+        with Image.open(file, formats=FORMATS) as image:
+            check_size(image.width, image.height)
+            if image.info.get("progressive") and _scans(file) > MAX_SCANS:
+                raise ImageFault(f"it has more than {MAX_SCANS} scans of its pixels: save it again")
+            count = image.width * image.height
+            pixels_per_byte = count / max(1, size)
+            if count > _LARGE and pixels_per_byte > MAX_PIXELS_PER_BYTE:
+                raise ImageFault(f"{size} bytes cannot hold its {count / 1e6:.0f} million pixels")
+            with _ONE_LARGE if count > _LARGE else nullcontext():
+                yield image
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise ImageFault for a picture, or a frame of a video, that has too many pixels."""
+    if width * height > MAX_PIXELS:
+        raise ImageFault(_too_many(width * height))
+
+
+def _too_many(pixels: int) -> str:
+    return (
+        f"it has {pixels / 1e6:.0f} million pixels, the limit is {MAX_PIXELS / 1e6:.0f} million: "
+        "cut it into parts"
+    )
+
+
+def _scans(file: BinaryIO) -> int:
+    """Scans of a JPEG file: each goes over all pixels again, however few bytes it has."""
+    place = file.tell()
+    file.seek(0)
+    count = file.read().count(b"\xff\xda")
+    file.seek(place)
+    return count
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
@@ -148,7 +221,7 @@ def _is_turned(image: Image.Image, orientation: int, size: tuple[int, int] | Non
 
 def _has_end(path: Path) -> bool:
     """Whether a JPEG or PNG file ends as it should (EOI marker, IEND chunk); other formats: False."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - 64))
         tail = file.read()
     return b"\xff\xd9" in tail or b"IEND" in tail
@@ -179,8 +252,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "no image format that can be read"
     if isinstance(error, Image.DecompressionBombError):  # a small file may unfold to fill the memory
-        pixels, most = (int(number) / 1e6 for number in re.findall(r"\d+", str(error))[:2])
-        return f"it has {pixels:.0f} million pixels, the limit is {most:.0f} million: cut it into parts"
+        pixels = int(re.findall(r"\d+", str(error))[0])
+        return _too_many(pixels)
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from msefpn.data.boxes import Regions
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
+from msefpn.reading import MAX_JSON, parse_json, read_bytes
 
 MAX_PROPOSALS = 2000
 """The best regions of an image that are kept (mmdetection's number for training)."""
@@ -90,10 +90,10 @@ def _has_name(entry: Any) -> bool:
 
 def _entries(file: Path) -> list[Any]:
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(read_bytes(file, MAX_JSON))
     except OSError as error:
         raise UserError(f"proposals {file}: {error.strerror or 'cannot be read'}: give a json file") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"proposals {file} are not JSON ({error}): write the file again") from None
     if not isinstance(content, list) or not content:
         raise UserError(f"proposals {file} are not a list of COCO results: give one that is not empty")

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from msefpn.data.faults import FaultReport
 from msefpn.data.finding import SimilarNames
 from msefpn.data.masks import box_of_mask, resized_mask
-from msefpn.data.values import common_factor, flag_of, is_number, is_rounding
+from msefpn.data.values import common_factor, flag_of, is_box, is_number, is_rounding
+from msefpn.reading import shown
 
 _FEW_CORNERS = 16
 """Numbers of a polygon up to which it is looked at whether it has an area."""
@@ -47,7 +48,7 @@ class PictureNames:
         """A name as a path from the image folder; None: it leads out of it, and out of the json's folder."""
         path = posixpath.normpath(name)
         if not os.path.isabs(name) and not path.startswith("../"):
-            return None if PureWindowsPath(name).drive and not (self.folder / name).exists() else path
+            return None if PureWindowsPath(name).drive and not os.path.exists(self.folder / name) else path
         for base, root, target in (
             (self.folder.absolute(), self.root.absolute(), os.path.abspath(self.folder / path)),
             (self.folder.resolve(), self.root.resolve(), os.path.realpath(self.folder / path)),
@@ -81,9 +82,9 @@ def sound_images(
         if not isinstance(item, dict) or not isinstance(item.get("file_name"), str):
             entries.append(item)  # it is reported when it is read
             continue
-        name, where = item["file_name"], f"image {item.get('id')}"
+        name, where = item["file_name"], f"image {shown(item.get('id'))}"
         path = names.inside(name)
-        if path is None or not (names.folder / path).is_file():
+        if path is None or not os.path.isfile(names.folder / path):
             found = names.similar(name) if path is None or names.fix else []
             if names.fix and len(found) == 1:
                 names.fixed.append(f"{name} -> {found[0]}")
@@ -129,20 +130,20 @@ def sound_notes(raw: list[Any], merged: dict[Any, Any], report: FaultReport) -> 
         if not isinstance(item, dict):
             kept.append(item)
             continue
-        image, where = item.get("image_id"), f"annotation {item.get('id', index)}"
-        note, name = item, f"image {image}"
+        image, where = item.get("image_id"), f"annotation {shown(item.get('id', index))}"
+        note, name = item, f"image {shown(image)}"
         if isinstance(image, int) and image in merged:
             note = note | {"image_id": merged[image]}
         if merged and note.get("image_id") in targets:
             key = repr([note["image_id"], note.get("category_id"), note.get("bbox")])
             if key in seen:
-                report.add("repeated annotation", name, where, f"bbox {note.get('bbox')}")
+                report.add("repeated annotation", name, where, f"bbox {shown(note.get('bbox'))}")
                 continue
             seen.add(key)
         crowd = note.get("iscrowd", 0)
         flag = flag_of(crowd)
         if flag is None:
-            report.add("unclear iscrowd", name, where, f"iscrowd is {crowd!r}")
+            report.add("unclear iscrowd", name, where, f"iscrowd is {shown(crowd)}")
             continue
         if type(crowd) is not int:
             note = note | {"iscrowd": int(flag)}
@@ -201,7 +202,7 @@ def resized(stated: _Size, real: _Size, boxes: Sequence[Any]) -> str:
     if is_rounding(stated, real):
         return "keep"
     corners = np.array(
-        [[box[0] + box[2], box[1] + box[3]] for box in boxes if _is_box(box)], dtype=np.float64
+        [[box[0] + box[2], box[1] + box[3]] for box in boxes if is_box(box)], dtype=np.float64
     ).reshape(-1, 2)
     beyond = (corners > np.array(stated[::-1]) + 1).any()
     if beyond and not (corners > np.array(real[::-1]) + 1).any():
@@ -209,16 +210,12 @@ def resized(stated: _Size, real: _Size, boxes: Sequence[Any]) -> str:
     return "scale" if common_factor(stated, real) else "drop"
 
 
-def _is_box(box: Any) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
-
-
 def rescaled(note: dict[str, Any], stated: _Size, real: _Size) -> dict[str, Any]:
     """An annotation of an image that was resized after labelling, in pixels of the image as it is."""
     y, x = (there / said for said, there in zip(stated, real, strict=True))
     new = dict(note)
     box: Any = note.get("bbox")
-    if _is_box(box):
+    if is_box(box):
         new["bbox"] = [box[0] * x, box[1] * y, box[2] * x, box[3] * y]
     if is_number(area := note.get("area")):
         new["area"] = area * x * y

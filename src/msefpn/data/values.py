@@ -27,6 +27,11 @@ def is_number(value: Any) -> TypeGuard[int | float]:
         return False
 
 
+def is_box(value: Any) -> bool:
+    """Whether a value of a json is a list of 4 finite numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+
+
 def common_factor(stated: tuple[int, int], real: tuple[int, int]) -> bool:
     """Whether a picture of one size is the other resized with its ratio kept, up to rounding to whole pixels.
 

@@ -20,6 +20,7 @@ from msefpn.exporting.plan import ExportPlan
 from msefpn.inference.evaluate import read_for
 from msefpn.inference.predictor import Predictor
 from msefpn.inference.sources import find_images
+from msefpn.links import check_links
 from msefpn.models import Detector
 from msefpn.runs.console import say
 from msefpn.runs.folder import read_run
@@ -72,12 +73,15 @@ def _split(plan: ExportPlan, detector: Detector, split: str, count: int, what: s
     """Some images of a split of the given data, or of the run's own, evenly spread."""
     run, data = place_beside(plan.run), plan.options.data
     if data is not None:
+        check_links(data)
         data, log = as_coco(data, run / "converted", [split])
         say(*log.lines())
     place, proposals = locate_split(data, split, None, None), None
     if place is None or detector.takes_proposals:
         try:
-            files = read_run(run)[1].given()
+            named = read_run(run)[1]
+            named.check_links()
+            files = named.given()
         except UserError as error:
             raise UserError(f"no images to {what}: give --data, or {instead} ({error})") from None
         place = place or (files[f"{split}_json"], files[f"{split}_images"])

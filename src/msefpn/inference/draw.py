@@ -37,7 +37,7 @@ class Canvas:
         side = min(pixels.shape[:2])
         self.thickness = thickness or max(1, round(side / 300))
         self.letters = letters or max(11, round(side / 42))
-        self.image = Image.fromarray(pixels.copy())
+        self.image = Image.fromarray(pixels)  # of three channels it copies
         self._pen = ImageDraw.Draw(self.image)
 
     @property

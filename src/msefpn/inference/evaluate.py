@@ -32,6 +32,7 @@ from msefpn.inference.device import telling_memory
 from msefpn.inference.options import DetectionOptions
 from msefpn.inference.predictor import Predictor, open_detector
 from msefpn.inference.views import apply_options
+from msefpn.links import check_links, roots_of
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.pretrained import is_named
 from msefpn.runs.console import Bar, say, show_dropped, show_numbers
@@ -62,6 +63,7 @@ def evaluate(
     workers: int,
     options: DetectionOptions,
     fix_names: bool = False,
+    follow_links: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and write the numbers; arguments as of `msefpn.commands.predict.evaluate`."""
     if batch is not None and batch < 1:
@@ -78,16 +80,21 @@ def evaluate(
     folder = place_beside(run)
     out = out or free_folder(folder / "evaluate")
     check_out(out)
-    detector, where = open_detector(run, device)
+    detector, where = open_detector(run, device, trust=options.trust)
     config = detector.config
     sides = sides or parse_size(config.size)
     merged = apply_options(detector, options, run, sides)
+    check_links(data, *(() if file is None else roots_of(file, images)), follow=follow_links)
     if data is not None:
-        data, log = as_coco(data, out.parent / "converted", [split], fix_names=fix_names)
+        data, log = as_coco(
+            data, out.parent / "converted", [split], fix_names=fix_names, follow_links=follow_links
+        )
         say(*log.lines())
     place = locate_split(data, split, file, images)
     if place is None:
-        files = read_run(folder)[1].given()
+        named = read_run(folder)[1]
+        replace(named, follow_links=named.follow_links or follow_links).check_links()
+        files = named.given()
         place = files[f"{split}_json"], files[f"{split}_images"]
         proposals = proposals or files.get(f"{split}_proposals")
     elif fix_names and data is None:
@@ -109,7 +116,7 @@ def evaluate(
         numbers: dict[str, Any] = evaluation.to_json()
         numbers |= {"images": len(read), "detections": len(results), "num_dropped": found.num_dropped}
         if options.flags():
-            numbers["detection"] = asdict(options)
+            numbers["detection"] = {key: value for key, value in asdict(options).items() if key != "trust"}
         write_text(out / PREDICTIONS, json.dumps(results))
         write_text(out / METRICS, json.dumps(numbers, indent=2))
     show_numbers(numbers)

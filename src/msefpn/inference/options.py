@@ -33,6 +33,8 @@ class DetectionOptions:
         None, "detect at each of these sizes, such as 1333x640 1333x800, and merge what is found"
     )
 
+    trust: bool = option(False, "run a .pt2 file, which can execute anything; not needed for other files")
+
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.sigma is not None and self.soft_nms != "gaussian":

@@ -87,7 +87,7 @@ class Predictor:
         options.check_size(size)
         if compile and options.augments:
             raise UserError("several views cannot be compiled: leave out --compile, or --flip and --scales")
-        detector, where = open_detector(run, device)
+        detector, where = open_detector(run, device, trust=options.trust)
         if compile:
             if not isinstance(detector, nn.Module):
                 raise UserError(f"{run} is an exported file, which runs as it is: leave out --compile")
@@ -184,23 +184,24 @@ def _padded(proposals: Sequence[NDArray[np.float32]], factors: Tensor) -> Propos
     return Proposals(boxes, valid)
 
 
-def open_detector(run: Path, device: str) -> tuple[Detects, torch.device]:
+def open_detector(run: Path, device: str, *, trust: bool = False) -> tuple[Detects, torch.device]:
     """Open a run or an exported file, ready to detect, and return the device that it runs on too.
 
     Args:
         run: run folder (its best weights), a .safetensors file of one, a name, a checkpoint that
             `msefpn.models.load` reads, or an exported file.
         device: auto, cpu or gpu.
+        trust: see `load_exported`.
 
     Raises:
-        UserError: there are no weights, they are damaged, or there is no such device.
+        UserError: there are no weights, they are damaged or not trusted, or there is no such device.
     """
     if is_named(run) or run.is_dir() or run.suffix == ".safetensors" or is_foreign(run):
         where = pick_device(device)
         detector = load(run).to(where)
         fold_for_good(detector)
         return detector, where
-    exported = load_exported(run)
+    exported = load_exported(run, trust=trust)
     if device == "gpu":
         raise UserError(f"{run} is an exported file, which runs on the CPU: leave out --device gpu")
     return exported, pick_device("cpu")

@@ -5,34 +5,41 @@ from __future__ import annotations
 import contextlib
 import glob
 import itertools
+import os
 import re
 import tempfile
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-
-from PIL import Image
+from urllib.parse import urlsplit
 
 from msefpn.data.finding import UNREAD_SUFFIXES, examples, files_in, is_image_name
 from msefpn.data.images import ImageFault, read_header, read_image
 from msefpn.errors import UserError, missing_extra
 from msefpn.inference.frames import VIDEO_SUFFIXES, Frame, InputSource, ReadFailure
+from msefpn.links import check_links
 
 T = TypeVar("T")
 Paths = Sequence[str | Path] | str | Path
 
 
-def find_sources(given: Paths) -> list[InputSource]:
+def find_sources(given: Paths, *, follow_links: bool = False) -> list[InputSource]:
     """Find files, all images in folders, matches of globs, URLs and cameras, each once.
 
+    Args:
+        given: what the user names.
+        follow_links: follow symbolic links that lead out of a given folder.
+
     Raises:
-        UserError: something given leads to nothing.
+        UserError: something given leads to nothing, or a link leads out.
     """
     items = [given] if isinstance(given, (str, Path)) else given
+    for item in items:
+        if "\0" not in str(item) and not follow_links and os.path.isdir(item):
+            check_links(Path(item))
     found = [source for item in items for source in _find(str(item))]
     if not found:
         raise UserError("no images given: give files, folders, globs, URLs or a camera")
@@ -45,7 +52,7 @@ def describe_left_out(given: Paths) -> str:
     found = [
         file
         for folder in folders
-        if folder.is_dir()
+        if os.path.isdir(folder)
         for file in files_in(folder, deep=True)
         if file.suffix.lower() in VIDEO_SUFFIXES
     ]
@@ -70,20 +77,32 @@ def find_images(given: Paths) -> list[Path]:
 
 def _find(item: str) -> list[InputSource]:
     if re.match(r"https?://", item, re.IGNORECASE):
-        return [InputSource("url", item)]
+        try:
+            return [InputSource("url", item)] if urlsplit(item).hostname else _no_address(item)
+        except ValueError:
+            return _no_address(item)
     if re.match(r"[a-z][a-z0-9+.-]+://", item, re.IGNORECASE):
         raise UserError(f"'{item}' cannot be read: give a URL that begins with http:// or https://")
     path = Path(item)
-    if path.is_dir():
-        return _images_in(path)
-    if path.exists():
-        return [_file(path)]
+    try:
+        if path.is_dir():
+            return _images_in(path)
+        if path.exists():
+            return [_file(path)]
+    except OSError as error:
+        raise UserError(
+            f"'{item}' cannot be looked up ({error.strerror or error}): give files, folders or globs"
+        ) from None
     if camera := re.fullmatch(r"(?:camera:)?(\d+)", item):
         return [InputSource("camera", f"camera:{camera[1]}")]
     files = [_file(Path(name)) for name in sorted(glob.glob(item, recursive=True)) if Path(name).is_file()]
     if not files:
         raise UserError(f"no image found at '{item}': give files, folders or globs like 'photos/*.jpg'")
     return files
+
+
+def _no_address(item: str) -> list[InputSource]:
+    raise UserError(f"'{item}' is not an address: write it as http://host/file.jpg")
 
 
 def _images_in(folder: Path) -> list[InputSource]:
@@ -224,7 +243,3 @@ def _ahead(tasks: Iterator[Callable[[], T]], *, workers: int) -> Generator[T]:
         finally:
             for future in waiting:
                 future.cancel()
-
-
-# Pillow warns from half of the size that it refuses.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Generator
@@ -13,13 +14,13 @@ import av
 import numpy as np
 from av.error import FFmpegError
 from numpy.typing import NDArray
-from PIL import Image
 
-from msefpn.data.images import ImageFault
+from msefpn.data.images import ImageFault, check_size
 from msefpn.inference.frames import Frame, InputSource, ReadFailure
+from msefpn.reading import open_file
 
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
-"""Largest frame; Pillow does not decode larger images either."""
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,gif,h264,hevc"
+"""FFmpeg's names of the containers that are read."""
 _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 """By `sys.platform`: FFmpeg's name for the system's cameras, and for one of them."""
 _TICK = Fraction(1, 90_000)
@@ -31,9 +32,9 @@ _MISSING = 0.02
 def count_video(path: str) -> int | None:
     """Return the number of frames that a video file states, 0 where it states none; None: cannot be read."""
     try:
-        with av.open(path) as container:
-            return container.streams.video[0].frames
-    except (FFmpegError, OSError, IndexError):
+        with _open(InputSource("video", path)) as container:
+            return max(0, int(container.streams.video[0].frames))
+    except Exception:  # decoding it will say what is wrong
         return None
 
 
@@ -56,9 +57,10 @@ def decode_video(
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             stated = stream.frames
-            rate = float(stream.average_rate or 25) / stride
+            rate = _rate(stream) / stride
             length = _seconds(container, stream)
             for frame in container.decode(stream):
+                check_size(frame.width, frame.height)  # it may change on the way
                 end = frame.time or 0.0
                 if seen % stride == 0:
                     yield Frame(index, _upright(frame), seen, rate, frame.time)
@@ -66,7 +68,7 @@ def decode_video(
                     if taken == limit:
                         return
                 seen += 1
-    except (FFmpegError, OSError, ImageFault) as error:
+    except Exception as error:  # damaged files lead decoders and what wraps them anywhere
         reason = _in_one_line(error)
         if not seen:
             yield ReadFailure(index, f"{name}: {reason}")
@@ -87,8 +89,16 @@ def _open(source: InputSource) -> Any:
         if sys.platform not in _CAMERAS:
             raise ImageFault(f"cameras cannot be read on {sys.platform}: give a video file")
         form, place = _CAMERAS[sys.platform][0], _CAMERAS[sys.platform][1].format(device)
+    # Else a playlist named .mp4 would make FFmpeg read other files, or addresses.
+    options = {} if form else {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     try:
-        container = av.open(place, format=form)
+        if form is None:
+            open_file(place).close()
+            place = os.path.abspath(place)  # no name of a protocol
+        container = av.open(place, format=form, options=options, metadata_errors="replace")
+    except OSError as error:  # FFmpegError is none, but its subclasses for files are
+        what = "camera" if form else "video"
+        raise ImageFault(f"not a {what} that can be read ({error.strerror or error})") from None
     except FFmpegError as error:
         what = "camera" if form else "video"
         raise ImageFault(f"not a {what} that can be read ({error.strerror or error})") from None
@@ -99,13 +109,18 @@ def _open(source: InputSource) -> Any:
     if stream.codec_context is None:
         container.close()
         raise ImageFault("its codec is unknown: convert it, such as to H.264")
-    if stream.width * stream.height > MAX_PIXELS:
+    try:
+        check_size(stream.width, stream.height)
+    except ImageFault:
         container.close()
-        raise ImageFault(
-            f"a frame has {stream.width * stream.height / 1e6:.0f} million pixels, the limit is "
-            f"{MAX_PIXELS / 1e6:.0f} million"
-        )
+        raise
     return container
+
+
+def _rate(stream: Any) -> float:
+    """Frames per second as the file states them, where that can be."""
+    rate = float(stream.average_rate or 25)
+    return rate if 0.001 <= rate <= 1000 else 25.0
 
 
 def _is_short(there: float, stated: float) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 
 from msefpn.errors import UserError
+from msefpn.reading import MAX_JSON, read_json
 
 try:
     import hotcoco
@@ -85,7 +85,7 @@ def evaluate_coco(
         predictions: COCO results: `image_id`, `category_id`, `bbox` (x, y, width, height; pixels), `score`.
         masks: compare the masks too; then both sides have `segmentation`, the predictions' in run lengths.
     """
-    content = json.loads(truth.read_bytes()) if isinstance(truth, Path) else truth
+    content = read_json(truth, "restore it", most=MAX_JSON) if isinstance(truth, Path) else truth
     return CocoEvaluation(
         _compared(content, predictions, "bbox"), _compared(content, predictions, "segm") if masks else None
     )

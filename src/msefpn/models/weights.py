@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import timm
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -73,14 +74,45 @@ def load(path: str | Path) -> Detector:
     file = find_weights(path)
     if is_foreign(file):
         return read_foreign(file).detector()
-    detector, state = build(*read_info(file), owner=str(file)), read_safetensors(file)
+    info, state = read_info(file), read_safetensors(file)
+    _check_fit(info, state, file)
+    detector = build(*info, owner=str(file))
     detector.drop_training_parts()
     try:
         detector.load_state_dict(state)
-    except RuntimeError as error:
+    except RuntimeError as error:  # of a plug-in that could not be looked at before
         detail = " ".join(str(error).split())[:300]
         raise UserError(f"{file} does not fit the detector that it describes: {detail}") from None
     return detector.eval()
+
+
+def _check_fit(info: DetectorInfo, state: Mapping[str, Tensor], file: Path) -> None:
+    """Raise UserError where a file's tensors are not those of the detector that it describes.
+
+    That is built without memory for its values: a description may ask for more than any machine has.
+    """
+    try:
+        with torch.device("meta"):
+            detector = build(*info, owner=str(file))
+    except UserError:
+        raise
+    except Exception as error:  # an option of a wrong type leads anywhere
+        if info.config.plugins:  # which may look at values
+            return
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError(
+            f"{file} describes a detector that cannot be built ({reason}): take another copy of it"
+        ) from None
+    detector.drop_training_parts()
+    own = {name: tuple(value.shape) for name, value in detector.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in state.items()}
+    if own != theirs:
+        name = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))[0]
+        there, here = theirs.get(name, "missing"), own.get(name, "not part of it")
+        raise UserError(
+            f"{file} does not fit the detector that it describes: {name} is {there} in the file, {here} in "
+            "the detector: take another copy of it"
+        )
 
 
 def info_of(path: str | Path) -> DetectorInfo:

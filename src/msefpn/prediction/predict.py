@@ -19,6 +19,7 @@ from msefpn.inference.detect import Predictions, check_proposals_given
 from msefpn.inference.frames import Frame, InputSource, ReadFailure
 from msefpn.inference.options import DetectionOptions
 from msefpn.inference.sources import check_video, count_frames, read_frames
+from msefpn.plain import printable
 from msefpn.prediction.loaded import LoadedDetector
 from msefpn.prediction.request import PredictionOptions
 from msefpn.prediction.results import ImageResult
@@ -151,13 +152,13 @@ def _results(request: _Request) -> Iterator[ImageResult]:
 
     def warn(failure: ReadFailure) -> None:
         failures.append(failure)
-        warnings.warn(_told(failure), stacklevel=3)
+        warnings.warn(printable(_told(failure)), stacklevel=3)
 
     for _, frame, found in request.results(warn):
         source, detector = request.sources[frame.source].name, request.detector
         known = detector.classes, detector.category_ids
         if frame.told:
-            warnings.warn(frame.told, stacklevel=2)
+            warnings.warn(printable(frame.told), stacklevel=2)
         result = ImageResult(source, frame.number, frame.pixels, found, *known, frame.time)
         yield result
     if result is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import unicodedata
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from msefpn.errors import UserError, unknown_name
 from msefpn.inference.detect import Predictions, as_results
 from msefpn.inference.draw import draw
 from msefpn.inference.frames import MAX_NAME, Frame, InputSource, safe_name
+from msefpn.plain import CsvRows
 from msefpn.runs.folder import PREDICTIONS, write_text
 
 if TYPE_CHECKING:
@@ -129,14 +129,14 @@ class CsvWriter:
 
     def __init__(self, output: Output) -> None:
         self.file = (output.folder / "predictions.csv").open("w", newline="", encoding="utf-8")
-        self.rows = csv.writer(self.file)
-        self.rows.writerow(self.HEAD)
+        self.rows = CsvRows(self.file)
+        self.rows.add(self.HEAD)
 
     def add(self, frame: Frame, found: Predictions, entries: list[dict[str, Any]]) -> None:
         """Write the objects."""
         for entry in entries:
             row = entry | dict(zip(self.HEAD[-4:], entry["bbox"], strict=True))
-            self.rows.writerow([row.get(name, "") for name in self.HEAD])
+            self.rows.add(row.get(name, "") for name in self.HEAD)
 
     def close(self) -> None:
         """Finish the file."""

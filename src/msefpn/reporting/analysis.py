@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msefpn.data.coco import CocoData
+from msefpn.data.values import is_box
 from msefpn.errors import UserError
 from msefpn.metrics.confusion import match_outcomes
 from msefpn.metrics.curves import OperatingPoint, SizeBin, ap_over_sizes, best_f1, precision_curves
 from msefpn.metrics.errors import ErrorAnalysis, analyse_errors
 from msefpn.metrics.matching import BoxPredictions, GroundTruth
+from msefpn.reading import MAX_JSON, Record, read_json
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,19 @@ def read_predictions(path: Path, data: CocoData) -> BoxPredictions:
     """Read predictions.json; those of unknown images or categories are ignored. Raises UserError."""
     if not path.is_file():
         raise UserError(f"there is no {path}")
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = read_json(path, "evaluate the run again", most=MAX_JSON)
     image_of = dict(zip(data.ids.tolist(), _numbers_of(data).tolist(), strict=True))
     label_of = {id: label for label, id in enumerate(data.category_ids)}
-    known = [r for r in results if r["image_id"] in image_of and r["category_id"] in label_of]
+    if not isinstance(results, list):
+        raise UserError(f"{path} is not a list of detections: evaluate the run again")
+    known = []
+    for number, item in enumerate(results):
+        entry = Record(item, f"{path}: entry {number}", "evaluate the run again")
+        entry.number("score")
+        if not is_box(entry.values.get("bbox")):
+            raise entry.fault("has no bbox of 4 numbers")
+        if entry.whole("image_id") in image_of and entry.whole("category_id") in label_of:
+            known.append(entry.values)
     predictions = BoxPredictions(
         np.array([image_of[item["image_id"]] for item in known], dtype=np.int64),
         np.array([label_of[item["category_id"]] for item in known], dtype=np.int64),

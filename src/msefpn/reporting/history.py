@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from msefpn.errors import UserError
+from msefpn.reading import MAX_TEXT, parse_json, read_bytes, unreadable
 from msefpn.runs.folder import LOG, STEPS
 
 
@@ -65,7 +65,7 @@ def _read_log(path: Path) -> tuple[dict[str, Curve], list[dict[str, float]]]:
             elif kind in ("epoch", "evaluation"):
                 epoch = int(event["epoch"])
                 rows.setdefault(epoch, {}).update({"epoch": epoch, "step": step} | values)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise UserError(f"{path}: line {number} is not an event of a training") from None
     curves = {name: Curve(*zip(*sorted(of.items()), strict=True)) for name, of in steps.items()}
     return curves, [rows[epoch] for epoch in sorted(rows)]
@@ -73,10 +73,10 @@ def _read_log(path: Path) -> tuple[dict[str, Curve], list[dict[str, float]]]:
 
 def _events(path: Path) -> Iterator[tuple[int, Any]]:
     """Each event with the number of its line; a last line without its end, of a killed run, is ignored."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = _bytes(path).decode("utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
-            event = json.loads(line)
+            event = parse_json(line)
         except ValueError:
             raise UserError(f"{path}: line {number} is not JSON") from None
         if isinstance(event, dict) and event.get("event") not in ("step", "epoch", "evaluation"):
@@ -89,9 +89,16 @@ def _numbers(values: dict[str, Any]) -> dict[str, float]:
 
 
 def _read_table(path: Path) -> list[dict[str, float]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    text = _bytes(path).decode("utf-8", errors="replace")
     try:
+        rows = list(csv.DictReader(text.splitlines()))
         return [{key: float(value) if value else math.nan for key, value in row.items()} for row in rows]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, csv.Error):
         raise UserError(f"{path} is damaged: it has a value that is not a number") from None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return read_bytes(path, MAX_TEXT)
+    except OSError as error:
+        raise unreadable(path, error, "restore it") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from msefpn.reporting.analysis import Analysis, analyse, checksum, ground_truth_
 from msefpn.reporting.cost import DetectorCost
 from msefpn.reporting.history import History, read_history
 from msefpn.runs.folder import CONFIG, METRICS, PREDICTIONS, read_run
+from msefpn.runs.metrics import read_metrics
 
 
 @dataclass
@@ -55,8 +55,9 @@ class ReportedRun:
             if run.history.no_steps:
                 run.missing["steps"] = run.history.no_steps
         with run._noting("numbers"):
-            run.numbers = _read_numbers(folder / METRICS)
+            run.numbers = read_metrics(folder / METRICS).best
         with run._noting("analysis"):
+            files.check_links()
             run.data, _ = read_coco(files.val_json, files.val_images)
             run.truth = ground_truth_of(run.data)
             run.predictions = read_predictions(folder / PREDICTIONS, run.data)
@@ -107,12 +108,3 @@ class ReportedRun:
             yield
         except (UserError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             self.missing[part] = " ".join(str(error).split()) or type(error).__name__
-
-
-def _read_numbers(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"there is no {path}")
-    best: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")).get("best")
-    if not best:
-        raise UserError(f"{path} has no numbers of a best epoch")
-    return best

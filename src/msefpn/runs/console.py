@@ -22,6 +22,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from msefpn.metrics.coco import NUMBERS, CocoEvaluation
+from msefpn.plain import printable
 
 _MEANING = {
     "AP": "IoU 0.50 to 0.95",
@@ -42,9 +43,9 @@ _MINUTE = 60.0
 
 
 def say(*lines: str) -> None:
-    """Print lines as they are, without markup."""
+    """Print lines without markup; control characters in them are written out, see `msefpn.plain`."""
     for line in lines:
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 def show_numbers(numbers: Mapping[str, Any]) -> None:
@@ -60,7 +61,7 @@ def show_numbers(numbers: Mapping[str, Any]) -> None:
         table.add_row(name, *(percent(scores.numbers[name]) for scores in kinds.values()), _MEANING[name])
     per_class = Table("class", *["AP", "mask AP"][: len(kinds)])
     for name in box.per_class:
-        per_class.add_row(name, *(percent(scores.per_class[name]) for scores in kinds.values()))
+        per_class.add_row(printable(name), *(percent(scores.per_class[name]) for scores in kinds.values()))
     console = Console(markup=False, highlight=False)
     console.print(table)
     console.print(per_class)
@@ -82,7 +83,7 @@ def show_costs(rows: Sequence[Mapping[str, Any]]) -> None:
         macs = [f"{row['macs'][part] / 1e9:.1f}" if part in row["macs"] else "" for part in [*parts, "all"]]
         millions = [f"{row[key] / 1e6:.2f}" for key in ("parameters", "trainable")]
         memory = f"{row['peak_bytes'] / 2**20:.0f}" if row["peak_bytes"] else ""
-        table.add_row(row["row"], *millions, *macs, f"{row['ratio']:.2f}", memory)
+        table.add_row(printable(row["row"]), *millions, *macs, f"{row['ratio']:.2f}", memory)
     _print_wide(table)
 
 
@@ -90,7 +91,7 @@ def show_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table of texts."""
     table = Table(*heads, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     _print_wide(table)
 
 

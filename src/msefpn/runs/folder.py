@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from msefpn.checkpoint import upgrade_config
 from msefpn.config import Config, from_dict, to_yaml
 from msefpn.errors import UserError
+from msefpn.links import check_links, roots_of
+from msefpn.reading import Record, read_yaml
 
 CONFIG = "config.yaml"
 """The resolved configuration; also a recipe that another run may take."""
@@ -45,10 +48,17 @@ class DataFiles:
     train_proposals: Path | None = None
     """Given regions, in COCO's result format."""
     val_proposals: Path | None = None
+    follow_links: bool = False
+    """Whether links that lead out of the folders of the images are followed."""
 
     def given(self) -> dict[str, Path]:
         """Those that there are, by name."""
-        return {key: path for key, path in vars(self).items() if path is not None}
+        return {key: path for key, path in vars(self).items() if isinstance(path, Path)}
+
+    def check_links(self) -> None:
+        """Raise UserError where a link leads out of the folders of the images, unless it may."""
+        places = (self.train_json, self.train_images), (self.val_json, self.val_images)
+        check_links(*(root for place in places for root in roots_of(*place)), follow=self.follow_links)
 
     def resolved(self) -> dict[str, Path]:
         """Those that there are, without links and relative parts."""
@@ -201,7 +211,8 @@ def write_text(path: Path, text: str) -> None:
 def write_run(out: Path, config: Config, files: DataFiles) -> None:
     """Write down what decides a run."""
     (out / CONFIG).write_text(to_yaml(config), encoding="utf-8")
-    paths = {key: str(path.absolute()) for key, path in files.given().items()}
+    paths: dict[str, Any] = {key: str(path.absolute()) for key, path in files.given().items()}
+    paths |= {"follow_links": True} if files.follow_links else {}
     (out / DATA).write_text(yaml.safe_dump(paths, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
@@ -212,14 +223,13 @@ def read_run(out: Path) -> tuple[Config, DataFiles]:
             raise UserError(
                 f"'{out}' is not a run folder: it has no {name}; name the folder that 'msefpn train' wrote"
             )
-    try:
-        paths = yaml.safe_load((out / DATA).read_text(encoding="utf-8"))
-        files = DataFiles(**{key: Path(path) for key, path in paths.items()})
-    except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
-        raise UserError(f"'{out / DATA}' is damaged: restore it, or start a new run") from None
-    try:
-        values = yaml.safe_load((out / CONFIG).read_text(encoding="utf-8"))
-        settings = upgrade_config(values)
-    except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
-        raise UserError(f"'{out / CONFIG}' is damaged: restore it, or start a new run") from None
-    return from_dict(settings, source=f"'{out / CONFIG}'"), files
+    fix = "restore it, or start a new run"
+    paths = Record(read_yaml(out / DATA, fix), f"'{out / DATA}'", fix)
+    if unknown := sorted(paths.values.keys() - DataFiles.__dataclass_fields__.keys(), key=str):
+        raise paths.fault(f"has an unknown key '{unknown[0]}'")
+    needed = ("train_json", "train_images", "val_json", "val_images")
+    follow = paths.values.pop("follow_links", False) is True
+    named = {key: Path(paths.text(key)) for key in (*needed, *paths.values)}
+    files = DataFiles(**named, follow_links=follow)
+    values = Record(read_yaml(out / CONFIG, fix), f"'{out / CONFIG}'", fix).values
+    return from_dict(upgrade_config(values), source=f"'{out / CONFIG}'"), files

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from msefpn import plugins
 from msefpn.config import Config, parse_size
 from msefpn.data.anchors import (
@@ -25,6 +23,7 @@ from msefpn.data.anchors import (
 )
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError, unknown_name
+from msefpn.reading import read_yaml
 
 AUTO, GIVEN = "auto", "given"
 _SCALES = 0.25, 64.0
@@ -152,10 +151,7 @@ def _read_file(path: Path, detector: str, names: Sequence[str]) -> dict[str, Any
             f"anchors '{path}' is not understood: give auto, given, a scale in strides such as 4, or a YAML "
             f"file that exists, with {' and '.join(names)}"
         )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        values = None
+    values = read_yaml(path, f"write lines like '{names[0]}: ...' into it")
     if not isinstance(values, dict) or not values:
         raise UserError(f"anchors '{path}' does not hold anchors: write lines like '{names[0]}: ...' into it")
     for name in values:

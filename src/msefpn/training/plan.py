@@ -44,6 +44,8 @@ class Plan:
     """Stop after that many; None: at the end."""
     fix_names: bool = False
     """Take the picture of a similar name where one is missing."""
+    follow_links: bool = False
+    """Follow symbolic links that lead out of the data folder."""
 
     @property
     def resume(self) -> bool:
@@ -66,6 +68,7 @@ def plan_training(
     steps: int | None,
     options: Mapping[str, Any],
     fix_names: bool = False,
+    follow_links: bool = False,
 ) -> Plan:
     """Resolve recipe, options and run folder.
 
@@ -78,6 +81,7 @@ def plan_training(
         steps: see `Plan`.
         options: fields of `Config`, None where not given.
         fix_names: see `Plan`.
+        follow_links: see `Plan`.
 
     Raises:
         UserError: it contradicts itself, the run or the folder.
@@ -86,14 +90,14 @@ def plan_training(
         raise UserError(f"steps is {steps}: it must be at least 1")
     if resume:
         config, files, folder = _resumed(recipe, out, options)
-        plan = Plan(config, data, dict(given), folder, files, steps, fix_names)
+        plan = Plan(config, data, dict(given), folder, files, steps, fix_names, follow_links)
     else:
         chosen = recipe or default_recipe(builtin=data is None and not names_data(given))
         config = load_recipe(chosen, **options)
         folder = inherited_out(out) or out or free_folder(Path("runs/train"))
         if inherited_out(out) is None:
             check_out(folder)
-        plan = Plan(config, data, dict(given), folder, None, steps, fix_names)
+        plan = Plan(config, data, dict(given), folder, None, steps, fix_names, follow_links)
     check_names(plan.config)
     _check_files(plan)
     if not resume:

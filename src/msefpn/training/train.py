@@ -23,6 +23,7 @@ from msefpn.data.proposals import with_proposals
 from msefpn.data.synthetic import draw_builtin_set
 from msefpn.errors import UserError
 from msefpn.inference.device import check_devices, pick_precision
+from msefpn.links import check_links, roots_of
 from msefpn.models import Detector, build, check_initial_weights, init_weights, probe, styled
 from msefpn.models.convolution import pick_method
 from msefpn.runs.console import percent, say
@@ -119,13 +120,21 @@ def read_data(
     detector = probe(plan.config)
     if plan.run_files is None:
         files = find_files(
-            plan.data, plan.given, plan.out.parent, builtin=plan.builtin, fix_names=plan.fix_names
+            plan.data,
+            plan.given,
+            plan.out.parent,
+            builtin=plan.builtin,
+            fix_names=plan.fix_names,
+            follow_links=plan.follow_links,
         )
         check_proposals(files, detector)
         return files, *read_splits(files, masks=detector.learns_masks)
     given = {key: path.resolve() for key, path in plan.given.items()}
     if plan.data is not None or names_data(plan.given):
-        given |= find_files(plan.data, plan.given, plan.out.parent, fix_names=plan.fix_names).resolved()
+        follow = plan.follow_links or plan.run_files.follow_links
+        given |= find_files(
+            plan.data, plan.given, plan.out.parent, fix_names=plan.fix_names, follow_links=follow
+        ).resolved()
     if not given.items() <= plan.run_files.resolved().items():
         raise UserError(
             f"the data given is not that of the run '{plan.out}': a resumed run keeps its data; leave it out"
@@ -134,7 +143,13 @@ def read_data(
 
 
 def find_files(
-    data: Any, given: Mapping[str, Path], parent: Path, *, builtin: bool = False, fix_names: bool = False
+    data: Any,
+    given: Mapping[str, Path],
+    parent: Path,
+    *,
+    builtin: bool = False,
+    fix_names: bool = False,
+    follow_links: bool = False,
 ) -> DataFiles:
     """The files of both splits: the given ones, and the others by convention.
 
@@ -144,22 +159,31 @@ def find_files(
         parent: folder for what is made of other formats and objects, and for the built-in set.
         builtin: take the built-in set, which is drawn if it is not there.
         fix_names: take the picture of a similar name where one is missing.
+        follow_links: follow symbolic links that lead out of the data folder.
 
     Raises:
-        UserError: a split is missing, or nothing of the data can be used.
+        UserError: a split is missing, a link leads out, or nothing of the data can be used.
     """
     if builtin:
         data = parent / BUILTIN
         if not data.is_dir():
             draw_builtin_set(data)
     refuse_unread(data, given.get("train_json"), given.get("val_json"))
+    if isinstance(data, (str, Path)):
+        check_links(Path(data), follow=follow_links)
+    for split in ("train", "val"):
+        if (file := given.get(f"{split}_json")) is not None:
+            check_links(*roots_of(file, given.get(f"{split}_images")), follow=follow_links)
     if data is not None:
         needed = [split for split in ("train", "val") if f"{split}_json" not in given]
         if not isinstance(data, (str, Path)):
+            follow_links = True  # the object has named them
             data, log = materialise(data, parent / "converted")
             _say_first(log)
         elif fix_names or not has_splits(Path(data), needed):
-            data, log = as_coco(Path(data), parent / "converted", needed, fix_names=fix_names)
+            data, log = as_coco(
+                Path(data), parent / "converted", needed, fix_names=fix_names, follow_links=follow_links
+            )
             _say_first(log)
     found = {key: path for key, path in given.items() if key.endswith("_proposals")}
     for split in ("train", "val"):
@@ -172,7 +196,7 @@ def find_files(
             place, log = with_fixed_names(*place, parent / "converted")
             _say_first(log)
         found[f"{split}_json"], found[f"{split}_images"] = place
-    return DataFiles(**found)
+    return DataFiles(**found, follow_links=follow_links)
 
 
 def _say_first(log: ReadLog) -> None:
@@ -188,6 +212,7 @@ def read_splits(
     Raises:
         UserError: the data cannot be used, or the splits' classes differ.
     """
+    files.check_links()
     train, train_report = read_coco(files.train_json, files.train_images, masks=masks)
     val, val_report = read_coco(files.val_json, files.val_images, masks=masks)
     category_ids_for(train.classes, val, f"the training data {train.file}")

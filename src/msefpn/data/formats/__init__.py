@@ -36,6 +36,7 @@ from msefpn.data.formats.labelme import LabelMeFormat
 from msefpn.data.formats.voc import VocFormat
 from msefpn.data.formats.yolo import YoloFormat
 from msefpn.errors import UserError
+from msefpn.links import check_links
 
 __all__ = [
     "Format",
@@ -89,7 +90,12 @@ def detect_format(path: Path) -> str | None:
 
 
 def open_source(
-    path: Path, format: str | None = None, images: Path | None = None, *, fix_names: bool = False
+    path: Path,
+    format: str | None = None,
+    images: Path | None = None,
+    *,
+    fix_names: bool = False,
+    follow_links: bool = False,
 ) -> LoadedDataset:
     """Read a data set in any of the formats.
 
@@ -98,6 +104,7 @@ def open_source(
         format: name of a format; None: `detect_format`.
         images: folder of the images, where they are not where the format has them.
         fix_names: take the picture of a similar name where one is missing.
+        follow_links: read what symbolic links, or paths in YOLO's yaml, lead to outside of the folder.
 
     Raises:
         UserError: it does not exist, is in no or another format, or nothing in it can be used.
@@ -106,6 +113,7 @@ def open_source(
         raise UserError(f"'{path}' does not exist: give a folder of images and annotations")
     if images is not None and not images.is_dir():
         raise UserError(f"image folder '{images}' does not exist: give another")
+    check_links(path, images, follow=follow_links)
     if format is None:
         format = detect_format(path)
         if format is None:
@@ -118,7 +126,7 @@ def open_source(
         reader = _format(format)
         if not reader.holds(path):
             raise UserError(f"'{path}' is not in the format {format}: leave out --format to detect it")
-    dataset = reader.read(path, images, ReadLog(fix_names=fix_names))
+    dataset = reader.read(path, images, ReadLog(fix_names=fix_names, follow_links=follow_links))
     if not isinstance(dataset, LoadedDataset):
         raise UserError(
             f"format '{format}' returned a {type(dataset).__name__}, not a LoadedDataset: return what "

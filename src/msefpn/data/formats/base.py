@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from msefpn import reading
 from msefpn.data.coco import CocoData, kept_content, scan_coco
 from msefpn.data.faults import FaultReport
 from msefpn.data.finding import describe_unread, examples, images_in, unread_in
@@ -23,6 +24,7 @@ from msefpn.data.images import ImageFault, read_header
 from msefpn.data.repair import resized
 from msefpn.data.values import is_rounding
 from msefpn.errors import UserError
+from msefpn.reading import reason_of
 
 SPLIT_NAMES = {
     "train": "train",
@@ -75,6 +77,8 @@ class ReadLog:
     """What was read differently from what the files say; a sentence each."""
     told: dict[str, list[str]] = field(default_factory=dict)
     """What happened to several files -> these; `settle` makes notes of it."""
+    follow_links: bool = False
+    """Whether the files of a data set may lead out of its folder."""
     fix_names: bool = False
     """Whether the reader takes the picture of a similar name where one is missing."""
 
@@ -302,14 +306,24 @@ def size_of(file: Path, stated: tuple[int, int] | None = None) -> tuple[int, int
         raise LabelFault(f"{file}: {' '.join(str(error).split())}") from None
 
 
-def read_text(file: Path) -> str:
+def label_text(file: Path) -> str:
     """The text of a label file. Raises LabelFault."""
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise LabelFault(f"{file}: is not UTF-8 text") from None
+        return reading.read_text(file)
+    except ValueError as error:
+        raise LabelFault(f"{file}: {error}") from None
     except OSError as error:
-        raise LabelFault(f"{file}: {error.strerror or 'cannot be read'}") from None
+        raise LabelFault(f"{file}: {reason_of(error)}") from None
+
+
+def label_json(file: Path) -> Any:
+    """What a json file says. Raises LabelFault."""
+    try:
+        return reading.parse_json(reading.read_bytes(file, reading.MAX_JSON))
+    except ValueError as error:
+        raise LabelFault(f"{file}: {error}") from None
+    except OSError as error:
+        raise LabelFault(f"{file}: {reason_of(error)}") from None
 
 
 def tell_left_out(folder: Path, log: ReadLog, *, deep: bool = False) -> None:

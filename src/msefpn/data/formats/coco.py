@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from msefpn.data.coco import kept_content, scan_coco
 from msefpn.data.faults import FaultReport
 from msefpn.data.finding import unlisted
-from msefpn.data.formats.base import SPLIT_NAMES, LabelFault, LoadedDataset, ReadLog, Split, read_text
+from msefpn.data.formats.base import SPLIT_NAMES, LabelFault, LoadedDataset, ReadLog, Split, label_json
 from msefpn.data.locate import find_split
 from msefpn.errors import UserError
 
@@ -85,8 +84,8 @@ def split_of(file: Path) -> str:
 def _content(file: Path) -> dict[str, Any] | None:
     """What a file holds, if it is COCO's."""
     try:
-        content = json.loads(read_text(file))
-    except (LabelFault, ValueError, RecursionError):
+        content = label_json(file)
+    except LabelFault:
         return None
     return content if isinstance(content, dict) and "annotations" in content else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import posixpath
 from collections import Counter
 from functools import partial
@@ -20,8 +20,8 @@ from msefpn.data.formats.base import (
     assemble,
     fitted,
     is_within,
+    label_json,
     read_all,
-    read_text,
     split_folders,
     tell_left_out,
 )
@@ -96,8 +96,8 @@ def _beside(folder: Path, root: Path) -> list[Path]:
 def _load(file: Path) -> list[Any] | None:
     """What a json lists, if it is of this format."""
     try:
-        content = json.loads(read_text(file))
-    except (LabelFault, ValueError, RecursionError):
+        content = label_json(file)
+    except LabelFault:
         return None
     listed = isinstance(content, list) and any(isinstance(item, dict) and _name(item) for item in content)
     return content if listed else None
@@ -129,7 +129,7 @@ def _read(item: tuple[int, Any], *, file: Path, pictures: SimilarNames, log: Rea
     image = folder / _name(entry)
     if not is_within(image, folder):
         raise UserError(f"{where} leads out of '{folder}': name the folder of the images with --images")
-    if not image.is_file():
+    if not os.path.isfile(image):
         similar = pictures.find(_name(entry))
         if len(similar) != 1 or not log.fix_names:
             raise LabelFault(f"{where}: the image is missing{hint([str(path) for path in similar])}")

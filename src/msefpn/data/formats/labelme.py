@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ from msefpn.data.formats.base import (
     bounds,
     fitted,
     is_within,
+    label_json,
     read_all,
-    read_text,
     split_folders,
     tell_left_out,
 )
@@ -38,8 +38,8 @@ def is_labelme(root: Path) -> bool:
     for folder in split_folders(root).values():
         for file in sorted(folder.glob("*.json")):
             try:
-                content = json.loads(read_text(file))
-            except (LabelFault, ValueError):
+                content = label_json(file)
+            except LabelFault:
                 continue
             return isinstance(content, dict) and "shapes" in content
     return False
@@ -82,15 +82,12 @@ def _read(
     file: Path, *, root: Path, pictures: Pictures, given: Path | None, flat: list[str]
 ) -> LabelledImage:
     """One json file; kinds of shapes that are skipped are added to `flat`. Raises LabelFault."""
-    try:
-        content = json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise LabelFault(f"{file}: is not a complete json ({error})") from None
+    content = label_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise LabelFault(f"{file}: has no list of shapes")
     named = str(content.get("imagePath") or "")
     place = file.parent / named.replace("\\", "/")
-    there = place if given is None and named and place.is_file() else None
+    there = place if given is None and named and os.path.isfile(place) else None
     if there is not None and not is_within(there, root) and not pictures.by_stem.get(file.stem):
         raise UserError(f"{file}: imagePath '{named}' leads out of '{root}': name the folder with --images")
     image = pictures.of(file, named, there if there is not None and is_within(there, root) else None)

@@ -9,6 +9,7 @@ read that way. Each file is judged by itself, so that no file moves the boxes of
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,12 +24,15 @@ from msefpn.data.formats.base import (
     ReadLog,
     assemble,
     fitted,
+    label_text,
     read_all,
     split_folders,
     tell_left_out,
 )
 from msefpn.data.formats.pairs import Pictures
 from msefpn.data.values import flag_of
+from msefpn.errors import UserError
+from msefpn.reading import MAX_TEXT, parse_xml, read_bytes, reason_of
 
 _LABELS = ("Annotations", "annotations", "annots", "xmls", "labels")
 _IMAGES = ("JPEGImages", "images", "Images", "imgs")
@@ -120,7 +124,7 @@ def _files(name: str, place: _Place, log: ReadLog) -> dict[str, list[Path]]:
     for split in ("train", "val", "test", "trainval") if place.lists else ():
         assert place.lists is not None
         if (file := place.lists / f"{split}.txt").is_file():
-            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+            lines = [line.strip() for line in _text(file).splitlines()]
             listed = [_listed(place.labels, line) for line in lines if line]
             found[split] = list(dict.fromkeys(listed))
             log.count(len(listed) - len(found[split]), f"lines of {file.name} name a file again: read once")
@@ -136,10 +140,18 @@ def _files(name: str, place: _Place, log: ReadLog) -> dict[str, list[Path]]:
     return found
 
 
+def _text(file: Path) -> str:
+    """A list of ImageSets. Raises UserError."""
+    try:
+        return label_text(file)
+    except LabelFault as fault:
+        raise UserError(f"{fault}: save the list as UTF-8, a name in each line") from None
+
+
 def _listed(labels: Path, line: str) -> Path:
     """The xml file that a list names; a flag may follow the name."""
     whole = labels / f"{line}.xml"
-    return whole if whole.is_file() else labels / f"{line.split()[0]}.xml"
+    return whole if os.path.isfile(whole) else labels / f"{line.split()[0]}.xml"
 
 
 def _read(file: Path, *, pictures: Pictures, counting: list[int]) -> LabelledImage:
@@ -147,9 +159,11 @@ def _read(file: Path, *, pictures: Pictures, counting: list[int]) -> LabelledIma
     if not file.is_file():
         raise LabelFault(f"{file}: the xml file is missing")
     try:
-        root = ElementTree.fromstring(file.read_bytes())
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise LabelFault(f"{file}: is not a complete xml ({error})") from None
+        root = parse_xml(read_bytes(file, MAX_TEXT))
+    except ValueError as error:
+        raise LabelFault(f"{file}: {error}") from None
+    except OSError as error:
+        raise LabelFault(f"{file}: {reason_of(error)}") from None
     if root.tag != "annotation":
         raise LabelFault(f"{file}: has no <annotation>")
     image = pictures.of(file, root.findtext("filename", "").strip())

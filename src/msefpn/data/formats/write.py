@@ -65,7 +65,7 @@ def bytes_of(splits: Mapping[str, Split]) -> int:
 
 
 def as_coco(
-    data: Path, cache: Path, needed: Sequence[str], *, fix_names: bool = False
+    data: Path, cache: Path, needed: Sequence[str], *, fix_names: bool = False, follow_links: bool = False
 ) -> tuple[Path, ReadLog]:
     """The folder in COCO's layout of a data set: itself, or one made from another format.
 
@@ -77,6 +77,7 @@ def as_coco(
         cache: folder for what is made; created if needed.
         needed: the splits, 'train' or 'val', that must be there.
         fix_names: take the picture of a similar name where one is missing; COCO's jsons are made anew too.
+        follow_links: see `open_source`.
 
     Returns:
         The folder, and what the user has to know; nothing is printed.
@@ -88,7 +89,7 @@ def as_coco(
         return data, ReadLog()
     if format == "coco" and not fix_names:
         return data, ReadLog()
-    source = open_source(data, format, fix_names=fix_names)
+    source = open_source(data, format, fix_names=fix_names, follow_links=follow_links)
     for name in needed:
         source.split(name)
     folder = _cached(source.splits, (data if data.is_dir() else data.parent).resolve().name, cache)

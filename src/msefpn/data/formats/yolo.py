@@ -26,13 +26,14 @@ from msefpn.data.formats.base import (
     assemble,
     bounds,
     is_within,
+    label_text,
     read_all,
-    read_text,
     size_of,
     split_folders,
     tell_left_out,
 )
 from msefpn.errors import UserError
+from msefpn.reading import read_yaml
 
 _ABOUT = "data.yaml"
 _DARKNET = "obj.data"
@@ -114,10 +115,7 @@ def _load(file: Path) -> dict[str, Any]:
     """The yaml file, all values as texts: a class may be called `no` or `1`; or what obj.data says."""
     if file.name == _DARKNET:
         return _darknet(file)
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8-sig"), yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"'{file}' is not yaml: {error}: fix it") from None
+    content = read_yaml(file, "fix it", texts=True)
     if not isinstance(content, dict):
         raise UserError(f"'{file}' has no keys: write names: and train: into it")
     return content
@@ -125,17 +123,17 @@ def _load(file: Path) -> dict[str, Any]:
 
 def _darknet(file: Path) -> dict[str, Any]:
     """CVAT's obj.data as the yaml file would say it; its paths may begin with `data/`, for this folder."""
-    rows = (line.split("=", 1) for line in read_text(file).splitlines() if "=" in line)
+    rows = (line.split("=", 1) for line in label_text(file).splitlines() if "=" in line)
     said = {key.strip(): value.strip() for key, value in rows}
     root = file.parent
     places = [
         root / name
         for name in (said.get("names", ""), said.get("names", "").removeprefix("data/"), "obj.names")
     ]
-    names = next((place for place in places if place.is_file()), None)
+    names = next((place for place in places if os.path.isfile(place)), None)
     if names is None:
         raise UserError(f"'{file}' names '{said.get('names', '')}', which does not exist: restore obj.names")
-    lines = [line.strip() for line in read_text(names).splitlines()]
+    lines = [line.strip() for line in label_text(names).splitlines()]
     lists = {key: value for key, value in said.items() if key in SPLIT_NAMES}
     return {"names": [line for line in lines if line], **lists}
 
@@ -174,7 +172,7 @@ def _is_label(file: Path) -> bool:
     if file.suffix != ".txt" or file.name == _LISTED[0]:
         return False
     try:
-        words = next((line.split() for line in read_text(file).splitlines() if line.strip()), [])
+        words = next((line.split() for line in label_text(file).splitlines() if line.strip()), [])
         return len([float(word) for word in words]) >= 5 if words else "labels" in file.parts
     except ValueError:
         return False
@@ -216,7 +214,7 @@ def _class_lines(root: Path) -> list[str]:
     if file is None:
         raise UserError(f"'{root}' has no {_ABOUT} with the classes' names: write names: and train: into one")
     try:
-        lines = [line.strip() for line in read_text(file).splitlines()]
+        lines = [line.strip() for line in label_text(file).splitlines()]
     except LabelFault as fault:
         raise UserError(f"{fault}: write the names of the classes into it, a line each") from None
     return _once([line for line in lines if line], file)
@@ -239,6 +237,11 @@ def _named(about: dict[str, Any], file: Path, log: ReadLog) -> dict[str, list[Pa
             if not isinstance(item, str):
                 raise UserError(f"'{file}': {key} must be a folder, a list file, or several of these")
             place = _resolve(item, about, file)
+            if place is not None and not log.follow_links and not is_within(place, file.parent):
+                raise UserError(
+                    f"'{file}': {key} names '{place}', which is outside of '{file.parent}': put the yaml "
+                    "file into the folder of the data, or, where you trust it, add --follow-links"
+                )
             if place is not None:
                 images += _images_at(place, (file.parent, file.parent / str(about.get("path") or ".")))
             elif key != "train":
@@ -256,7 +259,7 @@ def _resolve(item: str, about: dict[str, Any], file: Path) -> Path | None:
     base = root / str(about.get("path") or ".")
     # '../train/images' is what some exporters write for 'train/images'
     places = [base / item, root / item, root / item.removeprefix("../"), root / item.removeprefix("data/")]
-    return next((place for place in places if place.exists()), None)
+    return next((place for place in places if os.path.exists(place)), None)
 
 
 def _images_at(place: Path, roots: tuple[Path, Path]) -> list[Path]:
@@ -264,14 +267,14 @@ def _images_at(place: Path, roots: tuple[Path, Path]) -> list[Path]:
     if place.is_dir():
         return images_in(place, deep=True)
     try:
-        lines = [line.strip() for line in read_text(place).splitlines()]
+        lines = [line.strip() for line in label_text(place).splitlines()]
     except LabelFault as fault:
         raise UserError(f"{fault}: name a folder, or a file with a path in each line") from None
     found = []
     for line in filter(None, lines):
         # CVAT's lists count from the folder above: data/obj_train_data/1.jpg
         ways = [place.parent / line, *(root / line for root in roots), roots[0] / line.removeprefix("data/")]
-        image = next((way for way in ways if way.is_file()), ways[0])
+        image = next((way for way in ways if os.path.isfile(way)), ways[0])
         if not any(is_within(image, root) for root in (place.parent, *roots)):
             raise UserError(
                 f"'{place}' names {line}, which leads out of '{roots[0]}': name the folder of the images as "
@@ -309,7 +312,7 @@ def _read(image: Path, *, classes: Sequence[str], posed: bool) -> LabelledImage:
     """One image and its text file. Raises LabelFault."""
     height, width = size_of(image)
     file = _label_file(image)
-    lines = read_text(file).splitlines() if file.is_file() else []
+    lines = label_text(file).splitlines() if file.is_file() else []
     objects = [
         _object(line.split(), (width, height), classes, posed, f"{file}: line {number}")
         for number, line in enumerate(lines, 1)

@@ -44,6 +44,8 @@ class Exporter(Protocol):
     """Of all files that are written, of one stem."""
     packages: tuple[str, ...]
     """Modules of the extra `export` that writing needs."""
+    executes: bool
+    """Whether opening a file of a stranger can run programs."""
     precisions: tuple[str, ...]
     """Of fp32, fp16 (weights are stored in 16 bits and computed with in 32) and int8 (calibrated)."""
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from xml.etree import ElementTree
 
 import torch
 
@@ -16,7 +15,11 @@ from msefpn.errors import UserError
 from msefpn.inference.formats.base import Arrays, Graph
 from msefpn.inference.formats.onnx import ONNX
 from msefpn.models import Detector
+from msefpn.reading import MAX_TEXT, parse_xml, read_bytes
 from msefpn.structures import Batch
+
+_REPEATING = ("Loop", "TensorIterator")
+"""Operators that may run for ever; none of ours."""
 
 
 class OpenVINO:
@@ -25,6 +28,7 @@ class OpenVINO:
     suffix = ".xml"
     suffixes: tuple[str, ...] = (suffix, ".bin")
     packages: tuple[str, ...] = (*ONNX.packages, "openvino")
+    executes = False
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
 
     def refuse(self, config: Config) -> str:
@@ -47,7 +51,7 @@ class OpenVINO:
 
     def read(self, path: Path) -> str | None:
         """Return what a file says of itself."""
-        entry = ElementTree.parse(path).getroot().find(f"rt_info/{KEY}")
+        entry = parse_xml(read_bytes(path, MAX_TEXT)).find(f"rt_info/{KEY}")
         return None if entry is None else entry.get("value")
 
     def open(self, path: Path, *, bf16: bool = False) -> Graph:
@@ -65,6 +69,7 @@ class OpenVINO:
         weights = path.with_suffix(".bin")
         if not weights.is_file():
             raise UserError(f"{path} needs {weights.name} in the same folder: copy both files")
+        _check_graph(path, weights.stat().st_size)
         settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",  # the default is bf16 on some processors
@@ -82,3 +87,19 @@ class OpenVINO:
             tuple(port.get_any_name() for port in ports) for ports in (compiled.inputs, compiled.outputs)
         )
         return Graph(inputs, outputs, run)
+
+
+def _check_graph(path: Path, size: int) -> None:
+    """Raise UserError where a graph reads beyond its weights of `size` bytes, or runs a graph repeatedly."""
+    root = parse_xml(read_bytes(path, MAX_TEXT))
+    for layer in root.iter("layer"):
+        if layer.get("type") in _REPEATING:
+            raise UserError(
+                f"{path} has the layer {layer.get('type')}, which no detector has: export it again"
+            )
+    for data in root.iter("data"):
+        if data.get("offset") is None:
+            continue
+        numbers = [data.get("offset", ""), data.get("size", "")]
+        if not all(text.isdecimal() and len(text) < 16 for text in numbers) or sum(map(int, numbers)) > size:
+            raise UserError(f"{path} and its .bin file do not belong together: copy both files again")

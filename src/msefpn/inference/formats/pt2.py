@@ -26,6 +26,7 @@ class PT2:
     suffix = ".pt2"
     suffixes: tuple[str, ...] = (suffix,)
     packages: tuple[str, ...] = ()
+    executes = True
     precisions: tuple[str, ...] = ("fp32", "fp16")
 
     def refuse(self, config: Config) -> str:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from msefpn.plain import CsvRows
 from msefpn.plugins import register
 from msefpn.runs.folder import LOG, STEPS, write_text
 from msefpn.training.callbacks import Callback, Run
@@ -38,9 +39,10 @@ class CSVLogger(Callback):
         """End it, and write the file."""
         self.rows.append(self.row | {name: round(value, 6) for name, value in values.items()})
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.rows[-1]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
+        heads, writer = list(self.rows[-1]), CsvRows(text, "\n")
+        writer.add(heads)
+        for row in self.rows:
+            writer.add(row.get(head) for head in heads)
         write_text(self.run.out / LOG, text.getvalue())
 
 
