@@ -99,6 +99,7 @@ def demo(
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
+    allowed_host: Sequence[str] | str | None = None,
     size: str | int | None = None,
     device: str = "auto",
     max_megabytes: float = 20.0,
@@ -106,14 +107,16 @@ def demo(
 ) -> None:
     """Serve a page that detects on a dropped image or a camera picture; two runs are compared.
 
-    Needs the extra `demo`. Images stay in the memory of this process: they are never written to disk, and
-    deleted half an hour after the visitor has left.
+    Needs the extra `demo`. Images stay in the memory of this process while they are detected on: they are
+    never written to disk, and nothing of them is kept. The page answers to `localhost` and the address that
+    it listens on; other host names are refused, so that pages of other sites cannot read it.
 
     Args:
         runs: one or two run folders (their best weights), .safetensors or exported files, or names of
             `msefpn models`; none: the newest run in runs/
         host: address to listen on; 0.0.0.0 opens the page to the network
         port: port to listen on; 0 for any free one
+        allowed_host: further host names under which the page is opened, such as that of a proxy in front
         size: as in training; the run's own
         device: auto, cpu or gpu
         max_megabytes: largest accepted file
@@ -122,7 +125,7 @@ def demo(
     Raises:
         UserError: the request cannot be met; the message says what to change.
     """
-    if importlib.util.find_spec("gradio") is None:
+    if importlib.util.find_spec("uvicorn") is None:
         raise missing_extra("the demo page", "demo")
     given = [Path(run) for run in as_list(runs)]
     if len(given) > 2:
@@ -131,13 +134,14 @@ def demo(
         check_run(run)
 
     from msefpn.web.demo import serve_demo
-    from msefpn.web.upload import UploadLimits
+    from msefpn.web.limits import Limits
 
     serve_demo(
         given,
         host=host,
         port=port,
-        limits=UploadLimits(max_megabytes, max_megapixels),
+        allowed_hosts=as_list(allowed_host),
+        limits=Limits(max_megabytes, max_megapixels),
         size=as_text(size),
         device=device,
     )

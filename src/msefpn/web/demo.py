@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,29 +11,36 @@ from msefpn.inference.predictor import Predictor
 from msefpn.pretrained import is_named
 from msefpn.runs.console import say
 from msefpn.runs.folder import BEST
-from msefpn.web.page import build_page
+from msefpn.web.access import Doorkeeper
+from msefpn.web.app import App
+from msefpn.web.detections import ServedRun
+from msefpn.web.limits import Limits
 from msefpn.web.server import is_local, listen, make_server
-from msefpn.web.session import ServedRun
-from msefpn.web.upload import UploadLimits
 
 RUNS_FOLDER = Path("runs")
 """Where `train` puts runs without `--out`."""
 
 
 def serve_demo(
-    runs: Sequence[Path], *, host: str, port: int, limits: UploadLimits, size: str | None, device: str
+    runs: Sequence[Path],
+    *,
+    host: str,
+    port: int,
+    allowed_hosts: Sequence[str],
+    limits: Limits,
+    size: str | None,
+    device: str,
 ) -> None:
     """Serve the page until Ctrl-C; see `msefpn.commands.inspect.demo`."""
-    if limits.megabytes <= 0 or limits.megapixels <= 0:
+    if not (0 < limits.megabytes < math.inf and 0 < limits.megapixels < math.inf):
         raise UserError("the limits of images must be above 0: change --max-megabytes and --max-megapixels")
     with listen(host, port) as taken:  # before reading weights, so that a port in use is reported at once
+        doorkeeper = Doorkeeper(taken, allowed_hosts)
         shown = open_runs(runs or [newest_run(RUNS_FOLDER)], size=size, device=device)
-        server = make_server(build_page(shown, limits), limits)
+        server = make_server(App(shown, limits, doorkeeper))
         if not is_local(taken):
             say("warning: everyone who can reach this machine can open the page: it has no password")
-        address, number = taken.getsockname()[:2]
-        at = f"[{address}]" if ":" in address else address
-        say(f"{' and '.join(run.name for run in shown)}: http://{at}:{number} (Ctrl-C ends it)")
+        say(f"{' and '.join(run.name for run in shown)}: {doorkeeper.address} (Ctrl-C ends it)")
         try:
             server.run(sockets=[taken])
         except KeyboardInterrupt:  # the way to stop the page
