@@ -3,6 +3,7 @@
 # make style, types, tests   each of these alone
 # make docs         set up, build the site into build/docs, executing its notebooks
 # make lock         move every pinned version to today's
+# make audit        list what is installed as an SBOM (CycloneDX), and look up known vulnerabilities of the lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: quickstart test style types tests docs lock
+.PHONY: quickstart test style types tests docs lock audit
 
 quickstart: .venv/.installed
 	$(BIN)/msefpn train --recipe quickstart --out $(RUN)
@@ -34,6 +35,12 @@ docs: .venv/.installed
 lock: .venv/.installed
 	$(BIN)/uv pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.11 \
 		--generate-hashes --upgrade --quiet --custom-compile-command "make lock" --output-file requirements.lock
+
+audit: .venv/.installed
+	mkdir -p build
+	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
+		--output-file build/sbom.cdx.json
+	$(BIN)/python .ci/audit.py requirements.lock
 
 # The stamp is written last: an environment without it is half-made and is made anew. An older complete one is
 # brought up to date in place. pip installs uv, by the lock's hashes, because uv installs the rest 4x faster.

@@ -17,7 +17,11 @@ gc.set_threshold(100_000, 50, 100)  # tracing makes millions of small objects: l
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--whole-grid", action="store_true", help="every detector on every neck and backbone")
+    parser.addoption(
+        "--whole-grid",
+        action="store_true",
+        help="also what takes minutes: every detector on every neck and backbone, 500 images for the page",
+    )
 
 
 @pytest.fixture(scope="session")

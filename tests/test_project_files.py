@@ -2,7 +2,11 @@
 
 import ast
 import importlib.metadata
+import json
+import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -127,7 +131,7 @@ def test_neck_of_the_readme_runs() -> None:
     ]
 
 
-def test_wheel_is_pure_and_holds_the_package_only(tmp_path: Path) -> None:
+def build_wheel(source: Path, folder: Path) -> Path:
     command = [
         sys.executable,
         "-m",
@@ -135,11 +139,16 @@ def test_wheel_is_pure_and_holds_the_package_only(tmp_path: Path) -> None:
         "--wheel",
         "--no-isolation",
         "--outdir",
-        str(tmp_path),
-        str(ROOT),
+        str(folder),
+        str(source),
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_wheel_is_pure_and_holds_the_package_only(tmp_path: Path) -> None:
+    wheel = build_wheel(ROOT, tmp_path)
     version = PROJECT["project"]["version"]
     assert wheel.name == f"msefpn-{version}-py3-none-any.whl"
     held = set(zipfile.ZipFile(wheel).namelist())
@@ -153,3 +162,39 @@ def test_wheel_is_pure_and_holds_the_package_only(tmp_path: Path) -> None:
     assert held == package | about | {f"msefpn-{version}.dist-info/licenses/LICENSE"}
     assert "msefpn/py.typed" in held
     assert any(name.startswith("msefpn/recipes/") for name in held)
+    assert build_wheel(copied(tmp_path / "copy"), tmp_path / "again").read_bytes() == wheel.read_bytes()
+
+
+def copied(folder: Path) -> Path:
+    """The sources at another place, time and mode: none of it is in a wheel."""
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, folder / name)
+    for path in folder.rglob("*.py"):
+        path.chmod(0o600)
+        os.utime(path, (10**9, 10**9))
+    return folder
+
+
+PACKAGE = {"name": "a", "version": "1.0"}
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "said"),
+    [
+        ([PACKAGE | {"vulns": []}], 0, "no known vulnerability; packages looked up: 1"),
+        ([PACKAGE | {"vulns": [{"id": "X-1", "fix_versions": ["1.1"]}]}], 1, "a 1.0: X-1, fixed in 1.1"),
+        (
+            [PACKAGE | {"vulns": []}, {"name": "b", "skip_reason": "?"}],
+            1,
+            "1 of 2 packages were not audited, b",
+        ),
+        (None, 1, "error: no package was audited: the advisory service cannot be reached"),
+    ],
+)
+def test_audit_says_what_it_could_not_look_up(found: Any, code: int, said: str) -> None:
+    summary = runpy.run_path(str(ROOT / ".ci" / "audit.py"))["summary"]
+    got, lines = summary(json.dumps({"dependencies": found}) if found else "")
+    assert got == code
+    assert len(lines) == 1
+    assert said in lines[0]

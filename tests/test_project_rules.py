@@ -80,8 +80,8 @@ EXTRAS = {
     "onnx": set[str](),
     "onnxruntime": set[str](),
     "openvino": set[str](),
-    "gradio": {"web/page.py", "web/server.py"},
-    "fastapi": {"web/server.py"},
+    "fastapi": set[str](),
+    "h11": {"web/server.py"},
     "uvicorn": {"web/server.py"},
 }
 """Packages of extras, and the files that import them at load: these are imported late, or cope without."""

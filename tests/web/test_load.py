@@ -3,6 +3,10 @@
 import contextlib
 import json
 import queue
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +20,7 @@ import torch
 from msefpn.config import load_recipe
 from msefpn.data.images import read_image
 from msefpn.inference.predictor import Predictor
-from msefpn.models import build
+from msefpn.models import Detector, build, save
 from msefpn.web.detections import ServedRun, detect_all
 from msefpn.web.limits import Limits
 from tests import TINY
@@ -136,28 +140,61 @@ def slow_connections(port: int) -> Iterator[None]:
     assert {answer[:12] for answer in closed} <= {b"", b"HTTP/1.1 408", b"HTTP/1.1 503"}
 
 
-def test_twenty_visitors(
-    run: ServedRun, tiny_set: Path, pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
-) -> None:
-    counts = (100, 400) if pytestconfig.getoption("--whole-grid") else (20, 40)
+@contextlib.contextmanager
+def command(run: ServedRun, folder: Path) -> Iterator[tuple[int, int]]:
+    """Serve a run by `msefpn demo`; give the port and the id of the process."""
+    detector = run.predictor.detector
+    assert isinstance(detector, Detector)
+    save(detector, folder / "best.safetensors")
+    words = [sys.executable, "-m", "msefpn", "demo", str(folder), "--port", "0", "--device", "cpu"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = re.search(r"http://127.0.0.1:(\d+)", process.stdout.readline())
+            assert address is not None
+            yield int(address[1]), process.pid
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+    assert process.returncode == 0
+
+
+def test_twenty_visitors(run: ServedRun, tiny_set: Path) -> None:
     files = sorted((tiny_set / "val").glob("*.jpg"))
     images = [(file.read_bytes(), found(detect_all([run], read_image(file)))) for file in files]
-    if pytestconfig.getoption("--whole-grid"):  # one of the largest size that is accepted
-        large = np.zeros((7000, 7000, 3), np.uint8)
-        images += images * 19
-        images.append((encoded(size=(7000, 7000), color="black"), found(detect_all([run], large))))
+    memory = []
     with serving([run], LIMITS) as (app, port), slow_connections(port):
         visitors = Visitors(port, images)
-        memory = [resident()]
-        for count in counts:
+        for count in 20, 40:
             visitors.send(count)
             memory.append(resident())
-        assert (visitors.wrong, visitors.answered) == ([], sum(counts))
+        assert (visitors.wrong, visitors.answered) == ([], 60)
         assert visitors.refused > 0, "the queue was never full"
     assert app.waiting == app.held == 0
+    assert memory[1] - memory[0] < 30, memory
+
+
+def test_five_hundred_images(
+    run: ServedRun,
+    tiny_set: Path,
+    tmp_path: Path,
+    pytestconfig: pytest.Config,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if not pytestconfig.getoption("--whole-grid"):
+        pytest.skip("takes two minutes: --whole-grid")
+    files = sorted((tiny_set / "val").glob("*.jpg"))
+    images = [(file.read_bytes(), found(detect_all([run], read_image(file)))) for file in files] * 10
+    large = np.zeros((7000, 7000, 3), np.uint8)  # nearly the largest that is accepted
+    images.append((encoded(size=(7000, 7000), color="black"), found(detect_all([run], large))))
+    with command(run, tmp_path) as (port, process), slow_connections(port):
+        visitors = Visitors(port, images)
+        memory = [resident(process)]
+        for count in 100, 400:
+            visitors.send(count)
+            memory.append(resident(process))
+    assert (visitors.wrong, visitors.answered) == ([], 500)
     told = f"{' MB, '.join(f'{megabytes:.0f}' for megabytes in memory)} MB"
-    if pytestconfig.getoption("--whole-grid"):
-        with capsys.disabled():
-            print(f"\nmemory at the start, after {counts[0]} and {sum(counts)} images: {told}", end="")
-            print(f"; asked to come again: {visitors.refused} times")
-    assert memory[2] - memory[1] < 40, told
+    with capsys.disabled():
+        print(f"\nmemory of the server at the start, after 100 and after 500 images: {told}")
+    assert memory[2] - memory[1] < 30, told

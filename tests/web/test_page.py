@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from msefpn.data.masks import encode_mask, resized_mask
-from msefpn.inference.draw import draw
+from msefpn.inference.draw import class_colour, draw
 from tests.web.serving import EVIL, Fixed, encoded, fixed_run, serving
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -102,6 +102,10 @@ def assert_drawn_as_by_predict(picture: NDArray[np.uint8], image: NDArray[np.uin
     wrong = np.abs(picture.astype(int) - wanted).max(2) > 12
     assert wrong.mean() < 0.03
     assert not wrong[100:].any(), "below the labels"
+    plate = picture[:20, :200].reshape(-1, 3).astype(int)
+    green = int(class_colour(1)[3:5], 16)
+    letters = np.abs(plate[:, 1] - green) > 100
+    assert 0.05 < letters.mean() < 0.5, "a label has letters"
 
 
 def test_drop_slide_filter_download(page: Page, found: Fixed) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from msefpn.runs.console import say
 from msefpn.web.access import Denied, Doorkeeper
-from msefpn.web.detections import ServedRun, describe, detect_all
+from msefpn.web.detections import ServedRun, describe_runs, detect_all
 from msefpn.web.limits import Limits
 from msefpn.web.upload import BadUpload, read_upload
 
@@ -88,7 +88,7 @@ class App:
         self.fixed = {
             path: Answer((folder / name).read_bytes(), kind) for path, (name, kind) in FILES.items()
         }
-        self.fixed["/about"] = Answer(json.dumps(describe(runs, limits)).encode())
+        self.fixed["/about"] = Answer(json.dumps(describe_runs(runs, limits)).encode())
         self.waiting = 0
         """Images that wait for the detector or are being detected on."""
         self.held = 0

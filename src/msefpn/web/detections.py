@@ -38,7 +38,7 @@ def all_classes(runs: Sequence[ServedRun]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.predictor.classes))
 
 
-def describe(runs: Sequence[ServedRun], limits: Limits) -> dict[str, Any]:
+def describe_runs(runs: Sequence[ServedRun], limits: Limits) -> dict[str, Any]:
     """What the page shows before there is an image: names of runs, names and colours of classes."""
     classes = [{"name": name, "colour": class_colour(place)} for place, name in enumerate(all_classes(runs))]
     return {"runs": [run.name for run in runs], "classes": classes, "bytes": limits.bytes}

@@ -10,6 +10,11 @@ let about; // of the server: runs, classes and limits
 let current; // the last image: its name, the drawn picture and the server's answer
 let sending; // aborts the request that a newer image replaces
 
+/** A copy of a template that belongs to the page: elsewhere a canvas has no fonts. */
+function copyOf(template) {
+  return document.importNode(at(template).content, true);
+}
+
 function tell(text) {
   at(".state").textContent = text;
 }
@@ -155,7 +160,7 @@ at("#number").addEventListener("input", (event) => {
 
 function show() {
   if (!current) return;
-  const note = at("#note").content.cloneNode(true);
+  const note = copyOf("#note");
   const panels = document.createElement("div");
   panels.className = "panels";
   panels.append(...current.answer.runs.map(panel));
@@ -168,7 +173,7 @@ function panel(run) {
   const least = Number(at("#score").value);
   const rows = run.found.filter((one) => one.result.score >= least && (!labels.size || labels.has(one.label)));
   const count = `${rows.length} of ${run.found.length} boxes`;
-  const section = at("#panel").content.cloneNode(true).firstElementChild;
+  const section = copyOf("#panel").firstElementChild;
   at("h2", section).textContent = run.name;
   const time = run.seconds < 1 ? `${Math.round(run.seconds * 1000)} ms` : `${run.seconds.toFixed(1)} s`;
   at("header p", section).textContent = `${count} · ${time} · ${answer.width} × ${answer.height} px`;
