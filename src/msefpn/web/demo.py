@@ -35,7 +35,7 @@ def serve_demo(
     if not (0 < limits.megabytes < math.inf and 0 < limits.megapixels < math.inf):
         raise UserError("the limits of images must be above 0: change --max-megabytes and --max-megapixels")
     with listen(host, port) as taken:  # before reading weights, so that a port in use is reported at once
-        doorkeeper = Doorkeeper(taken, allowed_hosts)
+        doorkeeper = Doorkeeper(taken, [*allowed_hosts, host])
         shown = open_runs(runs or [newest_run(RUNS_FOLDER)], size=size, device=device)
         server = make_server(App(shown, limits, doorkeeper))
         if not is_local(taken):
