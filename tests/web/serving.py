@@ -21,7 +21,7 @@ from msefpn.data.masks import encode_mask, run_lengths
 from msefpn.inference.detect import Predictions
 from msefpn.inference.predictor import Predictor
 from msefpn.web.access import Doorkeeper
-from msefpn.web.app import App
+from msefpn.web.app import SECURITY_HEADERS, App
 from msefpn.web.detections import ServedRun
 from msefpn.web.limits import Limits
 from msefpn.web.server import listen, make_server
@@ -100,6 +100,15 @@ def request(
     kind = ["Content-Type: image/png"] if method == "POST" else []
     head = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close", *length, *kind, *lines]
     return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def check_headers(reply: Reply) -> None:
+    for name, value in SECURITY_HEADERS:
+        assert reply.headers[name.decode()] == value.decode()
+    told = reply.head.decode().lower()
+    assert "access-control" not in told
+    assert "uvicorn" not in told
+    assert "python" not in told
 
 
 def client_of(port: int) -> socket.socket:

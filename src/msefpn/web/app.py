@@ -142,10 +142,8 @@ class App:
         if self.waiting >= self.limits.waiting:
             return self._busy()
         try:
-            parts = await self._read(body)
-            if isinstance(parts, Answer):
-                return parts
-            return await self._in_turn(body, parts)
+            read = await self._read(body)
+            return read if isinstance(read, Answer) else await self._in_turn(body, read)
         finally:
             self.held -= body.size
 
