@@ -27,7 +27,7 @@ SOURCE = ROOT / "src" / "msefpn"
 
 FLOORS: list[set[str]] = [
     {"errors", "structures", "necks"},
-    {"plugins", "pretrained", "static"},
+    {"plugins", "pretrained", "static", "writing"},
     {"config"},
     {"checkpoint", "names"},
     {"data", "models", "metrics", "html"},
@@ -48,8 +48,18 @@ FLOORS: list[set[str]] = [
 APART = {
     "necks": set[str](),
     "structures": set[str](),
-    "data": {"errors", "structures", "config", "plugins"},
-    "models": {"errors", "structures", "config", "plugins", "pretrained", "static", "checkpoint", "necks"},
+    "data": {"errors", "structures", "config", "plugins", "writing"},
+    "models": {
+        "errors",
+        "structures",
+        "config",
+        "plugins",
+        "pretrained",
+        "static",
+        "checkpoint",
+        "necks",
+        "writing",
+    },
     "metrics": {"errors", "structures", "config"},
     "html": {"errors"},
 }

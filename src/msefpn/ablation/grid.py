@@ -22,8 +22,9 @@ from filelock import FileLock, Timeout
 from msefpn.ablation.worker import command
 from msefpn.config import Config, Published, to_yaml
 from msefpn.errors import UserError
-from msefpn.runs.folder import METRICS, RESUME, DataFiles, check_out, read_run, write_text
+from msefpn.runs.folder import METRICS, RESUME, DataFiles, check_out, read_run
 from msefpn.training.anchors import as_asked
+from msefpn.writing import write_text
 
 MARK = ".grid"
 """The file by which a grid knows its folder."""

@@ -26,7 +26,7 @@ from msefpn.inference.predictor import Predictor
 from msefpn.metrics.similarity import Moments
 from msefpn.models import Detector
 from msefpn.runs.console import Bar, say
-from msefpn.runs.folder import write_text
+from msefpn.writing import write_text
 
 
 @dataclass(frozen=True)

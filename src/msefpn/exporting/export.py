@@ -17,7 +17,7 @@ from msefpn.inference.exported import load_exported
 from msefpn.inference.formats.base import describe
 from msefpn.models import load
 from msefpn.runs.console import say, show_table
-from msefpn.runs.folder import write_text
+from msefpn.writing import write_text
 
 PARITY_SUFFIX = ".parity.json"
 """Added to the name of an exported file to name its report."""

@@ -9,7 +9,8 @@ import yaml
 from msefpn.errors import UserError
 from msefpn.importing.mmdetection import read_mmdetection_config
 from msefpn.runs.console import say
-from msefpn.runs.folder import check_file, write_text
+from msefpn.runs.folder import check_file
+from msefpn.writing import write_text
 
 
 def import_recipe(file: Path, out: Path | None) -> Path:

@@ -8,7 +8,8 @@ from pathlib import Path
 from msefpn.errors import UserError
 from msefpn.models import read_foreign, save
 from msefpn.runs.console import say
-from msefpn.runs.folder import check_file, write_text
+from msefpn.runs.folder import check_file
+from msefpn.writing import write_text
 
 
 def import_weights(

@@ -16,7 +16,8 @@ from msefpn.errors import UserError, unknown_name
 from msefpn.inference.detect import Predictions, as_results
 from msefpn.inference.draw import draw
 from msefpn.inference.frames import MAX_NAME, Frame, InputSource, safe_name
-from msefpn.runs.folder import PREDICTIONS, write_text
+from msefpn.runs.folder import PREDICTIONS
+from msefpn.writing import write_text
 
 if TYPE_CHECKING:
     from msefpn.inference.video import VideoFile
