@@ -12,8 +12,8 @@ from msefpn.models import Detector, build
 from msefpn.necks import NECKS, Stack
 from msefpn.training import recorder as record
 from msefpn.training import train as engine
-from msefpn.training.lightning import lr_factor
 from msefpn.training.plan import plan_training
+from msefpn.training.schedule import lr_factor
 
 
 class Row(NamedTuple):

@@ -26,7 +26,8 @@ JOURNAL = ".commit"
 """Names of the files of a folder that are written and are to be renamed."""
 OTHER_PLACE = "or name another place"
 """What the user can do instead of freeing some space."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a system says where there is no room."""
 _GONE = (errno.ENOENT, errno.ENOTDIR)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _WAIT = 10.0
@@ -58,9 +59,17 @@ def cannot_write(path: Path, error: OSError, fix: str = OTHER_PLACE) -> UserErro
     first = "remove the cause"
     if error.errno in _REFUSED:
         first = f"make '{folder}' writable"
-    elif error.errno in (None, *_FULL):  # writers that are not Python's give no number
+    elif error.errno in (None, *FULL):  # writers that are not Python's give no number
         first = "free some space"
     return UserError(f"'{path}' cannot be written: {reason}: {first}, {fix}")
+
+
+def make_parents(file: Path) -> None:
+    """Make the folders above a file that are missing. Raises UserError."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(file, error) from None
 
 
 @contextlib.contextmanager
@@ -165,7 +174,7 @@ def settle(folder: Path) -> None:
     end = time.monotonic() + _WAIT
     while (folder / JOURNAL).exists():
         try:
-            with FileLock(folder / LOCK, timeout=0):
+            with _locked(folder):
                 _finish(folder)
         except Timeout:
             if time.monotonic() > end:
@@ -190,9 +199,9 @@ def working_in(folder: Path, what: str) -> Iterator[None]:
     Raises:
         UserError: another process works there, or the folder cannot be written.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
+    held = _locked(folder)
     try:
-        lock.acquire()
+        held.__enter__()
     except Timeout:
         raise UserError(
             f"'{folder}' is in use: another {what} is working there: wait, stop that, or name another folder"
@@ -200,15 +209,21 @@ def working_in(folder: Path, what: str) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         said = error if isinstance(error, OSError) else OSError(str(error))
         raise cannot_write(folder / LOCK, said) from None
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.push(held)
         _clear(folder)
         yield
-    finally:
-        with contextlib.suppress(
-            OSError
-        ):  # Windows removes no open file; whoever waits for it opens a new one
-            (folder / LOCK).unlink()
-        lock.release()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder. Raises Timeout where another process does; OSError, NotImplementedError."""
+    with FileLock(folder / LOCK, timeout=0):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes no open file
+                (folder / LOCK).unlink()
 
 
 def _clear(folder: Path) -> None:

@@ -115,7 +115,7 @@ def draw_builtin_set(
             work.replace(folder)
     except OSError as error:
         raise UserError(
-            f"cannot write the built-in set to '{folder}': {error.strerror}: choose another folder"
+            f"cannot write the built-in set to '{folder}': {error.strerror or error}: choose another folder"
         ) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from msefpn.inference.exported import load_exported
 from msefpn.inference.formats.base import describe
 from msefpn.models import load
 from msefpn.runs.console import say, show_table
-from msefpn.writing import write_text
 
 PARITY_SUFFIX = ".parity.json"
 """Added to the name of an exported file to name its report."""
@@ -75,22 +75,38 @@ def export(run: Path, options: ExportOptions) -> ExportReport:
             place = plan.out if parity is None or parity.passed else plan.failed
             parts = sorted(Path(folder).iterdir())
             size = sum(part.stat().st_size for part in parts)
-            for part in parts:
-                part.rename(place.with_suffix(part.suffix))
+            versions = json.loads(info)["made_with"]
+            report = ExportReport(place, options.format, options.precision, plan.size, size, versions, parity)
+            places = {part: place.with_suffix(part.suffix) for part in parts}
+            if parity is not None:
+                table = Path(folder, "parity")
+                table.write_text(json.dumps(report.to_json(), indent=2), encoding="utf-8")
+                places[table] = place.with_name(f"{place.name}{PARITY_SUFFIX}")
+            _put(places)
     except OSError as error:
         raise UserError(
             f"'{plan.out}' cannot be written: {error.strerror or error}: make room, or name another file"
         ) from None
-    versions = json.loads(info)["made_with"]
-    report = ExportReport(place, options.format, options.precision, plan.size, size, versions, parity)
     if data is not None and parity is not None:
-        write_text(place.with_name(f"{place.name}{PARITY_SUFFIX}"), json.dumps(report.to_json(), indent=2))
         _show(parity, data.file)
     state = "" if report.passed else "FAILED the comparison; kept as "
     compared = ", not compared with the run" if parity is None else ""
     say(f"{state}{place}: {size / 1e6:.1f} MB, {options.format}, {options.precision}{compared}")
     say(f"detect: msefpn predict {place} IMAGES")
     return report
+
+
+def _put(places: Mapping[Path, Path]) -> None:
+    """Move files to their places; after an error none of them is there. Raises OSError."""
+    placed = []
+    try:
+        for part, place in places.items():
+            part.replace(place)
+            placed.append(place)
+    except OSError:
+        for place in placed:
+            place.unlink(missing_ok=True)
+        raise
 
 
 def _show(parity: Parity, file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Recorder:
         best: the numbers of the best epoch before.
     """
 
-    def __init__(self, out: Path, best: dict[str, Any] | None = None) -> None:
+    def __init__(self, out: Path, best: Mapping[str, Any] | None = None) -> None:
         self.out = out
         self.best = best
 

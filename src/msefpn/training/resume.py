@@ -85,6 +85,8 @@ def _fault(state: dict[str, Any]) -> str:
     for key, kind in _KINDS.items():
         if not isinstance(state[key], kind) or isinstance(state[key], bool):
             return f"{key} is not of type {kind.__name__}"
+    if not isinstance(state["ema"], (dict, type(None))):
+        return "ema is not of type dict"
     epoch, step, best = state["epoch"], state["step"], state["best"]
     if not 1 <= epoch <= step:
         return f"epoch {epoch} and step {step} do not go together"
