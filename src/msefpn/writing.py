@@ -64,12 +64,20 @@ def cannot_write(path: Path, error: OSError, fix: str = OTHER_PLACE) -> UserErro
     return UserError(f"'{path}' cannot be written: {reason}: {first}, {fix}")
 
 
-def make_parents(file: Path) -> None:
-    """Make the folders above a file that are missing. Raises UserError."""
+@contextlib.contextmanager
+def new_parents(file: Path) -> Iterator[None]:
+    """Make the folders above a file that are missing; after an error remove them. Raises UserError."""
+    missing = [folder for folder in file.parents if not folder.exists()]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(file, error) from None
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise cannot_write(file, error) from None
+        raise
 
 
 @contextlib.contextmanager

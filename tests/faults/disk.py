@@ -52,7 +52,8 @@ def watching(folder: Path, saw: Callable[[str, list[str]], None]) -> Iterator[No
 
     def watch(event: str, paths: list[str]) -> None:
         global _watcher
-        if any(Path(path) == folder or folder in Path(path).parents for path in paths):
+        whole = [Path(os.path.abspath(path)) for path in paths]
+        if any(path == folder or folder in path.parents for path in whole):
             own, _watcher = _watcher, None
             try:
                 saw(event, paths)

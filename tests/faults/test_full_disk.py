@@ -1,6 +1,7 @@
 """A disk that is full from any write on: one line that says what to do, and the run as it was before."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,12 +79,14 @@ def test_a_disk_that_fills_up_at_any_file_leaves_the_epoch_before(
 @contextmanager
 def file_limit(size: int) -> Iterator[None]:
     """Let no file grow over a size, also of writers that are not Python's."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limits, byte_code = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # Python would not notice that it is cut short
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        sys.dont_write_bytecode = byte_code
 
 
 @pytest.mark.parametrize("name", ["best.safetensors", "resume.ckpt"])

@@ -5,10 +5,11 @@ the range of 10, 12, 14 or 16 bits that the file states, else from the least of 
 grey is repeated over the three channels; CMYK is converted. Of several frames, the first is taken.
 """
 
+import io
 import os
 import re
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +116,13 @@ def read_reduced(
         raise
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise ImageFault(_reason(error)) from error
+
+
+def write_image(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write an image file. Raises OSError, also where a disk is full: Pillow itself may not notice that."""
+    buffer = io.BytesIO()
+    image.save(buffer, Image.registered_extensions()[path.suffix.lower()], **options)
+    path.write_bytes(buffer.getbuffer())
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msefpn.errors import UserError
 from msefpn.exporting.images import calibration_batches, calibration_images, comparison_data
 from msefpn.exporting.options import ExportOptions
 from msefpn.exporting.parity import Parity, check_parity
@@ -18,6 +17,7 @@ from msefpn.inference.exported import load_exported
 from msefpn.inference.formats.base import describe
 from msefpn.models import load
 from msefpn.runs.console import say, show_table
+from msefpn.writing import new_parents
 
 PARITY_SUFFIX = ".parity.json"
 """Added to the name of an exported file to name its report."""
@@ -64,29 +64,26 @@ def export(run: Path, options: ExportOptions) -> ExportReport:
     data, images = comparison_data(plan, detector), calibration_images(plan, detector)
     info = describe(detector, plan.size, options.precision, plan.exporter.packages)
     say(f"tracing the graph of {run}; this takes a minute or two")
-    try:
-        plan.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=plan.out.parent, prefix=f".{plan.out.name}.") as folder:
-            made, parity = Path(folder, plan.out.name), None
-            samples = calibration_batches(plan, detector, images)
-            plan.exporter.write(detector, info, made, options.precision, samples)
-            if data is not None:
-                parity = check_parity(detector, load_exported(made), data, plan.limits, plan.size)
-            place = plan.out if parity is None or parity.passed else plan.failed
-            parts = sorted(Path(folder).iterdir())
-            size = sum(part.stat().st_size for part in parts)
-            versions = json.loads(info)["made_with"]
-            report = ExportReport(place, options.format, options.precision, plan.size, size, versions, parity)
-            places = {part: place.with_suffix(part.suffix) for part in parts}
-            if parity is not None:
-                table = Path(folder, "parity")
-                table.write_text(json.dumps(report.to_json(), indent=2), encoding="utf-8")
-                places[table] = place.with_name(f"{place.name}{PARITY_SUFFIX}")
-            _put(places)
-    except OSError as error:
-        raise UserError(
-            f"'{plan.out}' cannot be written: {error.strerror or error}: make room, or name another file"
-        ) from None
+    with (
+        new_parents(plan.out),
+        tempfile.TemporaryDirectory(dir=plan.out.parent, prefix=f".{plan.out.name}.") as folder,
+    ):
+        made, parity = Path(folder, plan.out.name), None
+        samples = calibration_batches(plan, detector, images)
+        plan.exporter.write(detector, info, made, options.precision, samples)
+        if data is not None:
+            parity = check_parity(detector, load_exported(made), data, plan.limits, plan.size)
+        place = plan.out if parity is None or parity.passed else plan.failed
+        parts = sorted(Path(folder).iterdir())
+        size = sum(part.stat().st_size for part in parts)
+        versions = json.loads(info)["made_with"]
+        report = ExportReport(place, options.format, options.precision, plan.size, size, versions, parity)
+        places = {part: place.with_suffix(part.suffix) for part in parts}
+        if parity is not None:
+            table = Path(folder, "parity")
+            table.write_text(json.dumps(report.to_json(), indent=2), encoding="utf-8")
+            places[table] = place.with_name(f"{place.name}{PARITY_SUFFIX}")
+        _put(places)
     if data is not None and parity is not None:
         _show(parity, data.file)
     state = "" if report.passed else "FAILED the comparison; kept as "
