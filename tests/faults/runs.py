@@ -20,6 +20,7 @@ from msefpn.data import synthetic
 from msefpn.metrics import coco
 from msefpn.metrics.coco import CocoEvaluation
 from msefpn.training import lightning as lit
+from msefpn.training.recorder import Recorder
 
 EPOCHS = 3
 APS = (0.1, 0.3, 0.2)
@@ -58,7 +59,7 @@ def resuming(out: Path) -> list[str]:
 
 def script_aps(patch: pytest.MonkeyPatch) -> None:
     """Give the epochs the APs of `APS`, and leave out the report at the end."""
-    evaluate, start, now = lit.evaluate_coco, lit.Training.on_train_epoch_start, [0]
+    evaluate, start, now = coco.evaluate_coco, lit.Training.on_train_epoch_start, [0]
 
     def started(training: Any) -> None:
         now[0] = training.epoch
@@ -147,7 +148,7 @@ def epochs_in(folder: Path, epoch_of: dict[str, int]) -> tuple[int, int]:
 
 def noting_epochs(patch: pytest.MonkeyPatch, out: Path, also: Callable[[], None]) -> dict[str, int]:
     """Fill a table digest of weights -> epoch while a training runs; `also` is called after each epoch."""
-    keep, epoch_of = lit.Recorder.epoch, {}
+    keep, epoch_of = Recorder.epoch, {}
 
     def kept(recorder: Any, epoch: int, *args: Any) -> None:
         keep(recorder, epoch, *args)
@@ -155,5 +156,5 @@ def noting_epochs(patch: pytest.MonkeyPatch, out: Path, also: Callable[[], None]
             epoch_of[digest(out / name)] = epoch
         also()
 
-    patch.setattr(lit.Recorder, "epoch", kept)
+    patch.setattr(Recorder, "epoch", kept)
     return epoch_of

@@ -221,9 +221,9 @@ def test_a_tracker_that_keeps_all_steps_is_told_them_once(tmp_path: Path) -> Non
         keeps = "kept"
 
         def log(self, step: int, values: dict[str, float]) -> None:
-            told.append((step, *values))
+            heard.append((step, *values))
 
-    told: list[tuple[Any, ...]] = []
+    heard: list[tuple[Any, ...]] = []
     for epoch in (0, 0, 1):
         callbacks = Callbacks([Kept()])
         callbacks.start(Run(tmp_path, Config(), ("a",), epoch=epoch, step=20 * epoch))
@@ -231,7 +231,7 @@ def test_a_tracker_that_keeps_all_steps_is_told_them_once(tmp_path: Path) -> Non
             callbacks.step(step, {"loss": 1.0})
         callbacks.epoch(epoch + 1, 20 * epoch + 20, {"loss": 0.5})
         callbacks.evaluation(epoch + 1, 20 * epoch + 20, {"AP": 0.5})
-    assert [step for step, *_ in told] == [0, 10, 19, 19, 20, 30, 39, 39]
+    assert [step for step, *_ in heard] == [0, 10, 19, 19, 20, 30, 39, 39]
     (tmp_path / ".trackers" / "kept.json").write_text("[1]")
     with pytest.raises(UserError, match=r"kept.json' is damaged"):
         Kept().start(Run(tmp_path, Config(), ("a",)))
