@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 
 def link(name: str, folder: Path) -> None:
-    """Link what `name` requires, recursively and without extras, and itself unless it is installed editable."""
+    """Link what `name` requires, recursively and without extras, and itself unless it is editable."""
     waiting, seen = [name], set()
     while waiting:
         distribution = importlib.metadata.distribution(waiting.pop())

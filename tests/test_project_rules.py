@@ -28,7 +28,7 @@ SOURCE = ROOT / "src" / "msefpn"
 FLOORS: list[set[str]] = [
     {"plain", "structures", "necks"},
     {"errors"},
-    {"links", "plugins", "pretrained", "reading", "static"},
+    {"links", "plugins", "pretrained", "reading", "static", "writing"},
     {"config"},
     {"checkpoint", "names"},
     {"data", "models", "metrics", "html"},
@@ -49,10 +49,10 @@ FLOORS: list[set[str]] = [
 APART = {
     "necks": set[str](),
     "structures": set[str](),
-    "data": {"errors", "structures", "config", "links", "plugins", "reading"},
+    "data": {"errors", "structures", "config", "links", "plugins", "reading", "writing"},
     "models": {
         *("errors", "structures", "config", "plugins", "pretrained", "reading", "static", "checkpoint"),
-        "necks",
+        *("necks", "writing"),
     },
     "metrics": {"errors", "structures", "config", "reading"},
     "html": {"errors"},

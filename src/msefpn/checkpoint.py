@@ -25,6 +25,7 @@ from msefpn.pretrained import (
     similar_name,
 )
 from msefpn.reading import Record, parse_json
+from msefpn.writing import settle
 
 CHECKPOINTS = (".pth", ".pt", ".pkl", ".pickle", ".ckpt")
 """Suffixes of files that others write their weights to, beside .safetensors."""
@@ -63,6 +64,7 @@ def find_weights(path: str | Path) -> Path:
         return fetch_from_hub(path)
     path = Path(path)
     if path.is_dir():
+        settle(path)
         for name in ("best.safetensors", "last.safetensors", HUB_FILE):
             if (path / name).is_file():
                 return path / name

@@ -23,8 +23,10 @@ from msefpn.commands.arguments import options_of
 from msefpn.config import Config, load_recipe
 from msefpn.errors import UserError, unknown_name
 from msefpn.plain import one_line, printable
-from msefpn.runs.folder import default_recipe, tells_mistakes
+from msefpn.runs.folder import default_recipe, is_first_process, tells_mistakes
 from msefpn.runs.memory import keep_freed_memory
+from msefpn.runs.signals import interruptible
+from msefpn.writing import FULL
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train.train,
@@ -69,13 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     0; 1 where a training of a grid or an exported file failed, or the reader of what is printed has gone; 2
-    for a user's mistake; 130 for Ctrl-C.
+    for a user's mistake; 130 for Ctrl-C and SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have all characters
     try:
-        code = _run(arguments)
+        with interruptible():
+            code = _run(arguments)
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -85,11 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return 1
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
-        return _tell(f"'{error.filename}': {error.strerror}")
+        place = "" if error.filename is None else f"'{error.filename}': "
+        return _tell(f"{place}{error.strerror}{': free some space' if error.errno in FULL else ''}")
     except KeyboardInterrupt as error:
-        print(f"\n{printable(str(error)) or 'interrupted'}", file=sys.stderr)
+        if is_first_process():
+            print(f"\n{printable(str(error)) or 'interrupted'}", file=sys.stderr)
         return 130
 
 

@@ -190,3 +190,59 @@ def test_jsonl_and_csv_drop_what_a_resumed_run_does_again(tmp_path: Path) -> Non
 
 def test_all_loggers_are_known() -> None:
     assert set(known("logger")) >= {"csv", "jsonl", "tensorboard", "wandb", "mlflow", "trackio"}
+
+
+def test_tensorboard_drops_what_a_resumed_run_does_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config, clock = Config(logger=("tensorboard",)), [2_000_000_000.0]
+    for epoch in (0, 1, 1, 2):  # the second epoch is cut short, and done again after the clock was set back
+        callbacks = make_callbacks(config, [])
+        callbacks.start(Run(tmp_path, config, ("a",), epoch=epoch, step=20 * epoch))
+        for step in range(20 * epoch, 20 * epoch + 20):
+            callbacks.step(step, {"loss": float(epoch)})
+        callbacks.epoch(epoch + 1, 20 * epoch + 20, {"loss": 0.5})
+        callbacks.evaluation(epoch + 1, 20 * epoch + 20, {"AP": 0.25 * (epoch + 1)})
+        callbacks.end("")
+        for file in sorted((tmp_path / "tensorboard").iterdir()):  # as if all were written in the future
+            parts = file.name.split(".")
+            clock[0] += 1
+            if float(parts[3]) < 1.9e9:
+                file.rename(file.with_name(".".join([*parts[:3], f"{clock[0]:010.0f}", *parts[4:]])))
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [0, 10, 20, 30, 40, 50]
+    assert [event.value for event in events.Scalars("val/AP")] == [0.25, 0.5, 0.75]
+
+
+def test_a_tracker_that_keeps_all_steps_is_told_them_once(tmp_path: Path) -> None:
+    class Kept(loggers.trackers._Tracker):
+        keeps = "kept"
+
+        def log(self, step: int, values: dict[str, float]) -> None:
+            heard.append((step, *values))
+
+    heard: list[tuple[Any, ...]] = []
+    for epoch in (0, 0, 1):
+        callbacks = Callbacks([Kept()])
+        callbacks.start(Run(tmp_path, Config(), ("a",), epoch=epoch, step=20 * epoch))
+        for step in range(20 * epoch, 20 * epoch + 20):
+            callbacks.step(step, {"loss": 1.0})
+        callbacks.epoch(epoch + 1, 20 * epoch + 20, {"loss": 0.5})
+        callbacks.evaluation(epoch + 1, 20 * epoch + 20, {"AP": 0.5})
+    assert [step for step, *_ in heard] == [0, 10, 19, 19, 20, 30, 39, 39]
+    (tmp_path / ".trackers" / "kept.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"kept.json' is damaged"):
+        Kept().start(Run(tmp_path, Config(), ("a",)))
+
+
+def test_a_logger_that_cannot_write_is_one_line(tmp_path: Path) -> None:
+    class Full(Notebook):
+        def step(self, step: int, values: Mapping[str, float]) -> None:
+            raise OSError(28, "No space left on device")
+
+    callbacks = Callbacks([Full()])
+    callbacks.start(Run(tmp_path, Config(), ("a",)))
+    with pytest.raises(UserError, match=r"Full cannot write: No space left on device: .*--resume"):
+        callbacks.step(0, {})

@@ -25,14 +25,15 @@ from msefpn.inference.detect import Predictions, as_results, merge_predictions
 from msefpn.inference.device import pick_precision
 from msefpn.metrics.coco import NUMBERS
 from msefpn.models import TwoStage, build, check_initial_weights, init_weights, load, save
-from msefpn.runs.folder import DataFiles, check_out, free_folder, new_folder, replacing, write_run
+from msefpn.runs.folder import DataFiles, check_out, free_folder, new_folder, write_run
 from msefpn.training import lightning as lit
 from msefpn.training import recorder as record
 from msefpn.training.ema import Ema
-from msefpn.training.lightning import lr_factor, warmup_steps
 from msefpn.training.plan import plan_training
 from msefpn.training.recorder import Recorder
+from msefpn.training.schedule import lr_factor, warmup_steps
 from msefpn.training.train import read_data
+from msefpn.writing import replacing
 from tests import TINY
 
 
@@ -170,7 +171,7 @@ def test_an_epoch_that_was_cut_replaces_no_best_one(tmp_path: Path) -> None:
         weights = {"weight": torch.tensor(float(epoch))}
         if epoch == 2:  # a resumed run knows nothing of a first epoch that was cut
             recorder = Recorder(tmp_path)
-        recorder.epoch(epoch, epoch, numbers, [], detector, weights, whole=whole)
+        recorder.epoch(epoch, epoch, numbers, [], detector, weights, {} if whole else None)
     assert recorder.best is not None
     assert recorder.best["epoch"] == json.loads((tmp_path / "metrics.json").read_text())["best"]["epoch"] == 2
     assert load_file(tmp_path / "best.safetensors")["weight"] == 2
@@ -254,7 +255,7 @@ def test_a_full_disk_while_training_is_one_line(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(record, "save", full)
+    monkeypatch.setattr(record, "write_weights", full)
     with pytest.raises(UserError, match=r"best.safetensors' cannot be written: .*No space left.*--resume"):
         msefpn.train(tiny_set, recipe=TINY, workers=0, steps=1, out=tmp_path / "run")
 

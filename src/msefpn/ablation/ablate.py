@@ -33,9 +33,10 @@ from msefpn.inference.device import check_devices, pick_device, telling_memory
 from msefpn.metrics.paired import mean_and_spread, paired_difference
 from msefpn.models import Detector, check_initial_weights, init_weights, probe, styled
 from msefpn.runs.console import Bar, duration, percent, say, show_table
-from msefpn.runs.folder import DataFiles, default_recipe, write_text
+from msefpn.runs.folder import DataFiles, default_recipe
 from msefpn.training.plan import names_data
 from msefpn.training.train import check_proposals, find_files, read_splits
+from msefpn.writing import write_text
 
 
 @dataclasses.dataclass(frozen=True)

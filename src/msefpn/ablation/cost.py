@@ -23,10 +23,10 @@ from msefpn.models import Detector, build, check_neck_name
 from msefpn.models.fold import folded
 from msefpn.models.roi import RoIHead
 from msefpn.runs.console import Bar, say, show_costs
-from msefpn.runs.folder import write_text
 from msefpn.runs.memory import peak_memory
 from msefpn.structures import Proposals
 from msefpn.training.anchors import settle_anchors
+from msefpn.writing import write_text
 
 Inputs = tuple[Detector, torch.Tensor, torch.Tensor, Proposals | None]
 """A detector, images (B, 3, H, W) uint8, their sizes (B, 2), and regions for a detector that has no RPN."""

@@ -17,20 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from msefpn.ablation.worker import command
 from msefpn.config import Config, Published, to_yaml
 from msefpn.errors import UserError
 from msefpn.reading import MAX_JSON, read_bytes, read_json, unreadable
-from msefpn.runs.folder import METRICS, RESUME, DataFiles, check_out, read_run, write_text
+from msefpn.runs.folder import METRICS, RESUME, DataFiles, check_out, read_run
 from msefpn.runs.metrics import read_metrics
 from msefpn.training.anchors import as_asked
+from msefpn.writing import FULL, settle, working_in, write_text
 
 MARK = ".grid"
 """The file by which a grid knows its folder."""
-_LOCK = ".grid.lock"
-"""Locked while a process works there; the system unlocks it when the process ends."""
 _FREE = ("device", "devices", "workers", "plugins", "logger", "callback")
 """Settings that may differ between trials of one variant."""
 STOPPED = 130
@@ -85,8 +82,9 @@ class Trial:
 
     def numbers(self) -> dict[str, Any] | None:
         """What the evaluation after its last epoch gave; None: it is not finished."""
+        settle(self.folder)
         path = self.folder / METRICS
-        if not path.is_file():
+        if not path.exists():
             return None
         best, last = read_metrics(path)
         config = self.variant.config
@@ -130,6 +128,7 @@ def check_trials(trials: Sequence[Trial]) -> None:
     One without a finished epoch does not count: it is begun anew.
     """
     for trial in trials:
+        settle(trial.folder)
         if not (trial.folder / RESUME).is_file():
             continue
         config, trained_on = read_run(trial.folder)
@@ -157,24 +156,31 @@ def grid_folder(out: Path, files: DataFiles) -> Iterator[None]:
 
     Raises UserError.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with working_in(out, "msefpn ablate"):
+            _check_mark(out, files)
+            yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        place = error.filename or out
+        raise UserError(
+            f"'{place}' cannot be written: {error.strerror}: free some space, then run the same command again"
+        ) from None
+
+
+def _check_mark(out: Path, files: DataFiles) -> None:
+    """Note what annotations a grid is of. Raises UserError where they have changed since it began."""
     given = (files.train_json, files.val_json, files.train_proposals, files.val_proposals)
     annotations = [zlib.crc32(_bytes(file)) for file in given if file is not None]
-    try:
-        with FileLock(out / _LOCK, timeout=0):
-            mark = out / MARK
-            if not mark.exists():
-                write_text(mark, json.dumps(annotations))
-            elif read_json(mark, "name another --out") != annotations:
-                raise UserError(
-                    f"the annotations have changed since the grid '{out}' began: "
-                    "restore them, or name another --out"
-                )
-            yield
-    except Timeout:
+    mark = out / MARK
+    if not mark.exists():
+        write_text(mark, json.dumps(annotations))
+    elif read_json(mark, "remove it if the annotations are still the same") != annotations:
         raise UserError(
-            f"out '{out}': another msefpn ablate is working there: wait, or name another folder"
-        ) from None
+            f"the annotations have changed since the grid '{out}' began: restore them, or name another --out"
+        )
 
 
 def _bytes(file: Path) -> bytes:

@@ -11,6 +11,7 @@ from msefpn.errors import UserError, missing_extra
 from msefpn.plain import CsvRows
 from msefpn.reading import read_json
 from msefpn.runs.console import say
+from msefpn.writing import replacing, write_text
 
 RESULTS = "results.json"
 Results = dict[str, Any]
@@ -184,7 +185,8 @@ def draw_plot(results: Results, path: Path) -> None:
     panels[0].set_ylabel("AP, percent (mean ± standard deviation)")
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper", fontsize=8)
-    figure.savefig(path)
+    with replacing(path) as part:
+        figure.savefig(part, format=path.suffix.removeprefix("."))
 
 
 def write_tables(folder: Path) -> Results:
@@ -194,7 +196,7 @@ def write_tables(folder: Path) -> Results:
     """
     results: Results = read_json(folder / RESULTS, "run msefpn ablate again")
     for name, text in (("md", markdown), ("csv", comma_separated), ("tex", latex)):
-        (folder / f"table.{name}").write_text(text(results), encoding="utf-8")
+        write_text(folder / f"table.{name}", text(results))
     try:
         draw_plot(results, folder / "plot.svg")
     except UserError as error:

@@ -13,9 +13,11 @@ from pathlib import Path
 from msefpn import plugins
 from msefpn.errors import UserError
 from msefpn.plain import one_line
-from msefpn.runs.folder import RESUME, is_first_process
+from msefpn.runs.folder import RESUME, TO_RESUME, TRAINING, is_first_process
 from msefpn.runs.memory import keep_freed_memory
+from msefpn.runs.signals import interruptible
 from msefpn.training.plan import plan_training
+from msefpn.writing import settle, working_in
 
 PR_SET_PDEATHSIG = 1
 
@@ -46,36 +48,44 @@ def command(
 
 def main() -> int:
     """Train as the task says; return the exit code: 0, 2 for a user's mistake, 130 where it was stopped."""
+    try:
+        with interruptible():
+            _train()
+    except UserError as error:
+        text = str(error).replace(TO_RESUME, "then run the same command again")  # ablate's, which resumes
+        print("error:", one_line(text), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _train() -> None:
     task = json.loads(sys.argv[1])
     if is_first_process():  # the others end with this one
         _end_with(task["parent"])
     keep_freed_memory()
     out = Path(task["out"])
+    settle(out)
     resume = (out / RESUME).exists()
-    if not resume and is_first_process():
-        shutil.rmtree(out, ignore_errors=True)  # of an attempt that was killed in its first epoch
+    if not resume and is_first_process() and out.exists():
+        with working_in(out, TRAINING):
+            shutil.rmtree(out, ignore_errors=True)  # of an attempt that was killed in its first epoch
     own = {} if resume else {"recipe": task["recipe"], "files": task["files"]}
     options = task["changed"] | ({} if resume else {"seed": task["seed"]})
-    try:
-        plugins.load(task["plugins"])
-        plan = plan_training(
-            None,
-            {key: Path(path) for key, path in own.get("files", {}).items()},
-            recipe=own.get("recipe"),
-            out=out,
-            resume=resume,
-            steps=None,
-            options={key: value for key, value in options.items() if value is not None},
-        )
-        from msefpn.training.train import train  # noqa: PLC0415  slow to import
+    plugins.load(task["plugins"])
+    plan = plan_training(
+        None,
+        {key: Path(path) for key, path in own.get("files", {}).items()},
+        recipe=own.get("recipe"),
+        out=out,
+        resume=resume,
+        steps=None,
+        options={key: value for key, value in options.items() if value is not None},
+    )
+    from msefpn.training.train import train  # noqa: PLC0415  slow to import
 
-        train(plan)
-    except UserError as error:
-        print("error:", one_line(str(error)), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    train(plan)
 
 
 def _end_with(parent: int) -> None:

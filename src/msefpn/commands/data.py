@@ -233,7 +233,8 @@ def split(
 def _write(splits: Mapping[str, Split], out: Path, log: ReadLog, *, to: str, link: bool) -> None:
     """Write the splits into a new folder. Raises UserError for a fault that only the user can fix."""
     from msefpn.data.formats.write import bytes_of, write_coco, write_yolo
-    from msefpn.runs.folder import check_out, new_folder, write_text
+    from msefpn.runs.folder import check_out, new_folder
+    from msefpn.writing import write_text
 
     check_out(out, room=0 if link else bytes_of(splits))
     with new_folder(out):

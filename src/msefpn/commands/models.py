@@ -258,6 +258,7 @@ def upgrade(
     from msefpn import models
     from msefpn.runs.console import say
     from msefpn.runs.folder import check_file
+    from msefpn.writing import new_parents
 
     file = as_path(out) or place_beside(Path(model)) / "upgraded.safetensors"
     if file.suffix != ".safetensors":
@@ -269,8 +270,8 @@ def upgrade(
     difference = models.pyramid_difference(old, new)
     if not difference <= _SAME:
         raise UserError(f"the pyramid would change by {difference:.1e} of its values: {file} is not written")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    models.save(new, file)
+    with new_parents(file):
+        models.save(new, file)
     before, after = (sum(p.numel() for p in one.neck.parameters()) for one in (old, new))
     say(
         f"{model}: fpn to {neck}, {before:,} to {after:,} parameters of the neck; "

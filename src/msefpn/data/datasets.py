@@ -19,7 +19,7 @@ from PIL import Image
 
 from msefpn.data.folders import unfinished_folder
 from msefpn.data.formats import LoadedDataset, ReadLog, Split
-from msefpn.data.images import ImageFault, read_header, to_rgb
+from msefpn.data.images import ImageFault, read_header, to_rgb, write_image
 from msefpn.data.split import divide
 from msefpn.errors import UserError
 
@@ -248,7 +248,7 @@ def _write_image(image: NDArray[np.uint8] | Path, folder: Path, index: int, mark
         pixels = np.ascontiguousarray(image)
         mark.update(repr(pixels.shape).encode() + pixels.tobytes())
         name = f"{index:06d}.png"
-        Image.fromarray(pixels).save(folder / name, compress_level=1)
+        write_image(Image.fromarray(pixels), folder / name, compress_level=1)
     return name
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +15,9 @@ def unfinished_folder(final: Path) -> Iterator[Path]:
 
     It is removed at the end if it was not renamed. Raises OSError.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    work = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}")
+    work.mkdir(parents=True)
     try:
-        work.chmod(0o755)
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -5,6 +5,7 @@ the range of 10, 12, 14 or 16 bits that the file states, else from the least of 
 grey is repeated over the three channels; CMYK is converted. Of several frames, the first is taken.
 """
 
+import io
 import os
 import re
 import threading
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,6 +142,13 @@ def read_reduced(
         raise ImageFault(_reason(error) if error.filename is None else reason_of(error)) from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise ImageFault(_reason(error)) from error
+
+
+def write_image(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write an image file. Raises OSError, also where a disk is full: Pillow itself may not notice that."""
+    buffer = io.BytesIO()
+    image.save(buffer, Image.registered_extensions()[path.suffix.lower()], **options)
+    path.write_bytes(buffer.getbuffer())
 
 
 @contextmanager

@@ -4,6 +4,9 @@ All random state is derived from (seed, epoch, image), never carried, so that a 
 unbroken one would have seen.
 """
 
+import os
+import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -303,6 +306,23 @@ def _collate_guarded(samples: list[ImageSample] | UserError) -> Batch | UserErro
     return samples if isinstance(samples, UserError) else collate(samples)
 
 
+def lost_worker(error: RuntimeError) -> UserError | None:
+    """What a user is told where a process that loads images has died; None: it is another error."""
+    if not re.match(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
+        return None
+    signal_name = re.search(r"killed by signal: ([\w ]+)", str(error))
+    reason = f" ({signal_name[1].strip()})" if signal_name else ""
+    return UserError(
+        f"a process that loads images was killed{reason}: the memory may have been full: use fewer --workers"
+    )
+
+
+def _leave_signals(_: int) -> None:
+    """Let the main process decide what Ctrl-C means, and end in silence on SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+
 class _Loader(DataLoader[Any]):
     """A DataLoader that raises the UserError that a worker passed on."""
 
@@ -322,6 +342,7 @@ def _loader(dataset: DetectionDataset, keys: BatchKeys, workers: int) -> "DataLo
         batch_sampler=keys,
         num_workers=workers,
         collate_fn=_collate_guarded,
+        worker_init_fn=_leave_signals,
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # otherwise each epoch draws from the global random state

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from msefpn.data.folders import unfinished_folder
+from msefpn.data.images import write_image
 from msefpn.errors import UserError
 
 _Floats = NDArray[np.float32]
@@ -115,7 +116,7 @@ def draw_builtin_set(
             work.replace(folder)
     except OSError as error:
         raise UserError(
-            f"cannot write the built-in set to '{folder}': {error.strerror}: choose another folder"
+            f"cannot write the built-in set to '{folder}': {error.strerror or error}: choose another folder"
         ) from None
 
 
@@ -125,7 +126,7 @@ def _draw_split(folder: Path, split: str, count: int, seed: tuple[int, int], siz
     def one(index: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         pixels, objects = _draw_image(np.random.default_rng([*seed, index]), size)
         name = f"{index + 1:06d}.jpg"
-        Image.fromarray(pixels).save(folder / split / name, quality=92)
+        write_image(Image.fromarray(pixels), folder / split / name, quality=92)
         height, width = pixels.shape[:2]
         image = {"id": index + 1, "file_name": name, "width": width, "height": height}
         return image, [_annotation(item, index + 1) for item in objects]

@@ -26,7 +26,7 @@ from msefpn.inference.predictor import Predictor
 from msefpn.metrics.similarity import Moments
 from msefpn.models import Detector
 from msefpn.runs.console import Bar, say
-from msefpn.runs.folder import write_text
+from msefpn.writing import replacing
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,9 @@ def write_explanation(
         "similarity": level_similarity(names, measured),
     }
     sections = map_sections(list(zip(names, observed, strict=True)))
-    write_text(out, explanation_page(result, pixels, sections))
-    write_text(numbers, json.dumps(result, indent=1))
+    with replacing(out) as page, replacing(numbers) as table:  # both or neither
+        page.write_text(explanation_page(result, pixels, sections), encoding="utf-8")
+        table.write_text(json.dumps(result, indent=1), encoding="utf-8")
     say(*(f"skipped: {text}" for text in unreadable))
     say(*summary(result), f"{out} and {numbers}")
     return result

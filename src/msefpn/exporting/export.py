@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msefpn.errors import UserError
 from msefpn.exporting.images import calibration_batches, calibration_images, comparison_data
 from msefpn.exporting.options import ExportOptions
 from msefpn.exporting.parity import Parity, check_parity
@@ -17,7 +17,7 @@ from msefpn.inference.exported import load_exported
 from msefpn.inference.formats.base import describe
 from msefpn.models import load
 from msefpn.runs.console import say, show_table
-from msefpn.runs.folder import write_text
+from msefpn.writing import new_parents
 
 PARITY_SUFFIX = ".parity.json"
 """Added to the name of an exported file to name its report."""
@@ -64,33 +64,46 @@ def export(run: Path, options: ExportOptions) -> ExportReport:
     data, images = comparison_data(plan, detector), calibration_images(plan, detector)
     info = describe(detector, plan.size, options.precision, plan.exporter.packages)
     say(f"tracing the graph of {run}; this takes a minute or two")
-    try:
-        plan.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=plan.out.parent, prefix=f".{plan.out.name}.") as folder:
-            made, parity = Path(folder, plan.out.name), None
-            samples = calibration_batches(plan, detector, images)
-            plan.exporter.write(detector, info, made, options.precision, samples)
-            if data is not None:
-                parity = check_parity(detector, load_exported(made, trust=True), data, plan.limits, plan.size)
-            place = plan.out if parity is None or parity.passed else plan.failed
-            parts = sorted(Path(folder).iterdir())
-            size = sum(part.stat().st_size for part in parts)
-            for part in parts:
-                part.rename(place.with_suffix(part.suffix))
-    except OSError as error:
-        raise UserError(
-            f"'{plan.out}' cannot be written: {error.strerror or error}: make room, or name another file"
-        ) from None
-    versions = json.loads(info)["made_with"]
-    report = ExportReport(place, options.format, options.precision, plan.size, size, versions, parity)
+    with (
+        new_parents(plan.out),
+        tempfile.TemporaryDirectory(dir=plan.out.parent, prefix=f".{plan.out.name}.") as folder,
+    ):
+        made, parity = Path(folder, plan.out.name), None
+        samples = calibration_batches(plan, detector, images)
+        plan.exporter.write(detector, info, made, options.precision, samples)
+        if data is not None:
+            parity = check_parity(detector, load_exported(made, trust=True), data, plan.limits, plan.size)
+        place = plan.out if parity is None or parity.passed else plan.failed
+        parts = sorted(Path(folder).iterdir())
+        size = sum(part.stat().st_size for part in parts)
+        versions = json.loads(info)["made_with"]
+        report = ExportReport(place, options.format, options.precision, plan.size, size, versions, parity)
+        places = {part: place.with_suffix(part.suffix) for part in parts}
+        if parity is not None:
+            table = Path(folder, "parity")
+            table.write_text(json.dumps(report.to_json(), indent=2), encoding="utf-8")
+            places[table] = place.with_name(f"{place.name}{PARITY_SUFFIX}")
+        _put(places)
     if data is not None and parity is not None:
-        write_text(place.with_name(f"{place.name}{PARITY_SUFFIX}"), json.dumps(report.to_json(), indent=2))
         _show(parity, data.file)
     state = "" if report.passed else "FAILED the comparison; kept as "
     compared = ", not compared with the run" if parity is None else ""
     say(f"{state}{place}: {size / 1e6:.1f} MB, {options.format}, {options.precision}{compared}")
     say(f"detect: msefpn predict {place} IMAGES")
     return report
+
+
+def _put(places: Mapping[Path, Path]) -> None:
+    """Move files to their places; after an error none of them is there. Raises OSError."""
+    placed = []
+    try:
+        for part, place in places.items():
+            part.replace(place)
+            placed.append(place)
+    except OSError:
+        for place in placed:
+            place.unlink(missing_ok=True)
+        raise
 
 
 def _show(parity: Parity, file: Path) -> None:

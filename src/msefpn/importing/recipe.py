@@ -9,7 +9,8 @@ import yaml
 from msefpn.errors import UserError
 from msefpn.importing.mmdetection import read_mmdetection_config
 from msefpn.runs.console import say
-from msefpn.runs.folder import check_file, write_text
+from msefpn.runs.folder import check_file
+from msefpn.writing import new_parents, write_text
 
 
 def import_recipe(file: Path, out: Path | None) -> Path:
@@ -20,8 +21,8 @@ def import_recipe(file: Path, out: Path | None) -> Path:
     check_file(out)
     values, notes = read_mmdetection_config(file)
     text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, f"# From {file.name} of mmdetection.\n{text}")
+    with new_parents(out):
+        write_text(out, f"# From {file.name} of mmdetection.\n{text}")
     say(*(f"not carried over: {note}" for note in notes))
     what = ", ".join(values[key] for key in ("detector", "backbone", "neck"))
     say(f"{out}: {what}; class names come from your data")

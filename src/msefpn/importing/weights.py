@@ -8,7 +8,8 @@ from pathlib import Path
 from msefpn.errors import UserError
 from msefpn.models import read_foreign, save
 from msefpn.runs.console import say
-from msefpn.runs.folder import check_file, write_text
+from msefpn.runs.folder import check_file
+from msefpn.writing import new_parents, write_text
 
 
 def import_weights(
@@ -23,10 +24,10 @@ def import_weights(
             check_file(path)
     foreign = read_foreign(file, style=style)
     detector = foreign.detector(classes)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save(detector, out)
+    with new_parents(out):
+        save(detector, out)
     if table is not None:
-        table.parent.mkdir(parents=True, exist_ok=True)
-        write_text(table, foreign.table())
+        with new_parents(table):
+            write_text(table, foreign.table())
     say(*foreign.lines(), f"written: {out}", f"detect: msefpn predict {out} PHOTOS")
     return out

@@ -36,16 +36,9 @@ from msefpn.links import check_links, roots_of
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.pretrained import is_named
 from msefpn.runs.console import Bar, say, show_dropped, show_numbers
-from msefpn.runs.folder import (
-    METRICS,
-    PREDICTIONS,
-    check_out,
-    free_folder,
-    new_folder,
-    read_run,
-    write_text,
-)
+from msefpn.runs.folder import METRICS, PREDICTIONS, check_out, free_folder, new_folder, read_run
 from msefpn.structures import Batch
+from msefpn.writing import write_text
 
 
 def evaluate(

@@ -102,7 +102,6 @@ def _tidy(model: Any) -> None:
     onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
     for tidying in (
         passes.RemoveUnusedNodesPass(),
-        passes.RemoveUnusedFunctionsPass(),
         passes.RemoveUnusedOpsetsPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.LiftSubgraphInitializersToMainGraphPass(),

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -31,6 +33,7 @@ from msefpn.models.importers import read_foreign, read_safetensors
 from msefpn.models.pretrained import load_pretrained, read_pretrained
 from msefpn.models.style import check_style, style_in
 from msefpn.pretrained import is_pretrained, on_hub
+from msefpn.writing import replacing
 
 
 def save(detector: Detector, path: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
@@ -42,8 +45,16 @@ def save(detector: Detector, path: str | Path, tensors: Mapping[str, Tensor] | N
         detector: what to write.
         path: final place.
         tensors: state dict to write instead of the detector's own, such as an average's.
+
+    Raises:
+        UserError: the file system refuses.
     """
-    path = Path(path)
+    with replacing(Path(path)) as part:
+        write_weights(detector, part, tensors)
+
+
+def write_weights(detector: Detector, path: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Write what `save` writes at once to its place. Raises OSError."""
     state = tensors if tensors is not None else detector.state_dict()
     only_training = tuple(f"{name}." for name in detector.training_parts())
     state = {
@@ -52,9 +63,12 @@ def save(detector: Detector, path: str | Path, tensors: Mapping[str, Tensor] | N
         if not name.startswith(only_training)
     }
     info = write_info(detector.config, detector.classes, detector.category_ids)
-    partial = path.with_name(f".{path.name}.part")
-    save_file(state, partial, metadata={"format": "pt", KEY: json.dumps(info)})
-    os.replace(partial, path)
+    try:
+        save_file(state, path, metadata={"format": "pt", KEY: json.dumps(info)})
+    except SafetensorError as error:  # how it tells of a full disk
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else None
+        raise OSError(code, os.strerror(code) if code else str(error)) from None
 
 
 def load(path: str | Path) -> Detector:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
+from msefpn.data.images import write_image
 from msefpn.errors import UserError, unknown_name
 from msefpn.inference.detect import Predictions, as_results
 from msefpn.inference.draw import draw
 from msefpn.inference.frames import MAX_NAME, Frame, InputSource, safe_name
 from msefpn.plain import CsvRows
-from msefpn.runs.folder import PREDICTIONS, write_text
+from msefpn.runs.folder import PREDICTIONS
+from msefpn.writing import write_text
 
 if TYPE_CHECKING:
     from msefpn.inference.video import VideoFile
@@ -85,7 +87,7 @@ class PictureWriter:
         drawn = draw(frame.pixels, found, self.output.classes)
         stem = self.stems[frame.source]
         if frame.number is None:
-            Image.fromarray(drawn).save(self.output.folder / f"{stem}.jpg", quality=_QUALITY)
+            write_image(Image.fromarray(drawn), self.output.folder / f"{stem}.jpg", quality=_QUALITY)
             return
         if self.video is None or self.video[0] != frame.source:
             from msefpn.inference.video import VideoFile  # noqa: PLC0415  (of an extra)
@@ -197,7 +199,7 @@ class CropWriter:
             number += 1
             while (path := folder / f"{stem}-{number}.jpg").exists():
                 number += 1
-            Image.fromarray(frame.pixels[top:bottom, left:right]).save(path, quality=_QUALITY)
+            write_image(Image.fromarray(frame.pixels[top:bottom, left:right]), path, quality=_QUALITY)
 
     def close(self) -> None:
         """Every picture is complete already."""

@@ -12,7 +12,8 @@ from msefpn.reporting.images import image_groups
 from msefpn.reporting.page import report_page
 from msefpn.reporting.run import ReportedRun
 from msefpn.runs.console import say
-from msefpn.runs.folder import free_file, write_text
+from msefpn.runs.folder import free_file
+from msefpn.writing import write_text
 
 REPORT_FILE = "report.html"
 

@@ -1,4 +1,4 @@
-"""The run folder: its files, and writing them so that a crash leaves either the old file or the new one."""
+"""The run folder: its files, and folders for results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from msefpn.config import Config, from_dict, to_yaml
 from msefpn.errors import UserError
 from msefpn.links import check_links, roots_of
 from msefpn.reading import Record, read_yaml
+from msefpn.writing import is_leftover, replacing_together, settle, working_in
 
 CONFIG = "config.yaml"
 """The resolved configuration; also a recipe that another run may take."""
@@ -33,6 +34,10 @@ STEPS = "log.jsonl"
 """What the logger `jsonl` writes."""
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.json"
+TRAINING = "msefpn train"
+"""What works in a run folder alone."""
+TO_RESUME = "then resume with --resume"
+"""What the user can do after a training could not write to its folder."""
 _OUT = "MSEFPN_OUT"
 """Variable that tells the other processes of a run its folder."""
 
@@ -127,7 +132,7 @@ def check_out(out: Path, *, room: int = 0) -> None:
         room: bytes that will be written at least.
     """
     if out.is_dir():
-        if any(out.iterdir()):
+        if _holds_something(out):
             raise UserError(f"out '{out}' is not empty: name another folder")
         base = out
     elif out.exists() or out.is_symlink():
@@ -164,60 +169,78 @@ def _check_base(out: Path, base: Path, room: int) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[None]:
-    """Make an output folder, empty until now; after an error leave it as it was."""
+    """Make an output folder, empty until now; where the body does not end well, leave it as it was.
+
+    Raises UserError where the folder is not empty, or the file system refuses.
+    """
     missing = [folder for folder in (out, *out.parents) if not folder.exists()]
-    if not missing and any(out.iterdir()):
+    if not missing and _holds_something(out):
         raise UserError(f"out '{out}' is not empty: name another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
         yield
-    except (OSError, UserError) as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             for item in out.iterdir():
-                shutil.rmtree(item) if item.is_dir() else item.unlink()
-            for folder in missing:
-                folder.rmdir()
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"out '{out}' cannot be written: {error.strerror or error}: name another folder"
-        ) from None
+                shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+        _remove_empty(missing)
+        if isinstance(error, OSError):
+            raise cannot_make(out, error) from None
+        raise
+
+
+def cannot_make(out: Path, error: OSError) -> UserError:
+    """Say in one line why an output folder cannot be written."""
+    reason = error.strerror or " ".join(str(error).split())
+    return UserError(f"out '{out}' cannot be written: {reason}: free some space, or name another folder")
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether a folder holds more than what a process that died before its first file has left."""
+    return not all(map(is_leftover, folder.iterdir()))
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders that were made, from the lowest up, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to, and put that file in the place of `path` when the body has ended well.
-
-    Raises UserError where the file system refuses.
-    """
-    part = path.with_name(f".{path.name}.part")
+def new_run(out: Path, config: Config, files: DataFiles) -> Iterator[None]:
+    """Make the folder of a new run, and work in it alone. Raises UserError, and leaves no new folder then."""
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    begun = False
     try:
-        yield part
-        part.replace(path)
+        out.mkdir(parents=True, exist_ok=True)
+        with working_in(out, TRAINING):
+            if _holds_something(out):
+                raise UserError(f"out '{out}' is not empty: name another folder")
+            write_run(out, config, files)
+            begun = True
+            yield
     except OSError as error:
-        raise UserError(
-            f"'{path}' cannot be written: {error.strerror or error}: free some space, then use --resume"
-        ) from None
+        if begun:
+            raise
+        raise cannot_make(out, error) from None
     finally:
-        part.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all. Raises UserError."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+        if not begun:
+            _remove_empty(missing)
 
 
 def write_run(out: Path, config: Config, files: DataFiles) -> None:
-    """Write down what decides a run."""
-    (out / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+    """Write down what decides a run. Raises UserError."""
     paths: dict[str, Any] = {key: str(path.absolute()) for key, path in files.given().items()}
     paths |= {"follow_links": True} if files.follow_links else {}
-    (out / DATA).write_text(yaml.safe_dump(paths, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with replacing_together(out) as parts:
+        parts.text(CONFIG, to_yaml(config))
+        parts.text(DATA, yaml.safe_dump(paths, sort_keys=False, allow_unicode=True))
 
 
 def read_run(out: Path) -> tuple[Config, DataFiles]:
     """Read what `write_run` wrote. Raises UserError where it is not a run folder."""
+    settle(out)
     for name in (CONFIG, DATA):
         if not (out / name).is_file():
             raise UserError(

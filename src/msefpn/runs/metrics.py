@@ -22,6 +22,7 @@ def read_metrics(path: Path) -> Metrics:
     whole = Record(read_json(path, fix), f"'{path}'", fix)
     for entry in (whole.record("best"), whole.record("last")):
         entry.whole("epoch", 1)
+        entry.whole("step", 0)
         for scores in (entry, *([entry.record("mask")] if "mask" in entry.values else [])):
             for name in NUMBERS:
                 scores.number(name, -1, 1)

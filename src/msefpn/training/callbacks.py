@@ -15,7 +15,8 @@ callbacks that write values down. All are called in the first process of a run o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 from msefpn import plugins
 from msefpn.config import Config
 from msefpn.errors import UserError
+from msefpn.runs.folder import TO_RESUME
 
 
 @dataclass
@@ -74,40 +76,59 @@ class Callbacks(Callback):
 
     def __init__(self, members: Iterable[Any]) -> None:
         self.members = list(members)
-        self.started = False
+        self.started: list[Any] = []
 
     def start(self, run: Run) -> None:
         """Start all."""
         super().start(run)
-        self.started = True
         for member in self.members:
-            member.start(run)
+            with _telling(member):
+                self.started.append(member)
+                member.start(run)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Tell all."""
         for member in self.members:
-            member.step(step, values)
+            with _telling(member):
+                member.step(step, values)
 
     def epoch(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Tell all."""
         for member in self.members:
-            member.epoch(epoch, step, values)
+            with _telling(member):
+                member.epoch(epoch, step, values)
 
     def evaluation(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Tell all."""
         for member in self.members:
-            member.evaluation(epoch, step, values)
+            with _telling(member):
+                member.evaluation(epoch, step, values)
 
     def end(self, reason: str) -> None:
-        """End all that were started, also where one fails."""
-        failures = []
-        for member in self.members if self.started else ():
+        """End all that were started, also where one fails; one whose start failed may fail in silence."""
+        failures: list[Exception] = []
+        for member in self.started:
             try:
-                member.end(reason)
+                with _telling(member):
+                    member.end(reason)
             except Exception as error:  # the others must close their files
                 failures.append(error)
-        if failures:
+        if failures and len(self.started) == len(self.members):
             raise failures[0]
+
+
+@contextlib.contextmanager
+def _telling(member: Any) -> Iterator[None]:
+    """Tell in one line where a logger cannot write, such as on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        place = f" '{error.filename}'" if error.filename else ""
+        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{type(member).__name__} cannot write{place}: {reason}: free some space or remove the cause, "
+            f"{TO_RESUME}"
+        ) from None
 
 
 class EarlyStopping(Callback):

@@ -16,12 +16,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
-from msefpn.config import Config, parse_size
+from msefpn.config import parse_size
 from msefpn.data.coco import CocoData
 from msefpn.data.ground_truth import category_ids_for, truth_of
 from msefpn.data.loader import eval_loader, mixed_seed, train_loader
@@ -31,30 +30,15 @@ from msefpn.inference.device import telling_compiler, telling_memory
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.models import Detector
 from msefpn.runs.console import TrainingProgress, say, show_dropped
-from msefpn.runs.folder import is_first_process
+from msefpn.runs.signals import Interruption, interruptible
 from msefpn.structures import Batch
 from msefpn.training.callbacks import Callbacks, Run
 from msefpn.training.clock import Clock
 from msefpn.training.ema import Ema
+from msefpn.training.processes import what_ended
 from msefpn.training.recorder import Recorder
-
-
-def warmup_steps(config: Config, steps_per_epoch: int) -> int:
-    """Steps of the warm-up: those of the configuration, or its share of all steps of the run, rounded."""
-    share = config.epochs * steps_per_epoch if config.warmup < 1 else 1
-    return round(config.warmup * share)
-
-
-def lr_factor(config: Config, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step as a part of the scaled one: warm-up, then milestones or a cosine."""
-    if config.schedule == "cosine":
-        factor = 0.5 * (1 + math.cos(math.pi * step / (config.epochs * steps_per_epoch)))
-    else:
-        factor = 0.1 ** sum(step // steps_per_epoch >= milestone for milestone in config.milestones)
-    warmup = warmup_steps(config, steps_per_epoch)
-    if step < warmup:
-        factor *= 1 - (1 - step / warmup) * (1 - 0.001)  # mmcv's LrUpdaterHook, linear
-    return factor
+from msefpn.training.resume import DataMarks, settings_of
+from msefpn.training.schedule import lr_factor, make_optimizer
 
 
 class Training(pl.LightningModule):
@@ -66,7 +50,7 @@ class Training(pl.LightningModule):
         train_data: what is learned from.
         val_data: what is evaluated on after each epoch.
         state: what `read_resume` read, to resume from.
-        fingerprint: of `train_data`; kept with the state.
+        marks: of the data; kept with the state.
         recorder: of the first process; None in the others.
         callbacks: of the first process; None in the others.
         steps: stop after that many; None: at the end.
@@ -80,7 +64,7 @@ class Training(pl.LightningModule):
         val_data: CocoData,
         *,
         state: dict[str, Any] | None,
-        fingerprint: int,
+        marks: DataMarks,
         recorder: Recorder | None,
         callbacks: Callbacks | None,
         steps: int | None,
@@ -93,10 +77,11 @@ class Training(pl.LightningModule):
         self.category_ids = category_ids_for(
             detector.classes, val_data, f"the training data {train_data.file}"
         )
-        self.state, self.fingerprint = state, fingerprint
+        self.state, self.marks = state, marks
         self.recorder, self.callbacks = recorder, callbacks
         self.limit = steps
         self.step = run.step
+        self.stop = Interruption()
         self.ema: Ema | None = None
         self.lr = 0.0
         self.sums: Counter[str] = Counter()
@@ -135,17 +120,16 @@ class Training(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> Optimizer:
-        """SGD as mmdetection has it, or AdamW; norms and biases decay too."""
-        weights = [weight for weight in self.detector.parameters() if weight.requires_grad]
-        decay = self.config.weight_decay
-        optimizer: Optimizer
-        if self.config.optimizer == "sgd":
-            optimizer = SGD(weights, lr=self.config.scaled_lr, momentum=0.9, weight_decay=decay)
-        else:
-            optimizer = AdamW(weights, lr=self.config.scaled_lr, weight_decay=decay)
+        """Build it, in the state that the run is resumed from."""
+        optimizer = make_optimizer(self.detector, self.config)
         if self.state is not None:
             optimizer.load_state_dict(self.state["optimizer"])
         return optimizer
+
+    def setup(self, stage: str) -> None:
+        """Take the signals back, whose handlers Lightning has just put its own over."""
+        if self.stop.active:
+            self.stop.install()
 
     def on_train_start(self) -> None:
         """Begin the averages, when the weights are on their device."""
@@ -178,6 +162,7 @@ class Training(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the losses. Raises UserError in every process where it is not finite in one."""
+        self.stop.check()
         losses = self.losses(batch.images, batch.sizes, batch.targets, batch.proposals)
         total = torch.stack(list(losses.values())).sum()
         values = {name: float(value.detach()) for name, value in losses.items()}
@@ -228,14 +213,14 @@ class Training(pl.LightningModule):
         numbers = evaluation.to_json() | {"num_dropped": predictions.num_dropped}
         epoch, whole = self.epoch + 1, self.batches_done == self.batches
         weights = self.detector.state_dict() if self.ema is None else self.ema.weights
-        recorder.epoch(epoch, self.step, numbers, results, self.detector, weights, whole=whole)
         values = {name: value / self.batches_done for name, value in sorted(self.sums.items())}
         values |= {"lr": self.lr, "images_per_second": self.clock.images_per_second}
         assert self.callbacks is not None
-        self.callbacks.epoch(epoch, self.step, values)
-        self.callbacks.evaluation(epoch, self.step, evaluation.named())
-        if whole:
-            recorder.commit(self._state())
+        with self.stop.held():  # it takes seconds, and keeps an epoch
+            self.callbacks.epoch(epoch, self.step, values)
+            self.callbacks.evaluation(epoch, self.step, evaluation.named())
+            state = self._state() if whole else None
+            recorder.epoch(epoch, self.step, numbers, results, self.detector, weights, state)
         assert self.progress is not None
         self.progress.end_epoch(epoch, values, numbers, self.clock)
         show_dropped(predictions.num_dropped)
@@ -270,28 +255,31 @@ class Training(pl.LightningModule):
             world=self.trainer.world_size,
             antialias=self.config.antialias,
         )
-        if self.progress is None:
-            predictions = detect(self.detector, loader, self.device)
-        else:
+        if self.progress is not None:
             self.progress.start(f"epoch {self.epoch + 1}/{self.config.epochs}, evaluation", len(loader))
-            predictions = detect(self.detector, loader, self.device, self.progress.evaluated)
+        predictions = detect(self.detector, loader, self.device, self._evaluated)
         if self.trainer.world_size == 1:
             return predictions
         parts: list[Any] = [None] * self.trainer.world_size
         distributed.all_gather_object(parts, predictions)
         return merge_predictions(parts)
 
+    def _evaluated(self, images: int) -> None:
+        self.stop.check()
+        if self.progress is not None:
+            self.progress.evaluated(images)
+
     def _state(self) -> dict[str, Any]:
         return {
             "epoch": self.epoch + 1,
             "step": self.step,
-            "best": None if self.recorder is None else self.recorder.best,
             "detector": self.detector.state_dict(),
             "optimizer": self.trainer.optimizers[0].state_dict(),
             "ema": None if self.ema is None else self.ema.weights,
             "classes": list(self.detector.classes),
             "category_ids": list(self.detector.category_ids),
-            "data": self.fingerprint,
+            "config": settings_of(self.config),
+            "data": self.marks.to_state(),
         }
 
     def _stop_if_not_finite(self, losses: dict[str, float], batch: Batch) -> None:
@@ -326,10 +314,15 @@ def fit(training: Training, device: torch.device, precision: str) -> None:
             of the run has stopped.
         KeyboardInterrupt: on SIGINT and SIGTERM.
     """
-    config = training.config
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    with interruptible() as training.stop:
+        _fit(training, _trainer(training, device, precision))
+
+
+def _trainer(training: Training, device: torch.device, precision: str) -> pl.Trainer:
+    config = training.config
     strategy = _Processes(find_unused_parameters=False, broadcast_buffers=False)
-    trainer = pl.Trainer(
+    return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=config.devices,
         strategy=strategy if config.devices > 1 else "auto",
@@ -346,7 +339,10 @@ def fit(training: Training, device: torch.device, precision: str) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    reason = "failed"
+
+
+def _fit(training: Training, trainer: pl.Trainer) -> None:
+    config, reason = training.config, "failed"
     try:
         with (
             warnings.catch_warnings(),
@@ -356,16 +352,17 @@ def fit(training: Training, device: torch.device, precision: str) -> None:
             warnings.filterwarnings("ignore", module=r"pytorch_lightning|torch\.(utils\.data|optim)")
             trainer.fit(training)
         reason = training.run.stopped
-    except RuntimeError as error:
-        if not _is_lost_connection(error):
+    except BaseException as error:
+        left = isinstance(error, (SystemExit, KeyboardInterrupt)) and trainer.interrupted  # so ends Lightning
+        if left or training.stop.at is not None:
+            reason = "interrupted"
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # Lightning has switched it off
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
+        told = what_ended(error)
+        if told is error:
             raise
-        raise _ended_by_another() from None
-    except (SystemExit, SIGTERMException):
-        if not trainer.interrupted:
-            raise
-        reason = "interrupted"
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
-        raise KeyboardInterrupt from None
+        raise told from None
     finally:
         if training.progress is not None:
             training.progress.close()
@@ -383,16 +380,3 @@ class _Processes(DDPStrategy):
         if launcher is not None:
             launcher.kill(signal.SIGKILL)
             launcher.procs.clear()  # Lightning's observer kills this process for any that has failed
-
-
-def _is_lost_connection(error: RuntimeError) -> bool:
-    """Whether a collective operation failed because another process is gone; gloo has no type for it."""
-    lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    return isinstance(error, distributed.DistError) or any(text in str(error) for text in lost)
-
-
-def _ended_by_another() -> BaseException:
-    """What a process raises that stops because another one has; of all these only the first says so."""
-    if is_first_process():
-        return UserError("another process of this run stopped: its own line tells why")
-    return SystemExit(2)

@@ -15,6 +15,7 @@ from msefpn.errors import UserError
 from msefpn.names import check_names
 from msefpn.runs.folder import (
     LAST,
+    METRICS,
     RESUME,
     DataFiles,
     check_out,
@@ -23,8 +24,9 @@ from msefpn.runs.folder import (
     inherited_out,
     read_run,
 )
+from msefpn.runs.metrics import read_metrics
 
-_CHANGEABLE = (*("epochs", "patience", "device", "devices", "workers", "logger", "callback", "plugins"),)
+CHANGEABLE = (*("epochs", "patience", "device", "devices", "workers", "logger", "callback", "plugins"),)
 """What a resumed run may do differently."""
 
 
@@ -131,8 +133,11 @@ def _resumed(
     if out is None:
         raise UserError("resume needs the run to continue: add --out RUN")
     config, files = read_run(out)
-    if not (out / RESUME).exists() and (out / LAST).exists():
-        raise UserError(f"'{out}' has no {RESUME}: start a new run with --init {out / LAST}")
+    if not (out / RESUME).exists() and (kept := _epochs_kept(out)) > 1:
+        raise UserError(
+            f"'{out}' has {kept} epochs but no {RESUME}: restore it, or start a new run with --init "
+            f"{out / LAST}"
+        )
     if recipe is not None:
         raise UserError(
             "recipe cannot be given with resume: a resumed run keeps its configuration; leave it out"
@@ -142,9 +147,15 @@ def _resumed(
     wished = from_dict({**vars(config), **asked}, source="options")
     for key in asked:
         old, new = getattr(config, key), getattr(wished, key)
-        if old != new and key not in _CHANGEABLE:
+        if old != new and key not in CHANGEABLE:
             raise UserError(
                 f"{key} {new} contradicts the run's {key} {old}: a resumed run keeps its configuration; "
                 f"leave it out, or start a new run with --init {out / LAST}"
             )
     return wished, files, out
+
+
+def _epochs_kept(out: Path) -> int:
+    """Epochs that the numbers in a run folder are of. Raises UserError where they are damaged."""
+    path = out / METRICS
+    return int(read_metrics(path).last["epoch"]) if path.exists() else 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from numpy.typing import NDArray
 
 from msefpn.config import Config, to_yaml
 from msefpn.data.coco import CocoData, read_coco
@@ -30,19 +29,23 @@ from msefpn.runs.console import percent, say
 from msefpn.runs.folder import (
     BEST,
     CONFIG,
-    RESUME,
+    TO_RESUME,
+    TRAINING,
     DataFiles,
     check_out,
     is_first_process,
-    new_folder,
+    new_run,
     tell_out,
-    write_run,
-    write_text,
 )
 from msefpn.training.anchors import resolve_anchors
 from msefpn.training.callbacks import Run, make_callbacks
 from msefpn.training.plan import Plan, names_data
-from msefpn.training.recorder import Recorder, read_resume
+from msefpn.training.recorder import Recorder
+from msefpn.training.resume import DataMarks, state_to_resume
+from msefpn.writing import working_in, write_text
+
+if TYPE_CHECKING:
+    from msefpn.training.lightning import Training
 
 BUILTIN = "builtin-data"
 """Folder of the built-in set, beside the run."""
@@ -58,7 +61,35 @@ def train(plan: Plan, callbacks: Iterable[Any] = ()) -> Path:
     Raises:
         UserError: before anything is written, where the request cannot be met; later only for a loss that is
             not finite, an image that has become unreadable, or a full disk.
-        KeyboardInterrupt: Ctrl-C; the message says how to resume.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the message says how to resume.
+    """
+    first = is_first_process()
+    with contextlib.ExitStack() as alone:
+        if first and plan.resume:
+            alone.enter_context(working_in(plan.out, TRAINING))
+        plan, files, training, told = _prepare(plan, callbacks)
+        if first:
+            alone.enter_context(_folder(plan, files, training.detector))
+            tell_out(plan.out)
+            say(*told)
+        from msefpn.training.lightning import fit  # noqa: PLC0415  slow to import: last
+
+        device = check_devices(plan.config)
+        try:
+            fit(training, device, pick_precision(plan.config.precision, device))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted: resume with msefpn train --resume --out {plan.out}"
+            ) from None
+    if first:
+        _say_what_next(plan, files, training.recorder)
+    return plan.out
+
+
+def _prepare(plan: Plan, callbacks: Iterable[Any]) -> tuple[Plan, DataFiles, Training, list[str]]:
+    """The plan with all choices made, its files, what is trained, and what the user is told of it.
+
+    Nothing is written, but for data in other formats. Raises UserError.
     """
     config, adopted = (plan.config, []) if plan.resume else styled(plan.config)
     plan, first = replace(plan, config=config), is_first_process()
@@ -74,43 +105,32 @@ def train(plan: Plan, callbacks: Iterable[Any] = ()) -> Path:
     torch.manual_seed(config.seed)
     detector = build(config, train_data.classes, train_data.category_ids)
     detector.convolution = config.convolution
-    state = _read_state(plan, files, train_data)
-    told = []
+    marks = DataMarks.of(train_data, val_data)
+    state = state_to_resume(plan, detector, train_data, val_data, marks)
+    told = [*_data_lines("train", train_data, train_report), *_data_lines("val", val_data, val_report)]
+    run = Run(plan.out, config, train_data.classes)
     if state is not None:
         detector.load_state_dict(state["detector"])
+        run = replace(run, epoch=state["epoch"], step=state["step"], best=state["best"])
     else:
         report = init_weights(detector, config.init)
         check_initial_weights(detector, report)
-        told = ["initial weights: random"] if config.init == "none" else str(report).splitlines()
+        told += ["initial weights: random"] if config.init == "none" else str(report).splitlines()
         told += adopted
-    from msefpn.training.lightning import Training, fit  # noqa: PLC0415  slow to import: last
+    from msefpn.training.lightning import Training  # noqa: PLC0415  slow to import: last
 
-    run = Run(plan.out, config, train_data.classes)
-    if state is not None:
-        run = replace(run, epoch=int(state["epoch"]), step=int(state["step"]), best=state["best"])
-    if first:
-        _prepare_folder(plan, files, detector)
-        tell_out(plan.out)
-        say(*_data_lines("train", train_data, train_report), *_data_lines("val", val_data, val_report))
-        say(*told, *on_anchors, *_plan_lines(config, device, precision, plan.out, state))
     training = Training(
         detector,
         run,
         train_data,
         val_data,
         state=state,
-        fingerprint=_fingerprint(train_data),
-        recorder=Recorder(plan.out, None if state is None else state["best"]) if first else None,
+        marks=marks,
+        recorder=Recorder(plan.out, run.best) if first else None,
         callbacks=watching if first else None,
         steps=plan.steps,
     )
-    try:
-        fit(training, device, precision)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted: resume with msefpn train --resume --out {plan.out}") from None
-    if first:
-        _say_what_next(plan, files, training.recorder)
-    return plan.out
+    return plan, files, training, [*told, *on_anchors, *_plan_lines(plan, run, device, precision)]
 
 
 def read_data(
@@ -236,48 +256,19 @@ def check_proposals(files: DataFiles, detector: Detector) -> None:
         raise UserError(f"{name} finds its own proposals: leave them out, or use fast_rcnn")
 
 
-def _read_state(plan: Plan, files: DataFiles, data: CocoData) -> dict[str, Any] | None:
-    """The state to resume from; None for a new run, and for one that was stopped in its first epoch."""
-    path = plan.out / RESUME
-    if not plan.resume or not path.exists():
-        return None
-    state, file = read_resume(path), files.train_json
-    kept = tuple(state["classes"]), tuple(state["category_ids"])
-    if kept != (data.classes, data.category_ids):
-        same = set(kept[0]) == set(data.classes)
-        what = "the classes in another order or under other ids" if same else "other classes"
-        raise UserError(f"the run '{plan.out}' has {what} than {file}: restore the data, or start a new run")
-    if state["data"] != _fingerprint(data):
-        raise UserError(
-            f"{file} has changed since the run '{plan.out}' began: restore it, or start a new run"
-        )
-    if plan.steps is not None and state["step"] >= plan.steps:
-        raise UserError(f"the run '{plan.out}' has done {state['step']} steps: give more with --steps")
-    if state["epoch"] >= plan.config.epochs:
-        raise UserError(f"the run '{plan.out}' has all its {state['epoch']} epochs: give more with --epochs")
-    return state
-
-
-def _fingerprint(data: CocoData) -> int:
-    """Changes with the images, boxes, masks and proposals."""
-    value = zlib.crc32("\n".join(data.names).encode())
-    columns: list[NDArray[Any]] = [data.ids, data.sizes, data.offsets, data.boxes, data.labels, data.crowd]
-    columns += [] if data.masks is None else [data.masks.text]
-    columns += [] if data.proposals is None else [data.proposals.offsets, data.proposals.boxes]
-    for column in columns:
-        value = zlib.crc32(column.tobytes(), value)
-    return value
-
-
-def _prepare_folder(plan: Plan, files: DataFiles, detector: Detector) -> None:
+@contextlib.contextmanager
+def _folder(plan: Plan, files: DataFiles, detector: Detector) -> Iterator[None]:
+    """The run folder, made for a new run, with the configuration of this training."""
     if plan.resume:
-        write_text(plan.out / CONFIG, to_yaml(plan.config))
+        write_text(plan.out / CONFIG, to_yaml(plan.config), TO_RESUME, durable=True)
+        yield
         return
     weights = sum(tensor.nbytes for tensor in detector.state_dict().values())
-    # best, last, and the state twice while it is replaced: weights, averages and AdamW's two moments.
-    check_out(plan.out, room=weights * (2 + 2 * 4))
-    with new_folder(plan.out):
-        write_run(plan.out, plan.config, files)
+    # best, last and the state, each twice while it is replaced: a state holds weights, averages and AdamW's
+    # two moments.
+    check_out(plan.out, room=weights * 2 * (2 + 4))
+    with new_run(plan.out, plan.config, files):
+        yield
 
 
 def _data_lines(split: str, data: CocoData, report: FaultReport) -> list[str]:
@@ -286,10 +277,8 @@ def _data_lines(split: str, data: CocoData, report: FaultReport) -> list[str]:
     return [line] + [f"  {'; '.join(faults)}"] * bool(faults)
 
 
-def _plan_lines(
-    config: Config, device: torch.device, precision: str, out: Path, state: dict[str, Any] | None
-) -> list[str]:
-    schedule = "constant"
+def _plan_lines(plan: Plan, run: Run, device: torch.device, precision: str) -> list[str]:
+    config, schedule = plan.config, "constant"
     if config.schedule == "cosine":
         schedule = "cosine to zero"
     elif config.milestones:
@@ -299,13 +288,16 @@ def _plan_lines(
         f"on {config.devices} x {device.type}, {precision}",
         f"lr: {config.lr:g} per 16 images x {config.batch}/16 = {config.scaled_lr:g}; "
         f"{_warmup(config)}; {schedule}",
-        f"run: {out}",
+        f"run: {plan.out}",
     ]
     if device.type == "cpu":
         processor = torch.backends.cpu.get_cpu_capability()
         few = "" if config.convolution == "library" else ", gradients of few pixels alone"
         lines.insert(1, f"convolutions: {pick_method(config.convolution, device)}{few}; {processor}")
-    return lines if state is None else [*lines, f"resumed after epoch {state['epoch']}"]
+    if plan.resume:
+        began = f"resumed after epoch {run.epoch}" if run.epoch else "no epoch was finished: it starts anew"
+        lines.append(began)
+    return lines
 
 
 def _warmup(config: Config) -> str:

@@ -46,7 +46,10 @@ class OpenVINO:
         ONNX().write(detector, info, source, "int8" if precision == "int8" else "fp32", samples)
         model = openvino.Core().read_model(source)  # openvino.convert_model would send telemetry
         model.set_rt_info(info, KEY)
-        openvino.save_model(model, path, compress_to_fp16=precision == "fp16")
+        try:
+            openvino.save_model(model, path, compress_to_fp16=precision == "fp16")
+        except RuntimeError as error:  # how it tells of a full disk
+            raise OSError(" ".join(str(error).split())[:200]) from None
         source.unlink()
 
     def read(self, path: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -42,7 +43,9 @@ class PT2:
             _halve(program)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about weights on other devices
-            torch.export.save(program, path, extra_files={KEY: info})
+            buffer = io.BytesIO()  # torch.export.save on a full disk raises no OSError
+            torch.export.save(program, buffer, extra_files={KEY: info})
+        path.write_bytes(buffer.getbuffer())
 
     def read(self, path: Path) -> str | None:
         """Return what a file says of itself."""

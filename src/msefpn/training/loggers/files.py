@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from msefpn.errors import UserError
 from msefpn.plain import CsvRows
 from msefpn.plugins import register
-from msefpn.runs.folder import LOG, STEPS, write_text
+from msefpn.runs.folder import LOG, STEPS, TO_RESUME
 from msefpn.training.callbacks import Callback, Run
+from msefpn.writing import write_text
 
 EVERY = 10
 """Steps between two that are written down."""
@@ -24,12 +28,8 @@ class CSVLogger(Callback):
     def start(self, run: Run) -> None:
         """Keep the rows of the epochs that are done; later ones were not committed."""
         super().start(run)
-        path = run.out / LOG
-        self.rows: list[dict[str, Any]] = []
+        self.rows = _rows(run.out / LOG, run.epoch) if run.epoch else []
         self.row: dict[str, Any] = {}
-        if run.epoch and path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= run.epoch]
 
     def epoch(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Begin a row."""
@@ -39,11 +39,31 @@ class CSVLogger(Callback):
         """End it, and write the file."""
         self.rows.append(self.row | {name: round(value, 6) for name, value in values.items()})
         text = io.StringIO()
-        heads, writer = list(self.rows[-1]), CsvRows(text, "\n")
-        writer.add(heads)
+        names = list(dict.fromkeys(name for row in self.rows[::-1] for name in row))
+        writer = CsvRows(text, "\n")
+        writer.add(names)
         for row in self.rows:
-            writer.add(row.get(head) for head in heads)
-        write_text(self.run.out / LOG, text.getvalue())
+            writer.add(row.get(name) for name in names)
+        write_text(self.run.out / LOG, text.getvalue(), TO_RESUME, durable=True)
+
+
+def _rows(path: Path, epochs: int) -> list[dict[str, Any]]:
+    """The rows of the first epochs; none where there is no file. Raises UserError where it is damaged."""
+    if not path.exists():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        numbers = [int(row["epoch"]) for row in rows]
+        for row in rows:
+            [float(value) for value in row.values() if value != ""]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        raise UserError(f"'{path}' is damaged: restore it, or remove it") from None
+    kept = [row for row, number in zip(rows, numbers, strict=True) if number <= epochs]
+    first = min([epochs + 1, *numbers])
+    if not rows or numbers[: len(kept)] != list(range(first, epochs + 1)):
+        raise UserError(f"'{path}' does not hold the epochs up to {epochs}: restore it, or remove it")
+    return kept
 
 
 def _rounded(value: float) -> float:
@@ -58,11 +78,8 @@ class JSONLogger(Callback):
         """Keep the lines of the steps that are done."""
         super().start(run)
         path = run.out / STEPS
-        kept = []
-        if run.step and path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if _is_done(line, run)]
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        kept = _lines(path, run) if run.step else []
+        write_text(path, "".join(f"{line}\n" for line in kept), TO_RESUME)
         self.file = path.open("a", encoding="utf-8")
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
@@ -75,22 +92,37 @@ class JSONLogger(Callback):
         self._write({"event": "epoch", "epoch": epoch, "step": step, "values": dict(values)})
 
     def evaluation(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        """Write the numbers."""
+        """Write the numbers, and have the disk hold them: the state of the epoch comes next."""
         self._write({"event": "evaluation", "epoch": epoch, "step": step, "values": dict(values)})
+        os.fsync(self.file.fileno())
 
     def end(self, reason: str) -> None:
         """Close the file."""
-        self.file.close()
+        if hasattr(self, "file"):
+            self.file.close()
 
     def _write(self, event: dict[str, Any]) -> None:
         self.file.write(json.dumps(event) + "\n")
         self.file.flush()
 
 
-def _is_done(line: str, run: Run) -> bool:
-    """Whether a line is of what a resumed run has done; one that was cut in half is not."""
-    try:
-        event = json.loads(line)
-        return bool(event["step"] < run.step if event["event"] == "step" else event["epoch"] <= run.epoch)
-    except (ValueError, KeyError, TypeError):
-        return False
+def _lines(path: Path, run: Run) -> list[str]:
+    """The lines of what a resumed run has done; none where there is no file.
+
+    A last line without its end, of a run that was killed, is left out. Raises UserError where another line is
+    no event of a training.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    kept = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            event = json.loads(line)
+            done = event["step"] < run.step if event["event"] == "step" else event["epoch"] <= run.epoch
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(
+                f"'{path}' is damaged: line {number} is not an event: remove that line, or the file"
+            ) from None
+        kept += [line] * bool(done)
+    return kept

@@ -7,15 +7,20 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import json
 import os
+import time
 import uuid
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 
-from msefpn.errors import missing_extra
+from msefpn.errors import UserError, missing_extra
 from msefpn.plugins import register
+from msefpn.runs.folder import TO_RESUME
 from msefpn.training.callbacks import Callback, Run
 from msefpn.training.loggers.files import EVERY
+from msefpn.writing import write_text
 
 _IDS = ".trackers"
 """Folder in the run folder for the ids that trackers know the run by."""
@@ -27,7 +32,25 @@ def _need(package: str, extra: str) -> None:
 
 
 class _Tracker(Callback):
-    """A logger that gives all values to one function, under `train/`, `epoch/` and `val/`."""
+    """A logger that gives all values to one function, under `train/`, `epoch/` and `val/`.
+
+    Values of an epoch are those of its last step, so that a resumed run begins after them.
+    """
+
+    keeps = ""
+    """Name of a tracker that keeps all steps: what it has is not logged again. Empty: it drops later ones."""
+
+    def start(self, run: Run) -> None:
+        """Read what the tracker has."""
+        super().start(run)
+        self.file = run.out / _IDS / f"{self.keeps}.json"
+        self.logged: dict[str, int] = {}
+        if self.keeps and self.file.exists():
+            try:
+                kept = json.loads(self.file.read_text(encoding="utf-8"))
+                self.logged = {str(kind): int(number) for kind, number in kept.items()}
+            except (ValueError, TypeError, AttributeError):
+                raise UserError(f"'{self.file}' is damaged: remove it; steps may be logged twice") from None
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write values of a step."""
@@ -36,15 +59,24 @@ class _Tracker(Callback):
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Log every tenth."""
         if step % EVERY == 0:
-            self.log(step, {f"train/{name}": value for name, value in values.items()})
+            self._log_once("train", step, step, values)
 
     def epoch(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Log the means."""
-        self.log(step, {f"epoch/{name}": value for name, value in values.items()} | {"epoch/number": epoch})
+        self._log_once("epoch", epoch, step - 1, {**values, "number": epoch})
 
     def evaluation(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Log the numbers."""
-        self.log(step, {f"val/{name}": value for name, value in values.items()})
+        self._log_once("val", epoch, step - 1, values)
+
+    def _log_once(self, kind: str, number: int, step: int, values: Mapping[str, float]) -> None:
+        if self.keeps and number <= self.logged.get(kind, -1):
+            return
+        self.log(step, {f"{kind}/{name}": value for name, value in values.items()})
+        if self.keeps:
+            self.logged[kind] = number
+            self.file.parent.mkdir(exist_ok=True)
+            write_text(self.file, json.dumps(self.logged), TO_RESUME)
 
 
 @register("logger", "tensorboard")
@@ -57,11 +89,13 @@ class TensorBoardLogger(_Tracker):
     def start(self, run: Run) -> None:
         """Open the writer; steps after those that are done are dropped."""
         super().start(run)
+        folder = run.out / "tensorboard"
+        _put_before_now(folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(run.out / "tensorboard"), purge_step=run.step + 1)
+            self.board = SummaryWriter(str(folder), purge_step=run.step)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write scalars."""
@@ -78,12 +112,28 @@ class TensorBoardLogger(_Tracker):
         self.board.close()
 
 
+def _put_before_now(folder: Path) -> None:
+    """Rename event files that are not older than now, as after the clock was set back.
+
+    TensorBoard reads them in the order of their names, which begin with the second; a later file says what is
+    dropped of earlier ones.
+    """
+    files, now = sorted(folder.glob("events.out.tfevents.*")), int(time.time())
+    for index, file in enumerate(files):
+        *head, second, rest = file.name.split(".", 4)
+        if second.isdigit() and int(second) >= now:
+            earlier = f"{now - len(files) + index:010d}"
+            file.rename(file.with_name(".".join([*head, earlier, rest])))
+
+
 @register("logger", "wandb")
 class WandbLogger(_Tracker):
     """Weights & Biases; needs the extra `wandb`. `WANDB_MODE=offline` keeps everything in the run folder.
 
     A run that is resumed goes on under the same id.
     """
+
+    keeps = "wandb"
 
     def __init__(self) -> None:
         _need("wandb", "wandb")
@@ -117,6 +167,8 @@ class WandbLogger(_Tracker):
 class MLflowLogger(_Tracker):
     """MLflow; needs the extra `mlflow`. Without MLFLOW_TRACKING_URI it writes `mlruns/` in the run folder."""
 
+    keeps = "mlflow"
+
     def __init__(self) -> None:
         _need("mlflow", "mlflow")
 
@@ -133,13 +185,13 @@ class MLflowLogger(_Tracker):
         known = self.client.get_experiment_by_name(name)
         experiment = self.client.create_experiment(name) if known is None else known.experiment_id
         file = run.out / _IDS / "mlflow"
-        if run.step and file.is_file():
+        if file.is_file():
             self.id = file.read_text(encoding="utf-8")
             self.client.set_terminated(self.id, "RUNNING")
         else:
             self.id = self.client.create_run(experiment, run_name=run.out.name).info.run_id
             file.parent.mkdir(exist_ok=True)
-            file.write_text(self.id, encoding="utf-8")
+            write_text(file, self.id, TO_RESUME)
             for key, value in dataclasses.asdict(run.config).items():
                 self.client.log_param(self.id, key, value)
 
@@ -160,6 +212,8 @@ class TrackioLogger(_Tracker):
 
     Without TRACKIO_DIR it writes `trackio/` in the run folder; trackio reads that variable once in a process.
     """
+
+    keeps = "trackio"
 
     def __init__(self) -> None:
         _need("trackio", "trackio")
@@ -190,5 +244,5 @@ def _id_of(run: Run, tracker: str) -> str:
     file = run.out / _IDS / tracker
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
-        file.write_text(uuid.uuid4().hex, encoding="utf-8")
+        write_text(file, uuid.uuid4().hex, TO_RESUME)
     return file.read_text(encoding="utf-8")

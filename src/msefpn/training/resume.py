@@ -1,0 +1,215 @@
+"""The state that a run is resumed from: reading it, and whether it fits the run as it is now."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from msefpn.config import Config, to_yaml
+from msefpn.data.coco import CocoData
+from msefpn.errors import UserError
+from msefpn.models import Detector
+from msefpn.runs.folder import CONFIG, LAST, METRICS, RESUME, is_first_process
+from msefpn.runs.metrics import read_metrics
+from msefpn.training.fingerprint import mark_annotations, mark_pictures
+from msefpn.training.plan import CHANGEABLE, Plan
+from msefpn.training.schedule import make_optimizer
+
+_KINDS: dict[str, type] = {
+    "epoch": int,
+    "step": int,
+    "best": dict,
+    "detector": dict,
+    "optimizer": dict,
+    "classes": list,
+    "category_ids": list,
+    "config": dict,
+    "data": dict,
+}
+"""What a state holds beside `ema`, which may be None."""
+
+
+@dataclass(frozen=True)
+class DataMarks:
+    """Marks of both splits; those of pictures are made in the first process only."""
+
+    train: int
+    val: int
+    pictures: dict[str, Tensor]
+    """Split -> (N,) int64."""
+
+    @classmethod
+    def of(cls, train: CocoData, val: CocoData) -> DataMarks:
+        """Read what the marks are made of."""
+        marks = mark_pictures([train, val]) if is_first_process() else []
+        pictures = dict(zip(("train", "val"), marks, strict=False))
+        return cls(mark_annotations(train), mark_annotations(val), pictures)
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+        return {"train": self.train, "val": self.val, "pictures": self.pictures}
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """A configuration as plain values."""
+    values: dict[str, Any] = yaml.safe_load(to_yaml(config))
+    return values
+
+
+def read_resume(path: Path) -> dict[str, Any]:
+    """Read a state; it holds tensors and plain values only.
+
+    Raises:
+        UserError: it is damaged, was edited, or was written by another version.
+    """
+    again = f"restore it, or start a new run with --init {path.with_name(LAST)}"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises nearly anything on broken bytes
+        raise UserError(f"'{path}' is damaged or half-written: {again}") from error
+    if not isinstance(state, dict) or not state.keys() >= {*_KINDS, "ema"}:
+        raise UserError(f"'{path}' is not the state of a run of this version: {again}")
+    if fault := _fault(state):
+        raise UserError(f"'{path}' is damaged or was edited: {fault}: {again}")
+    return state
+
+
+def _fault(state: dict[str, Any]) -> str:
+    """What is wrong with the values of a state; empty: nothing."""
+    for key, kind in _KINDS.items():
+        if not isinstance(state[key], kind) or isinstance(state[key], bool):
+            return f"{key} is not of type {kind.__name__}"
+    if not isinstance(state["ema"], (dict, type(None))):
+        return "ema is not of type dict"
+    epoch, step, best = state["epoch"], state["step"], state["best"]
+    if not 1 <= epoch <= step:
+        return f"epoch {epoch} and step {step} do not go together"
+    if not (_is_count(best.get("epoch"), epoch) and _is_count(best.get("step"), step)):
+        return "best names no epoch and step"
+    if not isinstance(best.get("AP"), (int, float)) or not math.isfinite(best["AP"]):
+        return "best has no AP"
+    if not all(isinstance(name, str) for name in state["classes"]):
+        return "classes are not texts"
+    if len(state["classes"]) != len(state["category_ids"]):
+        return "classes and category_ids do not go together"
+    for key in ("detector", "ema"):
+        for name, value in (state[key] or {}).items():
+            if not isinstance(value, Tensor):
+                return f"{key} has no tensor {name}"
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                return f"{key} has values in {name} that are not finite"
+    return ""
+
+
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and 1 <= value <= most
+
+
+def state_to_resume(
+    plan: Plan, detector: Detector, train: CocoData, val: CocoData, marks: DataMarks
+) -> dict[str, Any] | None:
+    """The state to resume a run from, which fits its configuration and data; None: to begin at the start.
+
+    Raises:
+        UserError: the state is damaged, or the configuration, the data or the numbers are others now, or
+            there is nothing left to do.
+    """
+    path = plan.out / RESUME
+    if not plan.resume or not path.exists():
+        return None
+    state = read_resume(path)
+    _check_classes(plan, state, train)
+    _check_data(plan, state, marks, train, val)
+    _check_settings(plan, state["config"])
+    _check_fit(plan, state, detector)
+    _check_numbers(plan, state["best"])
+    if plan.steps is not None and state["step"] >= plan.steps:
+        raise UserError(f"the run '{plan.out}' has done {state['step']} steps: give more with --steps")
+    if state["epoch"] >= plan.config.epochs:
+        raise UserError(f"the run '{plan.out}' has all its {state['epoch']} epochs: give more with --epochs")
+    return state
+
+
+def _check_classes(plan: Plan, state: dict[str, Any], data: CocoData) -> None:
+    kept = tuple(state["classes"]), tuple(state["category_ids"])
+    if kept != (data.classes, data.category_ids):
+        same = set(kept[0]) == set(data.classes)
+        what = "the classes in another order or under other ids" if same else "other classes"
+        raise UserError(
+            f"the run '{plan.out}' has {what} than {data.file}: restore the data, or start a new run"
+        )
+
+
+def _check_data(plan: Plan, state: dict[str, Any], marks: DataMarks, train: CocoData, val: CocoData) -> None:
+    kept, own = state["data"], marks.to_state()
+    since = f"since the run '{plan.out}' began: restore it, or start a new run"
+    for split, data in (("train", train), ("val", val)):
+        if kept.get(split) != own[split]:
+            raise UserError(f"{data.file} has changed {since}")
+    for split, data in (("train", train), ("val", val)):
+        before, now = kept.get("pictures", {}).get(split), marks.pictures.get(split)
+        if now is None:
+            continue
+        if not isinstance(before, Tensor) or before.shape != now.shape:
+            raise UserError(f"'{plan.out / RESUME}' is damaged: it has no marks of the {split} pictures")
+        changed = (before != now).nonzero().flatten().tolist()
+        if changed:
+            more = f", and {len(changed) - 1} more" * (len(changed) > 1)
+            raise UserError(f"picture {data.path_of(changed[0])}{more} has changed {since}")
+
+
+def _check_settings(plan: Plan, kept: dict[str, Any]) -> None:
+    own = settings_of(plan.config)
+    for key in own.keys() & kept.keys():
+        if own[key] != kept[key] and key not in CHANGEABLE:
+            raise UserError(
+                f"'{plan.out / CONFIG}' has {key} {own[key]}, but the run was trained with {kept[key]}: "
+                f"restore it, or start a new run with --init {plan.out / LAST}"
+            )
+
+
+def _check_fit(plan: Plan, state: dict[str, Any], detector: Detector) -> None:
+    """Raise UserError where tensors are not those of the detector and its optimizer."""
+    own = {name: value.shape for name, value in detector.state_dict().items()}
+    averages = state["ema"] if plan.config.ema else {}
+    fits = all(
+        isinstance(kept, dict) and {name: value.shape for name, value in kept.items()} == own
+        for kept in ([state["detector"], averages] if plan.config.ema else [state["detector"]])
+    )
+    if not fits or not _optimizer_fits(plan.config, state["optimizer"], detector):
+        raise UserError(
+            f"'{plan.out / RESUME}' does not fit the detector of '{plan.out / CONFIG}': restore both, or "
+            f"start a new run with --init {plan.out / LAST}"
+        )
+
+
+def _optimizer_fits(config: Config, kept: dict[str, Any], detector: Detector) -> bool:
+    optimizer = make_optimizer(detector, config)
+    fresh = [{**group, "lr": 0, "params": 0} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(kept)
+        loaded = [{**group, "lr": 0, "params": 0} for group in optimizer.param_groups]
+        return loaded == fresh and all(
+            value.dim() == 0 or value.shape == weight.shape
+            for weight, values in optimizer.state.items()
+            for value in values.values()
+            if isinstance(value, Tensor)
+        )
+    except Exception:  # torch checks little, and raises what it stumbles over
+        return False
+
+
+def _check_numbers(plan: Plan, best: dict[str, Any]) -> None:
+    """Raise UserError where metrics.json, if it is there, is not the state's."""
+    path = plan.out / METRICS
+    if path.exists() and read_metrics(path).best != json.loads(json.dumps(best)):
+        raise UserError(
+            f"'{path}' has another best epoch than '{plan.out / RESUME}': restore both, or remove '{path}'"
+        )
