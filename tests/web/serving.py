@@ -169,3 +169,12 @@ def jpeg_of(scans: int) -> bytes:
     usual = encoded("JPEG", progressive=True)
     last = usual[usual.rindex(b"\xff\xda") : -2]
     return usual[:-2] + last * (scans - usual.count(b"\xff\xda")) + usual[-2:]
+
+
+def split_jpeg_of(scans: int) -> bytes:
+    """A JPEG that is not progressive, with scans of one of its three components."""
+    usual = encoded("JPEG")
+    head, _, _ = usual.partition(b"\xff\xda")
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\x00"
+    comment = b"\xff\xfe\x00\x04\x03\x03"
+    return head + (scan + comment) * scans + b"\xff\xd9"

@@ -8,6 +8,7 @@ grey is repeated over the three channels; CMYK is converted. Of several frames, 
 import io
 import os
 import re
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from msefpn.data.values import common_factor
 from msefpn.reading import open_file, reason_of
@@ -46,6 +48,11 @@ MAX_PIXELS_PER_BYTE = 10_000
 _LARGE = 16_000_000
 """Pixels from which pictures are decoded one at a time, in all threads together."""
 _ONE_LARGE = threading.Lock()
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
+"""ITU-T T.81, table B.1: markers with a length behind them, and the end of the image."""
+_JPEG_END, _JPEG_SCAN = b"\xd9", b"\xda"
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+"""TIFF 6.0: of a tile, pixels; a decoder allocates whole ones, 2 GB for a picture of 16 x 16."""
 _MAX_SAMPLE = 281
 """TIFF 6.0: the tag of the largest value."""
 _DEPTHS = (10, 12, 14, 16)
@@ -165,9 +172,7 @@ def _opened(path: Path | BinaryIO) -> Iterator[Image.Image]:
         if not Image.OPEN.keys() >= set(FORMATS):
             Image.init()
         with Image.open(file, formats=FORMATS) as image:
-            check_size(image.width, image.height)
-            if image.info.get("progressive") and _scans(file) > MAX_SCANS:
-                raise ImageFault(f"it has more than {MAX_SCANS} scans of its pixels: save it again")
+            check_picture(image, file)
             count = image.width * image.height
             pixels_per_byte = count / max(1, size)
             if count > _LARGE and pixels_per_byte > MAX_PIXELS_PER_BYTE:
@@ -189,13 +194,53 @@ def _too_many(pixels: int) -> str:
     )
 
 
-def _scans(file: BinaryIO) -> int:
-    """Scans of a JPEG file: each goes over all pixels again, however few bytes it has."""
+def check_picture(image: Image.Image, file: BinaryIO) -> None:
+    """Raise ImageFault where decoding an open picture would take too much memory or time."""
+    check_size(image.width, image.height)
     place = file.tell()
     file.seek(0)
-    count = file.read().count(b"\xff\xda")
+    if image.format == "TIFF":
+        if _has_doubles(file):  # decoders differ in which of two tags they take
+            raise ImageFault("a tag of its TIFF directory is there twice: save it again")
+        tags = image.tag_v2  # type: ignore[attr-defined]  # a TIFF has them
+        check_size(int(tags.get(_TILE_WIDTH, 1)), int(tags.get(_TILE_HEIGHT, 1)))
+    if isinstance(image, JpegImageFile):
+        components = 0 if image.info.get("progressive") else image.layers
+        if _has_many_scans(file.read(), components):
+            raise ImageFault(f"it has more than {MAX_SCANS} scans of its pixels: save it again")
     file.seek(place)
-    return count
+
+
+def _has_many_scans(data: bytes, components: int) -> bool:
+    """Whether a JPEG has more than `MAX_SCANS`; what is behind its end, as a phone's film, does not count.
+
+    Args:
+        data: the file.
+        components: of a first scan that is the only one; 0: there are several in any case.
+    """
+    place, scans = 0, 0
+    while scans <= MAX_SCANS:
+        marker = _MARKER.search(data, place)
+        if marker is None or marker[1] == _JPEG_END:
+            return False
+        if marker[1] == _JPEG_SCAN:
+            scans += 1
+            if scans == 1 and data[marker.end() + 2 : marker.end() + 3] == bytes([components]):
+                return False
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    return True
+
+
+def _has_doubles(file: BinaryIO) -> bool:
+    """Whether a tag is twice in the first directory of a TIFF or a BigTIFF. Raises struct.error."""
+    head = file.read(16)
+    order, big = "<" if head.startswith(b"II") else ">", 43 in head[2:4]
+    (start,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
+    file.seek(start)
+    (count,) = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))
+    entries = file.read(min(count, 65_536) * (step := 20 if big else 12))
+    tags = [entries[place : place + 2] for place in range(0, len(entries), step)]
+    return len(set(tags)) < len(tags)
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
