@@ -18,7 +18,7 @@ _GREY = 114
 """Where no image is; YOLO's."""
 
 
-def inside(boxes: Tensor, window: Window) -> Tensor:
+def centred_in(boxes: Tensor, window: Window) -> Tensor:
     """Which boxes (G, 4) xyxy a crop keeps: those whose centre is within the window; (G,) bool."""
     top, left, height, width = window
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 - torch.tensor([left, top])
@@ -32,7 +32,7 @@ def window_of(image: Any, target: dict[str, Any], room: tuple[int, int]) -> Exam
     height, width = (min(have, most) for have, most in zip(sides, room, strict=True))
     spare = torch.tensor([sides[0] - height, sides[1] - width])
     top, left = ((spare + 1) * torch.rand(2)).long().minimum(spare).tolist()
-    kept = inside(target["boxes"], (top, left, height, width))
+    kept = centred_in(target["boxes"], (top, left, height, width))
     cropped = {"labels": target["labels"][kept]}
     for name in target.keys() - {"labels"}:
         rows = tv_tensors.wrap(target[name][kept], like=target[name])

@@ -39,7 +39,7 @@ from torchvision.transforms.v2 import functional
 from msefpn import plugins
 from msefpn.data.checked import CheckedTransform, Transform
 from msefpn.data.images import fitted_size
-from msefpn.data.mixing import Example, blended, composed, inside, window_of
+from msefpn.data.mixing import Example, blended, centred_in, composed, window_of
 from msefpn.errors import UserError
 
 PROPOSAL = -1
@@ -89,7 +89,7 @@ class ObjectCrop(v2.RandomIoUCrop):  # type: ignore[misc]  # likewise
         params: dict[str, Any] = self.make_params([image, objects])
         if params:
             window = params["top"], params["left"], params["height"], params["width"]
-            params["is_within_crop_area"] = inside(boxes, window)
+            params["is_within_crop_area"] = centred_in(boxes, window)
         placed = {key: value for key, value in target.items() if isinstance(value, tv_tensors.TVTensor)}
         cropped = {key: self.transform(value, params) for key, value in placed.items()}
         return self.transform(image, params), target | cropped
