@@ -46,7 +46,7 @@ def first_losses(config: Config, data: CocoData, seeds: int) -> tuple[list[list[
         def keep(_: nn.Module, inputs: tuple[Tensor, ...], found: Tensor, to: list[Tensor] = scores) -> None:
             to.append(found)
 
-        for name, module in detector.roi.named_modules():
+        for name, module in detector.get_submodule("roi").named_modules():
             if name.endswith("classes") and isinstance(module, nn.Linear):
                 module.register_forward_hook(keep)
         with torch.no_grad():
