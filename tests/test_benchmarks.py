@@ -1,6 +1,9 @@
 """The benchmarks run, and compare what they say they compare."""
 
 import importlib
+import json
+import math
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -89,6 +92,42 @@ def test_both_sides_of_the_loaders_do_the_same_work(loader: Any, tmp_path: Path,
         assert all(batch.dtype == torch.float32 for batch in batches)
         shapes.append([tuple(batch.shape) for batch in batches])
     assert shapes == [[(2, 3, 64, 96)] * 2] * 2
+
+
+def test_a_cut_keeps_the_small_classes(
+    module: Callable[[str], Any], tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = module("small_objects")
+    whole = json.loads((tiny_set / "train.json").read_text())
+    sides: dict[int, list[float]] = {}
+    for note in whole["annotations"]:
+        sides.setdefault(note["category_id"], []).append(math.sqrt(note["bbox"][2] * note["bbox"][3]))
+    medians = sorted(statistics.median(one) for one in sides.values())
+    limit = (medians[0] + medians[-1]) / 2
+    cut.main([str(tiny_set), str(tmp_path / "cut"), "--side", str(limit), "--objects", "1", "--images", "3"])
+    found = json.loads((tmp_path / "cut/train.json").read_text())
+    kept = {item["id"] for item in found["categories"]}
+    assert kept == {id for id, one in sides.items() if statistics.median(one) <= limit}
+    images = {item["id"] for item in found["images"]}
+    expected = [n for n in whole["annotations"] if n["category_id"] in kept and n["image_id"] in images]
+    assert len(images) == 3
+    assert sorted(n["id"] for n in found["annotations"]) == sorted(n["id"] for n in expected)
+    assert all((tmp_path / "cut/train" / item["file_name"]).is_file() for item in found["images"])
+    assert "train: 3 images" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cut.main([str(tiny_set), str(tmp_path / "no"), "--side", "0.1"])
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_first_loss_is_measured(
+    module: Callable[[str], Any], tiny_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["test_resnet", "--necks", "fpn", "--seeds", "1", "--size", "64"]
+    module("first_loss").main([str(tiny_set), *words])
+    uniform, *_, row = capsys.readouterr().out.splitlines()
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert [len(cell.split()) for cell in cells[2:5]] == [4, 5, 1]
+    assert float(cells[5].split()[0]) == pytest.approx(float(uniform.split()[1]), abs=0.5)
 
 
 def test_loader_is_measured(loader: Any) -> None:

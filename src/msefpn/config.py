@@ -100,7 +100,8 @@ class Config:
     )
     augment: str = option(
         "paper",
-        "augmentation while training: none, paper (flip), multiscale, strong (small sets), or a plug-in",
+        "augmentation while training: none, paper (flip), multiscale, strong (small sets), mosaic, mixup, "
+        "or a plug-in",
         plugin="augmentation",
     )
     epochs: int = option(12, "passes over the training data", low=1)

@@ -51,7 +51,7 @@ OUR_NAMES = {
     "detector": (
         *("cascade_rcnn", "fast_rcnn", "faster_rcnn", "fcos", "mask_rcnn", "retinanet", "ssd", "yolov3"),
     ),
-    "augmentation": ("multiscale", "none", "paper", "strong"),
+    "augmentation": ("mixup", "mosaic", "multiscale", "none", "paper", "strong"),
     "logger": ("csv", "jsonl", "mlflow", "tensorboard", "trackio", "wandb"),
     "callback": (),
 }

@@ -77,7 +77,7 @@ def test_grid(tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert gcg["difference"]["high"] - gcg["difference"]["mean"] == pytest.approx(
         12.7062 * abs(steps[0] - steps[1]) / 2, abs=1e-4
     )
-    assert gcg["published"]["gain"] == 1.2
+    assert gcg["published"]["gain"] == 0.012
     assert (fpn["baseline"], gcg["baseline"]) == (True, False)
     assert gcg["parameters"] - fpn["parameters"] == 4 * 2 * (32 * 32 + 32)
 

@@ -34,9 +34,9 @@ RESULTS: dict[str, Any] = {
     "setting": "size 96, 50 % of it",
     "rows": [
         row("fpn", [0.4, 0.42], baseline=True),
-        row("ablation_gcg", [0.4, 0.44], **difference(-0.01, 0.03), published={"AP": None, "gain": 1.2}),
-        row("up", [0.5, 0.5], **difference(0.05, 0.07), published={"AP": 39.4, "gain": 2.1}),
-        row("down", [0.3, "no memory"], **difference(-0.2, -0.1), published={"AP": 37.3, "gain": 0.0}),
+        row("ablation_gcg", [0.4, 0.44], **difference(-0.01, 0.03), published={"AP": None, "gain": 0.012}),
+        row("up", [0.5, 0.5], **difference(0.05, 0.07), published={"AP": 0.394, "gain": 0.021}),
+        row("down", [0.3, "no memory"], **difference(-0.2, -0.1), published={"AP": 0.373, "gain": 0.0}),
         row("one", [0.3], **difference(None, None), spread=None),
         row("none", ["no memory", "disk full"]),
     ],
@@ -75,7 +75,9 @@ def test_formats(tmp_path: Path) -> None:
     read = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text(encoding="utf-8"))))
     assert [line["row"] for line in read] == ["fpn", "ablation_gcg", "up", "down", "one", "none"]
     second = {key: read[1][key] for key in ("mean", "difference", "low", "high", "published_gain", "macs")}
-    assert [float(value) for value in second.values()] == pytest.approx([0.42, 0.01, -0.01, 0.03, 1.2, 2.5e9])
+    assert [float(value) for value in second.values()] == pytest.approx(
+        [0.42, 0.01, -0.01, 0.03, 0.012, 2.5e9]
+    )
     assert (read[5]["mean"], read[3]["seeds"], read[2]["verdict"]) == ("", "1", "better")
     assert read[2]["command"] == "msefpn train --recipe up"
     latex = (tmp_path / "table.tex").read_text(encoding="utf-8")

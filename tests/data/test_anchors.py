@@ -202,6 +202,18 @@ def test_chosen_anchors_miss_no_more_and_overlap_no_less(detector: str, keys: se
     assert choose_anchors(objects, detector, {}) == choice
 
 
+def test_a_few_objects_do_not_outweigh_the_overlap_of_all_others() -> None:
+    objects = resized_objects(squares([16.0] * 797 + [5.0] * 3), (400, 400))
+    choice = choose_anchors(objects, "faster_rcnn", {})
+    small = rule_for("faster_rcnn", {"rpn": {"anchor_scale": 2.0}})
+    assert choice is not None
+    assert small is not None
+    other = measure_share(objects, small)
+    assert choice.options["anchor_scale"] == 4.0
+    assert other.missed < choice.share.missed == 3
+    assert other.iou < choice.share.iou - 0.1
+
+
 def test_what_is_set_stays_and_what_fits_already_is_written_down() -> None:
     objects = resized_objects(squares([10.0] * 32), (400, 400))
     choice = choose_anchors(objects, "faster_rcnn", {"rpn": {"anchor_scale": 4.0}})

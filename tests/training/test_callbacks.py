@@ -87,7 +87,7 @@ def test_early_stopping_counts_epochs_without_a_better_ap() -> None:
     assert told(2, [0.1, 0.2, 0.1, 0.3, 0.3]) == ""
     assert told(2, [0.1, 0.2, 0.1, 0.2]) == "no better AP for 2 epochs"
     assert told(2, [0.2], best={"epoch": 3, "AP": 0.2}) == ""
-    assert told(1, [0.2], best={"epoch": 3, "AP": 0.2}) == "no better AP for 1 epochs"
+    assert told(1, [0.2], best={"epoch": 3, "AP": 0.2}) == "no better AP for 1 epoch"
 
 
 def test_patience_ends_a_training(tiny_set: Path, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def _entry(
     failed: Mapping[Path, str],
 ) -> dict[str, Any]:
     """What is known of a row by itself."""
-    known = None if row.published is None else dataclasses.asdict(row.published)
+    known = None if row.published is None else _as_shares(row.published)
     entry: dict[str, Any] = {"row": row.name, "epochs": row.config.epochs, "published": known, **costs}
     entry["command"] = row.command()
     entry["trials"] = [_trial(trial, failed) for trial in trials if trial.variant is row]
@@ -199,6 +199,13 @@ def _entry(
         mean50, _ = mean_and_spread([trial["AP50"] for trial in done])
         entry |= {"mean": mean, "spread": spread, "mean50": mean50}
     return entry
+
+
+def _as_shares(known: Published) -> dict[str, Any]:
+    """What is published, AP and gain from 0 to 1 as all other numbers of the file."""
+    values = dataclasses.asdict(known)
+    parts = {key: round(values[key] / 100, 6) for key in ("AP", "gain") if values[key] is not None}
+    return values | parts
 
 
 def _trial(trial: Trial, failed: Mapping[Path, str]) -> dict[str, Any]:

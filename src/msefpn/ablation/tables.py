@@ -77,8 +77,8 @@ def _published(row: ResultRow) -> str:
     """Published AP and gain over FPN, where known."""
     known = row["published"] or {}
     gain = known.get("gain")
-    parts = [f"{known['AP']:.1f}"] if known.get("AP") is not None else []
-    return " ".join([*parts, f"({gain:+.1f})"]) if gain else " ".join(parts)
+    parts = [f"{100 * known['AP']:.1f}"] if known.get("AP") is not None else []
+    return " ".join([*parts, f"({100 * gain:+.1f})"]) if gain else " ".join(parts)
 
 
 def markdown(results: Results) -> str:

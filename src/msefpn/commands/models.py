@@ -191,7 +191,7 @@ def list_models() -> list[dict[str, Any]]:
     They are torchvision's, downloaded when they are first used; AP is torchvision's figure on COCO val2017.
 
     Returns:
-        One entry per detector: name, detector, AP of boxes and of masks in percent, megabytes, licence and
+        One entry per detector: name, detector, AP of boxes and of masks (0 to 1), megabytes, licence and
         address.
     """
     found: list[dict[str, Any]] = []
@@ -201,22 +201,22 @@ def list_models() -> list[dict[str, Any]]:
             {
                 "name": name,
                 "detector": about.detector,
-                "AP": weights.ap,
-                "mask_AP": weights.mask_ap,
+                "AP": round(weights.ap / 100, 6),
+                "mask_AP": None if weights.mask_ap is None else round(weights.mask_ap / 100, 6),
                 "megabytes": weights.megabytes,
                 "licence": LICENCE,
                 "url": weights.url,
             }
         )
 
-    from msefpn.runs.console import say, show_table
+    from msefpn.runs.console import percent, say, show_table
 
     rows = [
         [
             entry["name"],
             entry["detector"],
-            f"{entry['AP']:.1f}",
-            "" if entry["mask_AP"] is None else f"{entry['mask_AP']:.1f}",
+            percent(entry["AP"]),
+            "" if entry["mask_AP"] is None else percent(entry["mask_AP"]),
             f"{entry['megabytes']:.0f} MB",
             entry["licence"],
         ]

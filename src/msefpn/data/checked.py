@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from torchvision import tv_tensors
 
 from msefpn.errors import UserError
 
-Transform = Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
+Transform = Callable[..., tuple[Any, dict[str, Any]]]
+"""Takes (image, target), and with an attribute `other_images` a sequence of other examples too."""
 _ROUNDING = 1.0
 """Pixels that a box of a plug-in's transform may stick out, to be clipped."""
 
@@ -25,18 +26,29 @@ class CheckedTransform:
         name: of the augmentation, for messages.
         transform: see the module.
         resize: applied after it; None: it resizes itself.
+
+    Attributes:
+        other_images: how many examples it takes beside the image.
+
+    Raises:
+        UserError: its `other_images` is not a number.
     """
 
     def __init__(self, name: str, transform: Transform, resize: Transform | None) -> None:
         self.name = name
         self.transform = transform
         self.resize = resize
+        self.other_images = getattr(transform, "other_images", 0)
+        if not isinstance(self.other_images, int) or self.other_images < 0:
+            raise self._fault(f"has other_images {self.other_images!r}: give a number from 0 on")
 
-    def __call__(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def __call__(
+        self, image: Any, target: dict[str, Any], *others: Sequence[tuple[Any, dict[str, Any]]]
+    ) -> tuple[Any, dict[str, Any]]:
         """Transform one image and what is on it. Raises UserError that names the augmentation."""
         needed = list(target)  # the transform may change the dictionary
         try:
-            result = self.transform(image, target)
+            result = self.transform(image, target, *others)
         except UserError:
             raise
         except Exception as error:  # a plug-in may raise anything; a worker's trace would be long

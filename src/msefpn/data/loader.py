@@ -23,6 +23,7 @@ from torchvision.transforms.v2 import functional
 from msefpn.data.checked import Transform
 from msefpn.data.coco import CocoData
 from msefpn.data.images import ImageFault, fitted_size, read_reduced
+from msefpn.data.mixing import Example
 from msefpn.data.transforms import (
     PROPOSAL,
     decoded_fit,
@@ -66,6 +67,8 @@ class DetectionDataset(Dataset[ImageSample]):
         seed: of the augmentation.
         fit: longest and shortest side, pixels; an image is decoded reduced where it still fills them so
             (`decoded_fit`). None: at full size.
+        others: indices of the images that a transform with `other_images` may be given beside its own; None:
+            all.
     """
 
     def __init__(
@@ -75,11 +78,13 @@ class DetectionDataset(Dataset[ImageSample]):
         *,
         seed: int,
         fit: tuple[int, int] | None = None,
+        others: NDArray[np.int64] | None = None,
     ) -> None:
         self.data = data
         self.transform = transform
         self.seed = seed
         self.fit = fit
+        self.others = np.arange(len(data)) if others is None else others
 
     def __len__(self) -> int:
         return len(self.data)
@@ -87,16 +92,13 @@ class DetectionDataset(Dataset[ImageSample]):
     def __getitem__(self, key: ImageKey) -> ImageSample:
         """Load the image at index `key[1]` as epoch `key[0]` sees it. Raises UserError with the file."""
         epoch, index = key
-        height, width = (int(side) for side in self.data.sizes[index])
-        image = tv_tensors.Image(torch.from_numpy(self._decode(index, (height, width))).permute(2, 0, 1))
-        target = self._target(index, (height, width))
-        if image.shape[-2:] != (height, width):
-            for name in target.keys() - {"labels"}:
-                target[name] = functional.resize(target[name], list(image.shape[-2:]))
+        image, target = self.example(index)
+        others = [_Others(self, chosen)] if len(chosen := self._drawn(epoch, index)) else []
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it would reseed the GPU as well.
             torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, index))
-            image, target = self.transform(image, target)
+            image, target = self.transform(image, target, *others)
+        height, width = (int(side) for side in self.data.sizes[index])
         boxes, labels = target["boxes"].as_subclass(Tensor), target["labels"]
         real = labels != PROPOSAL
         if len(labels) and not PROPOSAL <= int(labels.min()) <= int(labels.max()) < len(self.data.classes):
@@ -113,6 +115,24 @@ class DetectionDataset(Dataset[ImageSample]):
             target["masks"].as_subclass(Tensor) if "masks" in target else None,
             None if self.data.proposals is None else boxes[~real],
         )
+
+    def example(self, index: int) -> Example:
+        """An image and what is on it, before its transform. Raises UserError with the file."""
+        height, width = (int(side) for side in self.data.sizes[index])
+        image = tv_tensors.Image(torch.from_numpy(self._decode(index, (height, width))).permute(2, 0, 1))
+        target = self._target(index, (height, width))
+        if image.shape[-2:] != (height, width):
+            for name in target.keys() - {"labels"}:
+                target[name] = functional.resize(target[name], list(image.shape[-2:]))
+        return image, target
+
+    def _drawn(self, epoch: int, index: int) -> list[int]:
+        """Indices of the images that the transform is given beside its own."""
+        count = getattr(self.transform, "other_images", 0)
+        if not count:
+            return []
+        rng = np.random.default_rng(mixed_seed(self.seed, epoch, index, 2))
+        return [int(one) for one in rng.choice(self.others, count)]
 
     def _target(self, index: int, size: tuple[int, int]) -> dict[str, Tensor]:
         """What is transformed with the image; given regions are boxes of no class."""
@@ -141,6 +161,22 @@ class DetectionDataset(Dataset[ImageSample]):
         if whole != size:
             raise UserError(f"image {path} (id {id}) has another size than when the run began: start again")
         return pixels
+
+
+class _Others(Sequence[Example]):
+    """Examples that are read when they are asked for: a transform does not mix every time."""
+
+    def __init__(self, dataset: DetectionDataset, chosen: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self.dataset.example(index) for index in self.chosen[at]]
+        return self.dataset.example(self.chosen[at])
 
 
 def collate(samples: Sequence[ImageSample]) -> Batch:
@@ -229,7 +265,7 @@ def train_loader(
     batches = _grouped(data.sizes, chosen, batch, mixed_seed(seed, epoch, 0, 1), world)[rank::world]
     transform = train_transform(augment, size, antialias=antialias)
     fit = decoded_fit(augment, size) if antialias else None
-    dataset = DetectionDataset(data, transform, seed=seed, fit=fit)
+    dataset = DetectionDataset(data, transform, seed=seed, fit=fit, others=chosen)
     return _loader(dataset, BatchKeys(epoch, batches), workers)
 
 

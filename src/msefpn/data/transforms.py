@@ -20,12 +20,14 @@ An augmentation is one of these, registered under a name or passed from Python:
 A class is called with the size if it takes one, else without arguments; one with an argument `antialias` is
 given the run's, see `FitResize`. With an attribute `min_crop` (the least part of each side that its crops
 keep, 1 where it does not crop), large JPEG files may be decoded at a reduced size; without it they are
-decoded whole.
+decoded whole. One with an attribute `other_images`, a number, is called as (image, target, others): a
+sequence of so many pairs (image, target) of the training set, each read when it is taken from there.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,6 +39,7 @@ from torchvision.transforms.v2 import functional
 from msefpn import plugins
 from msefpn.data.checked import CheckedTransform, Transform
 from msefpn.data.images import fitted_size
+from msefpn.data.mixing import Example, blended, centred_in, composed, window_of
 from msefpn.errors import UserError
 
 PROPOSAL = -1
@@ -85,9 +88,8 @@ class ObjectCrop(v2.RandomIoUCrop):  # type: ignore[misc]  # likewise
         objects = tv_tensors.wrap(boxes[target["labels"] != PROPOSAL], like=boxes)
         params: dict[str, Any] = self.make_params([image, objects])
         if params:
-            centre = (boxes[:, :2] + boxes[:, 2:]) / 2 - torch.tensor([params["left"], params["top"]])
-            inside = (centre > 0) & (centre < torch.tensor([params["width"], params["height"]]))
-            params["is_within_crop_area"] = inside.all(dim=1)
+            window = params["top"], params["left"], params["height"], params["width"]
+            params["is_within_crop_area"] = centred_in(boxes, window)
         placed = {key: value for key, value in target.items() if isinstance(value, tv_tensors.TVTensor)}
         cropped = {key: self.transform(value, params) for key, value in placed.items()}
         return self.transform(image, params), target | cropped
@@ -137,13 +139,83 @@ class Strong(v2.Compose):  # type: ignore[misc]  # likewise
             [
                 v2.RandomApply([ObjectCrop(min_scale=_CROP)], p=0.5),
                 FitResize(*size, scales=(0.8, 1.0), antialias=antialias),
-                v2.RandomHorizontalFlip(0.5),
-                v2.RandomVerticalFlip(0.5),
-                v2.RandomPhotometricDistort(p=0.5),
-                v2.ClampBoundingBoxes(),
-                v2.SanitizeBoundingBoxes(min_size=1),
+                *_flips_and_colours(),
             ]
         )
+
+
+@plugins.register("augmentation", "mosaic")
+class Mosaic(nn.Module):
+    """`strong`, or half the time four images in one (YOLOv4, arXiv 2004.10934, section 3.3): each is shrunk
+    by 0.5 to 1, and a part of it, chosen at random, fills a corner. They meet within the middle 40 % of each
+    side. Then flips and colours as in `strong`.
+    """
+
+    min_crop = _CROP
+    other_images = 3
+
+    def __init__(self, size: tuple[int, int], *, antialias: bool = True) -> None:
+        super().__init__()
+        self.size = size
+        self.alone = Strong(size, antialias=antialias)
+        self.resize = FitResize(*size, scales=(0.5, 1.0), antialias=antialias)
+        self.finish = v2.Compose(_flips_and_colours())
+
+    def forward(self, image: Any, target: dict[str, Any], others: Sequence[Example]) -> Example:
+        """Transform an image alone, or with three others."""
+        found: Example
+        if torch.rand(()).item() < 0.5:
+            found = self.alone(image, target)
+            return found
+        height, width = fitted_size(image.shape[-2], image.shape[-1], *self.size)
+        down, right = (torch.rand(2) * 0.4 + 0.3).tolist()
+        top, left = max(1, round(down * height)), max(1, round(right * width))
+        parts = []
+        for at, (one, on_it) in enumerate([(image, target), *others]):
+            below, beside = divmod(at, 2)
+            room = height - top if below else top, width - left if beside else left
+            shrunk, on_shrunk = self.resize(one, on_it)
+            part = window_of(shrunk, on_shrunk, room)
+            corner = top if below else top - part[0].shape[-2], left if beside else left - part[0].shape[-1]
+            parts.append((*part, corner))
+        found = self.finish(*composed(parts, (height, width)))
+        return found
+
+
+@plugins.register("augmentation", "mixup")
+class MixUp(nn.Module):
+    """`strong`, and half the time the mean of two images with the objects of both (arXiv 1710.09412, for
+    detectors arXiv 1902.04103): the second is shrunk until it fits on the first.
+    """
+
+    min_crop = _CROP
+    other_images = 1
+
+    def __init__(self, size: tuple[int, int], *, antialias: bool = True) -> None:
+        super().__init__()
+        self.strong = Strong(size, antialias=antialias)
+        self.finish = v2.SanitizeBoundingBoxes(min_size=1)  # the second image is shrunk once more
+        self.antialias = antialias
+
+    def forward(self, image: Any, target: dict[str, Any], others: Sequence[Example]) -> Example:
+        """Transform an image alone, or with another."""
+        first: Example = self.strong(image, target)
+        if torch.rand(()).item() < 0.5:
+            return first
+        both = blended(first, self.strong(*others[0]), antialias=self.antialias)
+        found: Example = self.finish(*both)
+        return found
+
+
+def _flips_and_colours() -> list[Any]:
+    """What `strong` does to an image of the final size; boxes without area are removed."""
+    return [
+        v2.RandomHorizontalFlip(0.5),
+        v2.RandomVerticalFlip(0.5),
+        v2.RandomPhotometricDistort(p=0.5),
+        v2.ClampBoundingBoxes(),
+        v2.SanitizeBoundingBoxes(min_size=1),
+    ]
 
 
 def eval_transform(size: tuple[int, int], *, antialias: bool = True) -> Transform:

@@ -152,7 +152,8 @@ class EarlyStopping(Callback):
         if values["AP"] > self.best:
             self.best, self.best_epoch = values["AP"], epoch
         elif epoch - self.best_epoch >= self.patience:
-            self.run.stop(f"no better AP for {epoch - self.best_epoch} epochs")
+            past = epoch - self.best_epoch
+            self.run.stop(f"no better AP for {past} {'epoch' if past == 1 else 'epochs'}")
 
 
 METHODS = ("start", "step", "epoch", "evaluation", "end")

@@ -27,7 +27,7 @@ _LOOKED_AT = 3000
 _FINALISTS = 6
 """Candidates, best by their overlap, whose assignment is computed."""
 _STEP = 0.005
-"""Shares of missed objects are compared in these steps; then the IoU decides."""
+"""Shares of missed objects that differ by no more from the least are taken as equal; then the IoU decides."""
 _WORTH = 0.01
 """Mean IoU that a change from the detector's own anchors must bring where it misses no fewer objects."""
 
@@ -118,27 +118,30 @@ def choose_anchors(
         finalists: list[dict[str, Any]] = [{"anchors": _clusters(few, len(own.strides))}]
     else:
         candidates = list(_candidates(few, detector, part[0], open_keys))
-        finalists = sorted(candidates, key=lambda one: _overlap(few, rule(one)))[:_FINALISTS]
-    measured = [({}, measure_share(few, own)), *((one, measure_share(few, rule(one))) for one in finalists)]
-    before = measured[0][1]
-    best, found = min(measured[1:], key=lambda pair: _rank(pair[1]))
-    if _rank(before) <= _rank(found) or (
-        _rank(before)[0] <= _rank(found)[0] and found.iou < before.iou + _WORTH
-    ):
+        overlaps = [_overlap(few, rule(one)) for one in candidates]
+        finalists = [candidates[at] for at in _best_first(overlaps)[:_FINALISTS]]
+    before = measure_share(few, own)
+    shares = [measure_share(few, rule(one)) for one in finalists]
+    first = _best_first([(one.share, one.iou) for one in shares])[0]
+    best, found = finalists[first], shares[first]
+    fewer, more = before.share - found.share, found.iou - before.iou
+    if fewer < -_STEP or (fewer <= _STEP and more < _WORTH):
         best, found = {}, before
     # written down also where they are the detector's own, so that the run says which anchors it has
     own_values = ANCHORS[detector if part[0] == "head" else part[0]]
     return AnchorChoice(best or {key: own_values[key] for key in open_keys}, found, before)
 
 
-def _rank(share: AnchorShare) -> tuple[int, float]:
-    return round(share.share / _STEP), -share.iou
+def _best_first(found: Sequence[tuple[float, float]]) -> list[int]:
+    """The order of candidates, of each the share of missed objects and the mean of the best IoU."""
+    least = min(share for share, _ in found) + _STEP
+    return sorted(range(len(found)), key=lambda at: (max(least, found[at][0]), -found[at][1]))
 
 
-def _overlap(objects: Objects, rule: Any) -> tuple[int, float]:
-    """The rank of a candidate by the overlap alone, whatever other objects take."""
+def _overlap(objects: Objects, rule: Any) -> tuple[float, float]:
+    """Share of missed objects, whatever others take, and the mean of the best IoU."""
     best = best_iou(objects, rule)
-    return round(float((best < rule.least_iou).mean()) / _STEP), -float(best.mean())
+    return float((best < rule.least_iou).mean()), float(best.mean())
 
 
 def _candidates(

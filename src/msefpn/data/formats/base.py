@@ -19,7 +19,7 @@ import numpy as np
 from msefpn import reading
 from msefpn.data.coco import CocoData, kept_content, scan_coco
 from msefpn.data.faults import FaultReport
-from msefpn.data.finding import describe_unread, examples, images_in, unread_in
+from msefpn.data.finding import describe_unread, examples, unread_in
 from msefpn.data.images import ImageFault, read_header
 from msefpn.data.repair import resized
 from msefpn.data.values import is_rounding
@@ -326,13 +326,9 @@ def label_json(file: Path) -> Any:
         raise LabelFault(f"{file}: {reason_of(error)}") from None
 
 
-def tell_left_out(folder: Path, log: ReadLog, *, deep: bool = False) -> None:
-    """Note the pictures of a folder that are not read: for their suffix, and unless `deep` those below it."""
-    log.notes += [text] if (text := describe_unread(unread_in(folder, deep=deep))) else []
-    if not deep:
-        below = set(images_in(folder, deep=True)) - set(images_in(folder))
-        names = examples(sorted(file.relative_to(folder).as_posix() for file in below))
-        log.count(len(below), f"images in folders of '{folder}' are not read ({names}): give these folders")
+def tell_left_out(folder: Path, log: ReadLog) -> None:
+    """Note the pictures of a folder and those below it that are not read for their suffix."""
+    log.notes += [text] if (text := describe_unread(unread_in(folder, deep=True))) else []
 
 
 def is_within(file: Path, root: Path) -> bool:

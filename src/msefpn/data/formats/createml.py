@@ -1,4 +1,4 @@
-"""Create ML: one json list for all images of a split, with centres and sides in pixels."""
+"""Create ML: a json list for all images of a split or of a folder in it, with centres and sides in pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import posixpath
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from msefpn.data.finding import SimilarNames, examples, images_in
 from msefpn.data.formats.base import (
@@ -25,6 +25,7 @@ from msefpn.data.formats.base import (
     split_folders,
     tell_left_out,
 )
+from msefpn.data.formats.pairs import labels_in
 from msefpn.data.repair import hint
 from msefpn.data.values import is_number
 from msefpn.errors import UserError
@@ -41,7 +42,7 @@ def read_createml(path: Path, images: Path | None, log: ReadLog) -> LoadedDatase
     """Read a json file, or a folder with one for each split.
 
     Args:
-        path: the json, a folder with one, or one with a folder for each split.
+        path: the json, a folder with some, also in folders below, or one with a folder for each split.
         images: folder of the images; None: beside the json.
         log: takes what has to be reported.
 
@@ -49,19 +50,32 @@ def read_createml(path: Path, images: Path | None, log: ReadLog) -> LoadedDatase
         UserError: nothing can be used.
     """
     splits = {}
-    for split, (file, content) in _files(path).items():
-        folder = _folder(file, split, images)
-        names = Counter(posixpath.normpath(str(_name(item))) for item in content if isinstance(item, dict))
-        twice = [name for name, count in names.items() if count > 1]
-        if twice:
-            raise UserError(f"{file}: the image '{twice[0]}' is listed twice: put its annotations together")
-        items = list(enumerate(content, 1))
-        splits[split] = read_all(
-            partial(_read, file=file, pictures=SimilarNames(folder), log=log), items, log
-        )
-        bare = [image.name for image in images_in(folder) if image.name not in names]
-        log.count(len(bare), f"images are not listed in {file.name} and are skipped ({examples(bare)})")
-        tell_left_out(folder, log)
+    for split, lists in _files(path).items():
+        found: list[LabelledImage] = []
+        listed: set[str] = set()
+        there: set[Path] = set()
+        for one in lists:
+            folder = _folder(one, split, images)
+            names = Counter(
+                posixpath.normpath(str(_name(item))) for item in one.content if isinstance(item, dict)
+            )
+            twice = [name for name, count in names.items() if count > 1]
+            if twice:
+                raise UserError(
+                    f"{one.file}: the image '{twice[0]}' is listed twice: put its annotations together"
+                )
+            read = partial(_read, file=one.file, pictures=SimilarNames(folder), log=log)
+            found += read_all(read, list(enumerate(one.content, 1)), log)
+            listed |= {os.path.abspath(folder / name) for name in names}
+            there.update(images_in(folder, deep=True))
+        listed |= {os.path.abspath(image.file) for image in found}
+        bare = sorted(image for image in there if os.path.abspath(image) not in listed)
+        in_lists = examples(one.file.name for one in lists)
+        shown = examples(image.name for image in bare)
+        log.count(len(bare), f"images are not listed in {in_lists} and are skipped ({shown})")
+        for folder in {_folder(one, split, images) for one in lists}:
+            tell_left_out(folder, log)
+        splits[split] = found
     return assemble(path, "createml", splits, None, log)
 
 
@@ -72,25 +86,34 @@ class CreateMLFormat:
     read = staticmethod(read_createml)
 
 
-def _files(path: Path) -> dict[str, tuple[Path, list[Any]]]:
-    """Split -> its json and what that lists."""
+class _List(NamedTuple):
+    """A json and what it lists."""
+
+    file: Path
+    base: Path
+    """The folder of its split."""
+    content: list[Any]
+
+
+def _files(path: Path) -> dict[str, list[_List]]:
+    """Split -> its jsons: those of its folder and of those below it, else the one beside it."""
     if path.is_file():
         content = _load(path)
-        return {} if content is None else {SPLIT_NAMES.get(path.stem, "train"): (path, content)}
-    found: dict[str, tuple[Path, list[Any]]] = {}
+        return (
+            {}
+            if content is None
+            else {SPLIT_NAMES.get(path.stem, "train"): [_List(path, path.parent, content)]}
+        )
+    found: dict[str, list[_List]] = {}
     for split, folder in split_folders(path).items():
-        for file in [*sorted(folder.glob("*.json")), *_beside(folder, path)]:
-            content = _load(file)
-            if content is not None:
-                found.setdefault(SPLIT_NAMES.get(file.stem, split), (file, content))
+        beside = path / f"{folder.name}.json"
+        for files, base in ((labels_in(folder, ".json"), folder), ([beside], path)):
+            lists = [_List(file, base, content) for file in files if (content := _load(file)) is not None]
+            for one in lists:
+                found.setdefault(SPLIT_NAMES.get(one.file.stem, split), []).append(one)
+            if lists or folder == path:
+                break
     return found
-
-
-def _beside(folder: Path, root: Path) -> list[Path]:
-    """The json of a split that is beside its folder."""
-    return (
-        [root / f"{folder.name}.json"] if folder != root and (root / f"{folder.name}.json").is_file() else []
-    )
 
 
 def _load(file: Path) -> list[Any] | None:
@@ -103,12 +126,13 @@ def _load(file: Path) -> list[Any] | None:
     return content if listed else None
 
 
-def _folder(file: Path, split: str, images: Path | None) -> Path:
+def _folder(one: _List, split: str, images: Path | None) -> Path:
+    """The folder that the names of a list count from; below `images` the one of its path, if it is there."""
     if images is not None:
-        return images
-    return next(
-        (folder for folder in (file.parent / file.stem, file.parent / split) if folder.is_dir()), file.parent
-    )
+        same = images / one.file.parent.relative_to(one.base)
+        return same if same.is_dir() else images
+    places = (one.file.parent / name for name in (one.file.stem, split))
+    return next((folder for folder in places if folder.is_dir()), one.file.parent)
 
 
 def _name(item: dict[str, Any]) -> Any:

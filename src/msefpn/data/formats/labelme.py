@@ -24,7 +24,7 @@ from msefpn.data.formats.base import (
     split_folders,
     tell_left_out,
 )
-from msefpn.data.formats.pairs import Pictures
+from msefpn.data.formats.pairs import PairedFolders, labels_in
 from msefpn.data.values import is_number
 from msefpn.errors import UserError
 
@@ -36,7 +36,7 @@ _FLAT = ("point", "points", "line", "linestrip")
 def is_labelme(root: Path) -> bool:
     """Whether a folder holds annotations in this format: whether the first json does that can be read."""
     for folder in split_folders(root).values():
-        for file in sorted(folder.glob("*.json")):
+        for file in labels_in(folder, ".json"):
             try:
                 content = label_json(file)
             except LabelFault:
@@ -51,7 +51,8 @@ def read_labelme(root: Path, images: Path | None, log: ReadLog) -> LoadedDataset
     Shapes of one label and group are one object.
 
     Args:
-        root: the folder of the json files, or of a folder of them for each split.
+        root: the folder of the json files, which may be in folders below, or of a folder of them for each
+            split.
         images: folder of the images; None: where the json files say, or beside them.
         log: takes what has to be reported.
 
@@ -61,10 +62,10 @@ def read_labelme(root: Path, images: Path | None, log: ReadLog) -> LoadedDataset
     splits = {}
     flat: list[str] = []
     for split, folder in split_folders(root).items():
-        files = sorted(folder.glob("*.json"))
-        pictures = Pictures(images or folder, {file.stem for file in files}, log)
-        found = read_all(partial(_read, root=root, pictures=pictures, given=images, flat=flat), files, log)
-        pictures.tell_bare([image.file for image in found], "json")
+        pictures = PairedFolders(folder, images or folder, ".json", log)
+        read = partial(_read, root=root, pictures=pictures, given=images, flat=flat)
+        found = read_all(read, pictures.files, log)
+        pictures.tell_bare([image.file for image in found])
         tell_left_out(images or folder, log)
         splits[split] = found
     log.count(len(flat), f"shapes without an area are skipped ({', '.join(sorted(set(flat)))})")
@@ -79,7 +80,7 @@ class LabelMeFormat:
 
 
 def _read(
-    file: Path, *, root: Path, pictures: Pictures, given: Path | None, flat: list[str]
+    file: Path, *, root: Path, pictures: PairedFolders, given: Path | None, flat: list[str]
 ) -> LabelledImage:
     """One json file; kinds of shapes that are skipped are added to `flat`. Raises LabelFault."""
     content = label_json(file)
@@ -88,7 +89,7 @@ def _read(
     named = str(content.get("imagePath") or "")
     place = file.parent / named.replace("\\", "/")
     there = place if given is None and named and os.path.isfile(place) else None
-    if there is not None and not is_within(there, root) and not pictures.by_stem.get(file.stem):
+    if there is not None and not is_within(there, root) and not pictures.beside(file).by_stem.get(file.stem):
         raise UserError(f"{file}: imagePath '{named}' leads out of '{root}': name the folder with --images")
     image = pictures.of(file, named, there if there is not None and is_within(there, root) else None)
     height: Any = content.get("imageHeight")

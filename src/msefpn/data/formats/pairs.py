@@ -5,9 +5,55 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path, PureWindowsPath
 
-from msefpn.data.finding import SimilarNames, examples, images_in
+from msefpn.data.finding import SimilarNames, examples, files_in, images_in
 from msefpn.data.formats.base import LabelFault, ReadLog
 from msefpn.data.repair import hint
+
+
+def labels_in(folder: Path, suffix: str) -> list[Path]:
+    """The label files of a folder and of those below it; none where it is not a folder."""
+    return [file for file in files_in(folder, deep=True) if file.suffix == suffix] if folder.is_dir() else []
+
+
+class PairedFolders:
+    """The label files below a folder, and the pictures: those of the same path below another folder.
+
+    Where a folder of label files has no folder of pictures of its path, its pictures are in the uppermost.
+
+    Args:
+        labels: folder of the label files.
+        pictures: folder of the pictures; may be the same.
+        suffix: of the label files.
+        log: told what was decided.
+    """
+
+    def __init__(self, labels: Path, pictures: Path, suffix: str, log: ReadLog) -> None:
+        self.files = labels_in(labels, suffix)
+        self.root, self.suffix, self.log = pictures, suffix, log
+        self.place_of: dict[Path, Path] = {}
+        stems: dict[Path, set[str]] = {file.parent: set() for file in images_in(pictures, deep=True)}
+        stems.setdefault(pictures, set())
+        for file in self.files:
+            same = pictures / file.parent.relative_to(labels)
+            place = self.place_of[file.parent] = same if same.is_dir() else pictures
+            stems.setdefault(place, set()).add(file.stem)
+        self.pictures = {place: Pictures(place, names, log) for place, names in stems.items()}
+
+    def of(self, labels: Path, named: str, there: Path | None = None) -> Path:
+        """The picture of a label file, see `Pictures.of`."""
+        return self.beside(labels).of(labels, named, there)
+
+    def beside(self, labels: Path) -> Pictures:
+        """The pictures that a label file may be of."""
+        return self.pictures[self.place_of.get(labels.parent, self.root)]
+
+    def tell_bare(self, used: Collection[Path]) -> None:
+        """Note the pictures that no label file was taken for; `used` are those that one was."""
+        taken = {file.resolve() for file in used}
+        bare = sorted(file for pictures in self.pictures.values() for file in pictures.bare(taken))
+        names = examples(file.relative_to(self.root).as_posix() for file in bare)
+        what = self.suffix.removeprefix(".")
+        self.log.count(len(bare), f"images have no {what} file and are skipped, {names} among them")
 
 
 class Pictures:
@@ -86,14 +132,11 @@ class Pictures:
             return found[0]
         raise LabelFault(f"{labels}: its image is missing ('{named}'){hint([str(file) for file in found])}")
 
-    def tell_bare(self, used: Collection[Path], what: str) -> None:
-        """Note the pictures that no label file was taken for; `used` are those that one was."""
-        taken = {file.resolve() for file in used}
-        bare = [
+    def bare(self, taken: Collection[Path]) -> list[Path]:
+        """The pictures without a label file; `taken` are those, resolved, that one was taken for."""
+        return [
             file
             for file in self.by_name.values()
             if file.resolve() not in taken
             and (file.stem not in self.stems or len(self.by_stem[file.stem]) > 1)
         ]
-        names = examples(sorted(file.name for file in bare))
-        self.log.count(len(bare), f"images have no {what} file and are skipped, {names} among them")

@@ -1,4 +1,4 @@
-"""Pascal VOC: an xml file for each image, in VOC's own folders or beside the images.
+"""Pascal VOC: an xml file for each image, in VOC's own folders or beside the images, or in folders below.
 
 Coordinates are VOC's: whole pixels counted from 1, the last one inclusive, so that (1, 1, width, height) is
 the whole image (development kit of VOC2012, section on annotations). Many tools write the same file with
@@ -29,7 +29,7 @@ from msefpn.data.formats.base import (
     split_folders,
     tell_left_out,
 )
-from msefpn.data.formats.pairs import Pictures
+from msefpn.data.formats.pairs import PairedFolders, labels_in
 from msefpn.data.values import flag_of
 from msefpn.errors import UserError
 from msefpn.reading import MAX_TEXT, parse_xml, read_bytes, reason_of
@@ -67,13 +67,12 @@ def read_voc(root: Path, images: Path | None, log: ReadLog) -> LoadedDataset:
     splits: dict[str, list[LabelledImage]] = {}
     counting: list[int] = []
     for name, place in _places(root, images).items():
-        listed = _files(name, place, log)
-        stems = {file.stem for file in place.labels.glob("*.xml")}
-        pictures = Pictures(place.images, stems, log)
+        pictures = PairedFolders(place.labels, place.images, ".xml", log)
+        listed = _files(name, place, pictures.files, log)
         for split, files in listed.items():
             splits[split] = read_all(partial(_read, pictures=pictures, counting=counting), files, log)
         if place.lists is None or not listed.keys() - {name}:
-            pictures.tell_bare([one.file for split in listed for one in splits[split]], "xml")
+            pictures.tell_bare([one.file for split in listed for one in splits[split]])
         tell_left_out(place.images, log)
     log.notes += _counting(counting)
     objects = [one for labelled in splits.values() for image in labelled for one in image.objects]
@@ -108,18 +107,28 @@ def _places(root: Path, images: Path | None) -> dict[str, _Place]:
     years = [folder for folder in sorted(root.glob("VOC20*")) if folder.is_dir()]
     home = years[0] if len(years) == 1 else root
     for labels in (home / name for name in _LABELS):
-        if any(labels.glob("*.xml")):
+        if labels_in(labels, ".xml"):
             beside = next((home / name for name in _IMAGES if (home / name).is_dir()), labels)
             lists = home / "ImageSets" / "Main"
             return {"train": _Place(labels, images or beside, lists if lists.is_dir() else None)}
     folders = split_folders(root).items()
-    return {
-        name: _Place(folder, images or folder, None) for name, folder in folders if any(folder.glob("*.xml"))
-    }
+    return {name: _Place(folder, images or folder, None) for name, folder in folders if _has_labels(folder)}
 
 
-def _files(name: str, place: _Place, log: ReadLog) -> dict[str, list[Path]]:
-    """Split -> its xml files, which may be missing."""
+def _has_labels(folder: Path) -> bool:
+    """Whether there are xml files; below the folder, where anything may be, whether the first is VOC's."""
+    if any(folder.glob("*.xml")):
+        return True
+    for file in labels_in(folder, ".xml"):
+        try:
+            return parse_xml(read_bytes(file, MAX_TEXT)).tag == "annotation"
+        except (ValueError, OSError):
+            continue
+    return False
+
+
+def _files(name: str, place: _Place, there: Sequence[Path], log: ReadLog) -> dict[str, list[Path]]:
+    """Split -> its xml files, which may be missing; `there` are those that there are."""
     found = {}
     for split in ("train", "val", "test", "trainval") if place.lists else ():
         assert place.lists is not None
@@ -133,10 +142,10 @@ def _files(name: str, place: _Place, log: ReadLog) -> dict[str, list[Path]]:
         found["train"] = whole
     if found:
         listed_all = {file for files in found.values() for file in files} | set(whole or ())
-        rest = [file for file in place.labels.glob("*.xml") if file not in listed_all]
+        rest = [file for file in there if file not in listed_all]
         log.count(len(rest), "xml files are in no list of ImageSets/Main and are skipped")
     else:
-        found[name] = sorted(place.labels.glob("*.xml"))
+        found[name] = list(there)
     return found
 
 
@@ -154,7 +163,7 @@ def _listed(labels: Path, line: str) -> Path:
     return whole if os.path.isfile(whole) else labels / f"{line.split()[0]}.xml"
 
 
-def _read(file: Path, *, pictures: Pictures, counting: list[int]) -> LabelledImage:
+def _read(file: Path, *, pictures: PairedFolders, counting: list[int]) -> LabelledImage:
     """One xml file; the number that its corners count from is added to `counting`. Raises LabelFault."""
     if not file.is_file():
         raise LabelFault(f"{file}: the xml file is missing")

@@ -160,7 +160,7 @@ def _paired(found: dict[str, list[Path]], root: Path, log: ReadLog) -> dict[str,
     if lost:
         log.count(len(lost), f"label files have no picture and are skipped ({examples(map(str, lost))})")
     for folder in sorted({image.parent for images in found.values() for image in images}):
-        tell_left_out(folder, log, deep=True)
+        tell_left_out(folder, log)
     return {
         split: [image for image in images if _label_file(image) not in shared]
         for split, images in found.items()
