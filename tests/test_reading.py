@@ -184,6 +184,7 @@ def test_every_reader_uses_these() -> None:
         "ablation/worker.py": "what the grid's own process sends",
         "ablation/cost.py": "likewise",
         "exporting/export.py": "what this process wrote",
+        "training/resume.py": "likewise",
     }
     words: tuple[str, ...] = (
         "json.loads(",

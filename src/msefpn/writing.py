@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from msefpn.errors import UserError
+from msefpn.reading import MAX_TEXT, parse_json, read_bytes
 
 LOCK = ".lock"
 """The file that is locked while a process works in a folder; the system unlocks it when the process ends."""
@@ -249,7 +250,7 @@ def _finish(folder: Path) -> None:
     """Rename the files that the journal names, and remove it."""
     journal = folder / JOURNAL
     try:
-        names = json.loads(journal.read_text(encoding="utf-8"))
+        names = parse_json(read_bytes(journal, MAX_TEXT))
     except FileNotFoundError:  # its writer has finished
         return
     except ValueError:

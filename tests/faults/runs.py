@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -119,10 +120,7 @@ def _without_speed(path: Path) -> str:
         rows = csv.DictReader(path.read_text().splitlines())
         return repr([{**row, "images_per_second": ""} for row in rows])
     if path.name == "log.jsonl":
-        events = [json.loads(line) for line in path.read_text().splitlines()]
-        for event in events:
-            event["values"].pop("images_per_second", None)
-        return repr(events)
+        return re.sub(r'"images_per_second": [^,}]*', "", path.read_text())
     return digest(path)
 
 

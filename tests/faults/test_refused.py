@@ -98,19 +98,19 @@ def test_an_edited_state_is_refused(
 
 
 FILES = {
-    ("config.yaml", ""): "config.yaml' is damaged",
-    ("config.yaml", "[1]"): "config.yaml' is damaged",
-    ("config.yaml", "lr: [0.02"): "config.yaml' is damaged",
-    ("data.yaml", ""): "data.yaml' is damaged",
+    ("config.yaml", ""): "config.yaml' is None, not an object",
+    ("config.yaml", "[1]"): "config.yaml' is [1], not an object",
+    ("config.yaml", "lr: [0.02"): "config.yaml' is not valid YAML",
+    ("data.yaml", ""): "data.yaml' is None, not an object",
     ("metrics.csv", ""): "metrics.csv' does not hold the epochs up to 1",
     ("metrics.csv", "epoch,step\n1"): "metrics.csv' is damaged",
     ("metrics.csv", "epoch,step\n1,1,1\n"): "metrics.csv' is damaged",
     ("metrics.csv", "epoch,step\none,1\n"): "metrics.csv' is damaged",
     ("metrics.csv", "\0"): "metrics.csv' does not hold the epochs",
-    ("metrics.json", ""): "metrics.json' is damaged",
-    ("metrics.json", "[]"): "metrics.json' is damaged",
-    ("metrics.json", '{"best": {"epoch": 1}}'): "metrics.json' is damaged",
-    ("metrics.json", "[" * 5000): "metrics.json' is damaged",
+    ("metrics.json", ""): "metrics.json' is not a complete json",
+    ("metrics.json", "[]"): "metrics.json' is [], not an object",
+    ("metrics.json", '{"best": {"epoch": 1}}'): "metrics.json' has no 'last'",
+    ("metrics.json", "[" * 5000): "metrics.json' is nested more than 64 deep",
     ("log.jsonl", "{}\nno\n"): "log.jsonl' is damaged: line 1 is not an event",
 }
 

@@ -84,7 +84,7 @@ def test_bad_anchors_are_one_line(anchors: str, options: dict[str, Any], message
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x89PNG\r\n\x1a\n\xff\xfe", "does not hold anchors: write lines like 'anchor_scale: ...'"),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", "is not UTF-8 text: write lines like 'anchor_scale: ...' into it"),
         (b"just words", "does not hold anchors"),
         (b"scale: 4", "unknown key in '.*mine.yaml' for faster_rcnn 'scale'"),
         (b"anchor_scale: wide", "anchor_scale is 'wide': give a number"),
