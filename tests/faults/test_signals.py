@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,14 @@ PLACES: dict[str, tuple[Any, str]] = {
     "evaluation": (lit, "detect"),
     "checkpoint": (record, "write_weights"),
 }
+
+
+@pytest.fixture(autouse=True)
+def _heeding_ctrl_c() -> Iterator[None]:
+    """Whoever starts the tests in the background has them ignore it."""
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, kept)
 
 
 @pytest.mark.parametrize(

@@ -133,9 +133,9 @@ def _resumed(
     if out is None:
         raise UserError("resume needs the run to continue: add --out RUN")
     config, files = read_run(out)
-    if not (out / RESUME).exists() and (kept := _epochs_kept(out)) > 1:
+    if not (out / RESUME).exists() and (kept := _epochs_kept(out)):
         raise UserError(
-            f"'{out}' has {kept} epochs but no {RESUME}: restore it, or start a new run with --init "
+            f"'{out}' has the numbers of epoch {kept} but no {RESUME}: restore it, or start a new run with --init "
             f"{out / LAST}"
         )
     if recipe is not None:
