@@ -69,7 +69,7 @@ PARSED_ONLY = {
 NOT_RUN = {
     r"make (quickstart|test|docs)": "installs; .ci/run runs make test and make docs",
     r"(\. |python3 -m venv |pip install )": "installs",
-    r"\.venv/bin/pytest tests/": "is a test itself",
+    r"\.venv/bin/(pytest tests/|python -m tests\.)": "is a test itself",
     r"trtexec ": "needs TensorRT and a GPU",
 }
 """Commands other than msefpn, and why they are not run."""

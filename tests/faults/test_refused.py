@@ -143,7 +143,7 @@ def test_changed_settings_are_refused(
     numbers = json.loads((out / "metrics.json").read_text())
     numbers["last"]["epoch"] = 2
     (out / "metrics.json").write_text(json.dumps(numbers))
-    assert "has 2 epochs but no resume.ckpt" in refusal(out, capsys)
+    assert "has the numbers of epoch 2 but no resume.ckpt" in refusal(out, capsys)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -135,8 +135,8 @@ def _resumed(
     config, files = read_run(out)
     if not (out / RESUME).exists() and (kept := _epochs_kept(out)):
         raise UserError(
-            f"'{out}' has the numbers of epoch {kept} but no {RESUME}: restore it, or start a new run with --init "
-            f"{out / LAST}"
+            f"'{out}' has the numbers of epoch {kept} but no {RESUME}: restore it, or start a new run "
+            f"with --init {out / LAST}"
         )
     if recipe is not None:
         raise UserError(
