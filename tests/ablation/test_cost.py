@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def test_a_table_holds_counts_times_and_peaks(tmp_path: Path, capsys: pytest.Cap
 def test_mistakes(names: list[str], options: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         msefpn.cost(names, recipe=TINY, size=64, **options)
+
+
+def test_a_measuring_process_that_dies_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def died(*_: Any, **__: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([], 1, "", "Traceback\nMemoryError: no more\n")
+
+    monkeypatch.setattr(subprocess, "run", died)
+    with pytest.raises(UserError, match="measures peak memory failed: MemoryError: no more; free some"):
+        msefpn.cost([str(TINY)], size="64x64", rounds=1)
 
 
 def test_a_row_keeps_what_the_recipe_says() -> None:

@@ -172,7 +172,11 @@ def _timed(detector: Detector, *given: Any) -> float:
 
 
 def _peak(config: Config, workload: Workload) -> int:
-    """Peak memory in bytes of a process of its own that predicts twice; 0 where no system tells."""
+    """Peak memory in bytes of a process of its own that predicts twice; 0 where no system tells.
+
+    Raises:
+        UserError: the process failed.
+    """
     task = json.dumps(
         {
             "plugins": plugins.loaded(),
@@ -181,7 +185,10 @@ def _peak(config: Config, workload: Workload) -> int:
         }
     )
     command = [sys.executable, "-m", "msefpn.ablation.cost"]
-    done = subprocess.run(command, input=task, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, input=task, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"the process that measures peak memory failed: {last}; free some memory and disk")
     return int(done.stdout.split()[-1])
 
 
