@@ -14,7 +14,7 @@ from msefpn.errors import UserError
 from msefpn.models import contract
 from msefpn.models.adapter import AdaptedNeck
 from msefpn.models.backbone import Backbone, make_backbone
-from msefpn.models.construct import construct
+from msefpn.models.construct import check_types, construct
 from msefpn.models.detectors import Detector
 from msefpn.necks import NECKS, Neck, Stack
 from msefpn.plugins import find, register
@@ -45,6 +45,7 @@ def build(
     plugins.require(config.plugins, parts, owner)
     check_neck_name(config.neck)
     factory = find("detector", config.detector)
+    check_types(make_backbone, f"backbone '{config.backbone}'", config.backbone_options)
     backbone = make_backbone(config.backbone, **config.backbone_options)
     if foreign := _foreign("backbone", config.backbone):
         contract.verify_backbone(backbone, foreign)
