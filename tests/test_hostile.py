@@ -99,6 +99,14 @@ def weights(path: Path, **changes: Any) -> Path:
             r"proposals is 'ab', but must be of type tuple\[int, int\]",
         ),
         ({"config": vars(Config()) | {"backbone": "../x"}}, "unknown backbone"),
+        (
+            {"config": vars(Config()) | {"backbone_options": {"frozen_stages": "2"}}},
+            "frozen_stages is '2', but",
+        ),
+        (
+            {"config": vars(Config()) | {"backbone_options": {"train_norm": "no"}}},
+            "train_norm is 'no', but must",
+        ),
         ({"config": {"lr": {}}}, "lr is {}, but must be of type float"),
     ],
 )
@@ -286,7 +294,7 @@ def test_links_that_lead_out(tiny_set: Path, tmp_path: Path, capsys: pytest.Capt
     assert not out.exists()
     assert len(find_sources(data / "val", follow_links=True)) == 5
     assert main(["convert", str(data), "--out", str(out), "--follow-links"]) == 0
-    assert main(["check", str(out)]) == 0  # the copies are no links
+    assert main(["check", str(out)]) == 0  # the images were copied, not linked
     (data / "again").symlink_to(data / "val")
     (data / "val" / "second.jpg").symlink_to(next(iter(sorted((data / "train").iterdir()))))
     next(iter(sorted((data / "val").iterdir()))).unlink()

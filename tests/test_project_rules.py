@@ -28,8 +28,8 @@ SOURCE = ROOT / "src" / "msefpn"
 FLOORS: list[set[str]] = [
     {"plain", "structures", "necks"},
     {"errors"},
-    {"links", "plugins", "pretrained", "reading", "static"},
-    {"writing"},
+    {"reading"},
+    {"links", "plugins", "pretrained", "static", "writing"},
     {"config"},
     {"checkpoint", "names"},
     {"data", "models", "metrics", "html"},

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,14 @@ def test_what_is_refused(text: str, said: str, tmp_path: Path) -> None:
 def test_deep_nesting_gives_a_value_or_one_line(text: str, tmp_path: Path) -> None:
     with contextlib.suppress(UserError):
         assert "x" in read(tmp_path, f"x = {text}")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_base_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "base.py")
+    (tmp_path / "own.py").write_text("_base_ = 'base.py'\n")
+    with pytest.raises(UserError, match=r"is not a regular file: name the \.py file"):
+        read_static(tmp_path / "own.py")
 
 
 def test_nothing_of_the_reader_runs_code() -> None:

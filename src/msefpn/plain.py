@@ -54,7 +54,7 @@ def _is_number(text: str) -> bool:
 
 
 class CsvRows:
-    """Rows of a csv file, whose texts are no formulas.
+    """Rows of a csv file, with an apostrophe before a text that a spreadsheet would compute.
 
     Args:
         file: opened with newline="".

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from msefpn.errors import UserError
+from msefpn.reading import read_bytes, unreadable
 
 _MAX_BYTES = 1 << 21
 """Largest file that is read."""
@@ -99,11 +100,11 @@ def _read(tree: ast.Module, path: Path, below: tuple[Path, ...]) -> StaticFile:
 
 def _parse(path: Path) -> ast.Module:
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UserError(f"{path} is too large for a configuration: name the .py file of one")
-        return _parsed(path.read_bytes(), path)
+        return _parsed(read_bytes(path, _MAX_BYTES), path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: copy the configuration with its _base_ files") from None
+    except OSError as error:
+        raise unreadable(path, error, "name the .py file of a configuration") from None
 
 
 def _parsed(text: str | bytes, path: Path) -> ast.Module:

@@ -13,7 +13,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -28,7 +28,7 @@ JOURNAL = ".commit"
 OTHER_PLACE = "or name another place"
 """What the user can do instead of freeing some space."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a system says where there is no room."""
+"""Error numbers of a full disk."""
 _GONE = (errno.ENOENT, errno.ENOTDIR)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _WAIT = 10.0
@@ -65,17 +65,27 @@ def cannot_write(path: Path, error: OSError, fix: str = OTHER_PLACE) -> UserErro
     return UserError(f"'{path}' cannot be written: {reason}: {first}, {fix}")
 
 
+def missing_folders(folder: Path) -> list[Path]:
+    """Return a folder and those above it that are not there, from the lowest up."""
+    return [one for one in (folder, *folder.parents) if not one.exists()]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders that were made, from the lowest up, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
 @contextlib.contextmanager
 def new_parents(file: Path) -> Iterator[None]:
     """Make the folders above a file that are missing; after an error remove them. Raises UserError."""
-    missing = [folder for folder in file.parents if not folder.exists()]
+    missing = missing_folders(file.parent)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            for folder in missing:
-                folder.rmdir()
+        remove_empty(missing)
         if isinstance(error, OSError):
             raise cannot_write(file, error) from None
         raise

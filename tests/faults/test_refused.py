@@ -115,6 +115,9 @@ FILES = {
 }
 
 
+FILES_OF_NUMBERS = ("metrics.csv", "metrics.json", "log.jsonl")
+
+
 def test_damaged_files_are_refused(
     unbroken: Unbroken, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +125,17 @@ def test_damaged_files_are_refused(
         out = copy_run(unbroken.after[0], tmp_path / str(number))
         (out / name).write_text(content)
         assert says in refusal(out, capsys), (name, content)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+@pytest.mark.parametrize("name", ["config.yaml", "data.yaml", "resume.ckpt", *FILES_OF_NUMBERS])
+def test_a_pipe_in_a_files_place_is_not_waited_for(
+    name: str, unbroken: Unbroken, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copy_run(unbroken.after[0], tmp_path / "run")
+    (out / name).unlink()
+    os.mkfifo(out / name)
+    assert out.name in refusal(out, capsys)
 
 
 def test_changed_settings_are_refused(

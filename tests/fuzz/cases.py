@@ -20,6 +20,8 @@ from tests.fuzz.damage import damage
 
 SECONDS = 20
 """CPU time that a command may take."""
+WAIT = 120
+"""Seconds after which it waits for what never comes."""
 MEMORY = 1 << 30
 """Bytes that it may take beyond what the process held."""
 EXIT_CODES = (0, 1, 2)
@@ -48,7 +50,7 @@ class Trial(NamedTuple):
 
 
 class TookTooLongError(BaseException):
-    """The command used up its CPU time."""
+    """The command used up its time."""
 
 
 def prepare(seed: int, stock: Stock, folder: Path) -> Trial:
@@ -132,10 +134,10 @@ def fault_of(trial: Trial, folder: Path) -> str | None:
     _forget_peak()
     before = _peak()
     try:
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(errors), _limited(SECONDS):
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(errors), _limited():
             code = main(trial.words)
     except TookTooLongError:
-        return f"took over {SECONDS} s"
+        return f"took over {SECONDS} s of CPU, or waited over {WAIT} s"
     except SystemExit as end:  # argparse's
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
@@ -166,19 +168,22 @@ def _unaccounted(trial: Trial, folder: Path, told: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _limited(seconds: int) -> Iterator[None]:
-    """Raise TookTooLongError after so much CPU time."""
+def _limited() -> Iterator[None]:
+    """Raise TookTooLongError after `SECONDS` of CPU time, or `WAIT` of waiting."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise TookTooLongError
 
-    kept = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    kept = {number: signal.signal(number, stop) for number in (signal.SIGPROF, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WAIT)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, kept)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def _forget_peak() -> None:

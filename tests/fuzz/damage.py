@@ -144,7 +144,7 @@ def _swap(file: Path, rng: random.Random) -> None:
 
 
 def _special(file: Path, rng: random.Random) -> None:
-    """Put what is no file in its place."""
+    """Replace it by a folder, a pipe, a device or a link that leads nowhere."""
     file.unlink()
     kind = rng.choice(("folder", "fifo", "loop", "device", "dangling"))
     if kind == "folder":

@@ -24,7 +24,7 @@ from msefpn.reading import MAX_JSON, read_bytes, read_json, unreadable
 from msefpn.runs.folder import METRICS, RESUME, DataFiles, check_out, read_run
 from msefpn.runs.metrics import read_metrics
 from msefpn.training.anchors import as_asked
-from msefpn.writing import FULL, settle, working_in, write_text
+from msefpn.writing import FULL, cannot_write, settle, working_in, write_text
 
 MARK = ".grid"
 """The file by which a grid knows its folder."""
@@ -164,10 +164,7 @@ def grid_folder(out: Path, files: DataFiles) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        place = error.filename or out
-        raise UserError(
-            f"'{place}' cannot be written: {error.strerror}: free some space, then run the same command again"
-        ) from None
+        raise cannot_write(Path(error.filename or out), error, "then run the same command again") from None
 
 
 def _check_mark(out: Path, files: DataFiles) -> None:

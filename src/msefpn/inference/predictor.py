@@ -194,7 +194,7 @@ def open_detector(run: Path, device: str, *, trust: bool = False) -> tuple[Detec
         trust: see `load_exported`.
 
     Raises:
-        UserError: there are no weights, they are damaged or not trusted, or there is no such device.
+        UserError: the weights are missing, damaged or not trusted, or the device does not exist.
     """
     if is_named(run) or run.is_dir() or run.suffix == ".safetensors" or is_foreign(run):
         where = pick_device(device)

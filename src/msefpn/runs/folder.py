@@ -7,7 +7,7 @@ import dataclasses
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,15 @@ from msefpn.config import Config, from_dict, to_yaml
 from msefpn.errors import UserError
 from msefpn.links import check_links, roots_of
 from msefpn.reading import Record, read_yaml
-from msefpn.writing import is_leftover, replacing_together, settle, working_in
+from msefpn.writing import (
+    cannot_write,
+    is_leftover,
+    missing_folders,
+    remove_empty,
+    replacing_together,
+    settle,
+    working_in,
+)
 
 CONFIG = "config.yaml"
 """The resolved configuration; also a recipe that another run may take."""
@@ -173,7 +181,7 @@ def new_folder(out: Path) -> Iterator[None]:
 
     Raises UserError where the folder is not empty, or the file system refuses.
     """
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    missing = missing_folders(out)
     if not missing and _holds_something(out):
         raise UserError(f"out '{out}' is not empty: name another folder")
     try:
@@ -183,16 +191,10 @@ def new_folder(out: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             for item in out.iterdir():
                 shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
-        _remove_empty(missing)
+        remove_empty(missing)
         if isinstance(error, OSError):
-            raise cannot_make(out, error) from None
+            raise cannot_write(out, error, "or name another folder") from None
         raise
-
-
-def cannot_make(out: Path, error: OSError) -> UserError:
-    """Say in one line why an output folder cannot be written."""
-    reason = error.strerror or " ".join(str(error).split())
-    return UserError(f"out '{out}' cannot be written: {reason}: free some space, or name another folder")
 
 
 def _holds_something(folder: Path) -> bool:
@@ -200,17 +202,10 @@ def _holds_something(folder: Path) -> bool:
     return not all(map(is_leftover, folder.iterdir()))
 
 
-def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders that were made, from the lowest up, as far as they are empty."""
-    with contextlib.suppress(OSError):
-        for folder in folders:
-            folder.rmdir()
-
-
 @contextlib.contextmanager
 def new_run(out: Path, config: Config, files: DataFiles) -> Iterator[None]:
     """Make the folder of a new run, and work in it alone. Raises UserError, and leaves no new folder then."""
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    missing = missing_folders(out)
     begun = False
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -223,10 +218,10 @@ def new_run(out: Path, config: Config, files: DataFiles) -> Iterator[None]:
     except OSError as error:
         if begun:
             raise
-        raise cannot_make(out, error) from None
+        raise cannot_write(out, error, "or name another folder") from None
     finally:
         if not begun:
-            _remove_empty(missing)
+            remove_empty(missing)
 
 
 def write_run(out: Path, config: Config, files: DataFiles) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msefpn.data.coco import CocoData
+from msefpn.reading import open_file
 
 BUDGET = 2**30
 """Bytes of pictures that are read at most, but for a block at each end of each file."""
@@ -60,7 +61,7 @@ def _size(file: Path) -> int:
 def _mark(file: Path, blocks: int | None) -> int:
     """The mark of a file, from that many blocks; None: from all of it."""
     try:
-        with file.open("rb", buffering=0) as opened:
+        with open_file(file) as opened:
             size = os.fstat(opened.fileno()).st_size
             value = zlib.crc32(str(size).encode())
             if blocks is None or size <= blocks * _BLOCK:

@@ -16,6 +16,7 @@ from msefpn.config import Config, to_yaml
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
 from msefpn.models import Detector
+from msefpn.reading import open_file
 from msefpn.runs.folder import CONFIG, LAST, METRICS, RESUME, is_first_process
 from msefpn.runs.metrics import read_metrics
 from msefpn.training.fingerprint import mark_annotations, mark_pictures
@@ -71,7 +72,8 @@ def read_resume(path: Path) -> dict[str, Any]:
     """
     again = f"restore it, or start a new run with --init {path.with_name(LAST)}"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_file(path) as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything on broken bytes
         raise UserError(f"'{path}' is damaged or half-written: {again}") from error
     if not isinstance(state, dict) or not state.keys() >= {*_KINDS, "ema"}:

@@ -13,6 +13,7 @@ from typing import Any
 from msefpn.errors import UserError
 from msefpn.plain import CsvRows
 from msefpn.plugins import register
+from msefpn.reading import MAX_JSON, parse_json, read_text, unreadable
 from msefpn.runs.folder import LOG, STEPS, TO_RESUME
 from msefpn.training.callbacks import Callback, Run
 from msefpn.writing import write_text
@@ -48,12 +49,11 @@ class CSVLogger(Callback):
 
 
 def _rows(path: Path, epochs: int) -> list[dict[str, Any]]:
-    """The rows of the first epochs; none where there is no file. Raises UserError where it is damaged."""
+    """The rows of the first epochs, empty if the file is missing. Raises UserError if it is damaged."""
     if not path.exists():
         return []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
+        rows = list(csv.DictReader(read_text(path).splitlines(), strict=True))
         numbers = [int(row["epoch"]) for row in rows]
         for row in rows:
             [float(value) for value in row.values() if value != ""]
@@ -107,20 +107,25 @@ class JSONLogger(Callback):
 
 
 def _lines(path: Path, run: Run) -> list[str]:
-    """The lines of what a resumed run has done; none where there is no file.
+    """The lines of what a resumed run has done, empty if the file is missing.
 
     A last line without its end, of a run that was killed, is left out. Raises UserError where another line is
     no event of a training.
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        lines = read_text(path, MAX_JSON).split("\n")
+    except OSError as error:
+        raise unreadable(path, error, "restore it, or remove it") from None
+    except ValueError as error:
+        raise UserError(f"'{path}' {error}: restore it, or remove it") from None
     kept = []
     for number, line in enumerate(lines[:-1], 1):
         try:
-            event = json.loads(line)
+            event = parse_json(line)
             done = event["step"] < run.step if event["event"] == "step" else event["epoch"] <= run.epoch
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"'{path}' is damaged: line {number} is not an event: remove that line, or the file"
             ) from None

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from msefpn.errors import UserError, missing_extra
 from msefpn.plugins import register
+from msefpn.reading import parse_json, read_text
 from msefpn.runs.folder import TO_RESUME
 from msefpn.training.callbacks import Callback, Run
 from msefpn.training.loggers.files import EVERY
@@ -47,9 +48,9 @@ class _Tracker(Callback):
         self.logged: dict[str, int] = {}
         if self.keeps and self.file.exists():
             try:
-                kept = json.loads(self.file.read_text(encoding="utf-8"))
+                kept = parse_json(read_text(self.file))
                 self.logged = {str(kind): int(number) for kind, number in kept.items()}
-            except (ValueError, TypeError, AttributeError):
+            except (OSError, ValueError, TypeError, AttributeError):
                 raise UserError(f"'{self.file}' is damaged: remove it; steps may be logged twice") from None
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -186,7 +187,7 @@ class MLflowLogger(_Tracker):
         experiment = self.client.create_experiment(name) if known is None else known.experiment_id
         file = run.out / _IDS / "mlflow"
         if file.is_file():
-            self.id = file.read_text(encoding="utf-8")
+            self.id = read_text(file)
             self.client.set_terminated(self.id, "RUNNING")
         else:
             self.id = self.client.create_run(experiment, run_name=run.out.name).info.run_id
@@ -245,4 +246,4 @@ def _id_of(run: Run, tracker: str) -> str:
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
         write_text(file, uuid.uuid4().hex, TO_RESUME)
-    return file.read_text(encoding="utf-8")
+    return read_text(file)
