@@ -276,6 +276,14 @@ def test_size_in_the_json(data_set: DataSet) -> None:
     assert data.sizes.tolist() == [[40, 60], [60, 40], [50, 50]]
 
 
+@pytest.mark.parametrize("side", [0, 0.5, 1e-320, -3, True, 1e6, "60", None])
+def test_a_size_that_no_picture_has_is_not_taken(data_set: DataSet, side: Any) -> None:
+    data_set.content["images"][0]["width"] = side
+    data, report = data_set.scan()
+    assert report.of("size not in the json")[0].file == "a.jpg"
+    assert data.sizes.tolist() == [[40, 60], [60, 40], [50, 50]]
+
+
 @pytest.mark.parametrize(
     ("mode", "kinds"),
     [

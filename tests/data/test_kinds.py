@@ -292,3 +292,9 @@ def test_pictures_that_no_label_names_are_counted(form: str, tmp_path: Path) -> 
     assert "extra.png" in told
     assert "1 picture is not read (1 .heic; raw.heic)" in told
     assert form == "coco" or "below/b.png" in told
+
+
+def test_a_size_under_a_pixel_is_not_taken(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    labelme(tmp_path / "a.json", "a.png", size=(0.3, 0.3))  # type: ignore[arg-type]  # as a file may say
+    assert boxes(tmp_path) == {"a.png": [[10, 10, 20, 20]]}

@@ -28,7 +28,7 @@ EXIT_CODES = (0, 1, 2)
 LABELS = ("check", "convert", "split")
 OF_A_RUN = (*("evaluate", "predict", "report", "explain", "upgrade", "resume") * 6, "export")
 KINDS = (*MAKERS, *MAKERS, "recipe", "run", "run", "weights", "picture")
-TRAIN = ("--init", "none", "--steps", "1", "--workers", "0", "--device", "cpu", "--seed", "0")
+TRAIN = ("--init", "none", "--size", "64", "--steps", "1", "--workers", "0", "--device", "cpu", "--seed", "0")
 
 
 class Stock(NamedTuple):
@@ -142,6 +142,8 @@ def fault_of(trial: Trial, folder: Path) -> str | None:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
         return traceback.format_exc()
+    if code == 130:
+        raise KeyboardInterrupt
     if _peak() - before > MEMORY:
         return f"took {(_peak() - before) / 2**20:.0f} MB"
     said = [line for line in errors.getvalue().splitlines() if not line.startswith("warning: ")]

@@ -287,7 +287,7 @@ def _read_images(
             report.add("duplicate image id", name, where, f"is also that of {seen[item['id']]}")
         seen[item["id"]] = name
         size = (item.get("height"), item.get("width"))
-        known = all(isinstance(side, (int, float)) and 0 < side < 1e6 for side in size)
+        known = all(is_number(side) and 1 <= side < 1e6 for side in size)
         ids.append(item["id"])
         names.append(name)
         stated.append((int(size[0]), int(size[1])) if known else None)

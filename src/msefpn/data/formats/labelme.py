@@ -94,7 +94,7 @@ def _read(
     image = pictures.of(file, named, there if there is not None and is_within(there, root) else None)
     height: Any = content.get("imageHeight")
     width: Any = content.get("imageWidth")
-    known = is_number(height) and is_number(width) and min(height, width) > 0
+    known = is_number(height) and is_number(width) and min(height, width) >= 1
     stated = (round(height), round(width)) if known else None
     objects: dict[tuple[str, Any], list[tuple[float, ...]]] = {}
     for number, shape in enumerate(content["shapes"], 1):
