@@ -188,7 +188,7 @@ def test_the_camera_takes_a_picture(page: Page) -> None:
     button = page.locator(".camera-button")
     button.click()
     expect(button).to_have_text("Take the picture")
-    page.wait_for_function("document.querySelector('video.camera').videoWidth > 0")
+    expect(page.locator("video.camera")).not_to_have_js_property("videoWidth", 0)
     button.click()
     expect(page.locator(".panel")).to_have_count(2)
     assert "camera.jpg" in (page.locator(".panel canvas").first.get_attribute("aria-label") or "")
