@@ -15,7 +15,7 @@ from PIL import Image
 from msefpn.checkpoint import find_weights
 from msefpn.cli import main
 from msefpn.errors import UserError
-from msefpn.models import build
+from msefpn.models import build, probe
 from msefpn.runs.folder import TRAINING, read_run
 from msefpn.training.plan import plan_training
 from msefpn.training.resume import DataMarks, state_to_resume
@@ -80,7 +80,7 @@ def test_an_edited_state_is_refused(
 ) -> None:
     whole = copy_run(unbroken.after[0], tmp_path / "whole")
     plan = plan_training(None, {}, recipe=None, out=whole, resume=True, steps=None, options={})
-    _, (train, _), (val, _) = read_data(plan)
+    _, (train, _), (val, _) = read_data(plan, probe(plan.config))
     detector, marks = build(plan.config, train.classes, train.category_ids), DataMarks.of(train, val)
     assert state_to_resume(plan, detector, train, val, marks) is not None
     for name, (change, says) in EDITS.items():

@@ -52,8 +52,9 @@ SHIFT_INVARIANT = ("refine.phi.bias",)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_neck_keeps_the_contract(variant: str) -> None:
     name, options = VARIANTS[variant]
-    channels = inputs_of(name.split("+")[0])
-    check_neck(factory(name), in_channels=channels, in_strides=STRIDES, invariant=SHIFT_INVARIANT, **options)
+    levels = 4 if variant in NECKS else 3  # each is traced anew
+    channels, strides = inputs_of(name.split("+")[0])[:levels], STRIDES[:levels]
+    check_neck(factory(name), in_channels=channels, in_strides=strides, invariant=SHIFT_INVARIANT, **options)
 
 
 @pytest.mark.parametrize("name", NECKS)

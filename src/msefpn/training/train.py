@@ -96,10 +96,11 @@ def _prepare(plan: Plan, callbacks: Iterable[Any]) -> tuple[Plan, DataFiles, Tra
     device = check_devices(config)
     precision = pick_precision(config.precision, device)
     watching = make_callbacks(config, callbacks)
-    files, (train_data, train_report), (val_data, val_report) = read_data(plan)
+    parts = probe(config)
+    files, (train_data, train_report), (val_data, val_report) = read_data(plan, parts)
     on_anchors: list[str] = []
     if not plan.resume:
-        strides = getattr(getattr(probe(config), "neck", None), "out_strides", ())
+        strides = getattr(getattr(parts, "neck", None), "out_strides", ())
         config, on_anchors = resolve_anchors(config, train_data, strides)
         plan = replace(plan, config=config)
     torch.manual_seed(config.seed)
@@ -134,10 +135,9 @@ def _prepare(plan: Plan, callbacks: Iterable[Any]) -> tuple[Plan, DataFiles, Tra
 
 
 def read_data(
-    plan: Plan,
+    plan: Plan, detector: Detector
 ) -> tuple[DataFiles, tuple[CocoData, FaultReport], tuple[CocoData, FaultReport]]:
-    """Files and content of both splits; nothing is made of the data before the names are known to be good."""
-    detector = probe(plan.config)
+    """Files and content of both splits, with masks and given proposals if the detector takes them."""
     if plan.run_files is None:
         files = find_files(
             plan.data,
