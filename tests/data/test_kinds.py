@@ -63,6 +63,25 @@ def test_the_named_one_of_two_pictures_is_taken(tmp_path: Path) -> None:
     assert any("1 images have no xml file and are skipped, a.png" in line for line in log)
 
 
+def test_label_files_whose_suffix_is_in_capitals_are_read(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / f"voc/{name}.png")
+        picture(tmp_path / f"yolo/{name}.png")
+    voc(tmp_path / "voc/a.xml", (11, 11, 30, 30), "a.png")
+    voc(tmp_path / "voc/b.XML", (11, 11, 30, 30), "b.png")
+    for file in ("a.txt", "b.TXT", "a.TXT", "b.Txt"):
+        write(tmp_path / "yolo" / file, "0 0.2 0.25 0.2 0.25\n")
+    write(tmp_path / "yolo/DATA.YAML", "names: [part]\ntrain: .\n")
+    for form in ("voc", "yolo"):
+        log: list[str] = []
+        expected = {"a.png": [[10, 10, 20, 20]], "b.png": [[10, 10, 20, 20]]}
+        assert boxes(tmp_path / form, log) == expected
+    (told,) = (line for line in log if "end otherwise" in line)
+    assert told.startswith("2 label files")
+    assert "a.TXT" in told
+    assert "b.Txt" in told
+
+
 def test_labels_without_a_picture_are_counted(tmp_path: Path) -> None:
     picture(tmp_path / "images/b.png")
     for name in ("b", "lost", "gone"):

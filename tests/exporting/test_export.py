@@ -51,8 +51,8 @@ def assert_alike(found: Detections, expected: Detections, atol: float = 1e-4) ->
 
 def make_run(folder: Path, data: Path) -> Path:
     """A run of a small detector that detects, with random weights; its classes are the data's."""
-    options = {"rpn": {"proposals": (50, 50)}, "roi": {"hidden": 256}}
-    detector = make("faster_rcnn", "mse_fpn", levels=THREE_LEVELS, **options)
+    heads: dict[str, Any] = {"rpn": {"proposals": (50, 50)}, "roi": {"hidden": 256}}
+    detector = make("faster_rcnn", "mse_fpn", levels=THREE_LEVELS, **heads)
     detector.config = replace(detector.config, size="192", batch=2)
     for file in data.glob("*.json"):  # of as many classes as the detector has
         content = json.loads(file.read_text())

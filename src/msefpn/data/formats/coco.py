@@ -10,6 +10,7 @@ from msefpn.data.coco import kept_content, scan_coco
 from msefpn.data.faults import FaultReport
 from msefpn.data.finding import unlisted
 from msefpn.data.formats.base import SPLIT_NAMES, LabelFault, LoadedDataset, ReadLog, Split, label_json
+from msefpn.data.formats.pairs import labels_in
 from msefpn.data.locate import find_split
 from msefpn.errors import UserError
 
@@ -68,7 +69,9 @@ def coco_places(path: Path, images: Path | None) -> dict[str, tuple[Path, Path]]
         found.pop("val")  # find_split takes a test split where there is no other
     if found:
         return {name: (file, images or folder) for name, (file, folder) in found.items()}
-    jsons = [*sorted(path.glob("*.json")), *sorted((path / "annotations").glob("*.json"))]
+    jsons = [
+        file for folder in (path, path / "annotations") for file in labels_in(folder, ".json", deep=False)
+    ]
     held = [(file, content) for file in jsons if (content := _content(file)) is not None]
     if len(held) != 1:
         return {}

@@ -10,9 +10,13 @@ from msefpn.data.formats.base import LabelFault, ReadLog
 from msefpn.data.repair import hint
 
 
-def labels_in(folder: Path, suffix: str) -> list[Path]:
-    """The label files of a folder and of those below it; none where it is not a folder."""
-    return [file for file in files_in(folder, deep=True) if file.suffix == suffix] if folder.is_dir() else []
+def labels_in(folder: Path, *suffixes: str, deep: bool = True) -> list[Path]:
+    """The label files of a folder, and of those below it; none where it is not a folder.
+
+    Suffixes are given in lower case, and are found in any.
+    """
+    files = files_in(folder, deep=deep) if folder.is_dir() else []
+    return [file for file in files if file.suffix.lower() in suffixes]
 
 
 class PairedFolders:

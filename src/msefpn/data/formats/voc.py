@@ -117,7 +117,7 @@ def _places(root: Path, images: Path | None) -> dict[str, _Place]:
 
 def _has_labels(folder: Path) -> bool:
     """Whether there are xml files; below the folder, where anything may be, whether the first is VOC's."""
-    if any(folder.glob("*.xml")):
+    if labels_in(folder, ".xml", deep=False):
         return True
     for file in labels_in(folder, ".xml"):
         try:
@@ -159,8 +159,8 @@ def _text(file: Path) -> str:
 
 def _listed(labels: Path, line: str) -> Path:
     """The xml file that a list names; a flag may follow the name."""
-    whole = labels / f"{line}.xml"
-    return whole if os.path.isfile(whole) else labels / f"{line.split()[0]}.xml"
+    ways = [labels / f"{name}{end}" for name in (line, line.split()[0]) for end in (".xml", ".XML")]
+    return next((way for way in ways if os.path.isfile(way)), ways[2])
 
 
 def _read(file: Path, *, pictures: PairedFolders, counting: list[int]) -> LabelledImage:

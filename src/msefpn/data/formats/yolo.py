@@ -32,10 +32,12 @@ from msefpn.data.formats.base import (
     split_folders,
     tell_left_out,
 )
+from msefpn.data.formats.pairs import labels_in
 from msefpn.errors import UserError
 from msefpn.reading import read_yaml
 
 _ABOUT = "data.yaml"
+_YAML = (".yaml", ".yml")
 _DARKNET = "obj.data"
 _LISTED = ("classes.txt", "obj.names", "labels/classes.txt")
 """The names of the classes, a line each, where there is no yaml file."""
@@ -95,8 +97,8 @@ class YoloFormat:
 def _about(path: Path) -> Path | None:
     """The yaml file that names the classes: data.yaml, else the only other."""
     if path.is_file():
-        return path if path.suffix in (".yaml", ".yml") or path.name == _DARKNET else None
-    files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
+        return path if path.suffix.lower() in _YAML or path.name == _DARKNET else None
+    files = labels_in(path, *_YAML, deep=False)
     named = [file for file in files if _names_classes(file)]
     first = next((file for file in named if file.name == _ABOUT), None)
     if first is not None or len(named) > 1:
@@ -159,6 +161,11 @@ def _paired(found: dict[str, list[Path]], root: Path, log: ReadLog) -> dict[str,
     lost = [file for file in rest if _is_label(file) and not _has_picture(file)]
     if lost:
         log.count(len(lost), f"label files have no picture and are skipped ({examples(map(str, lost))})")
+    stems = {file.with_suffix("") for file in owners}
+    other = [file for file in rest if file.with_suffix("") in stems and _is_label(file)]
+    if other:
+        what = "label files end otherwise than the one that is read, .txt or .TXT, and are skipped"
+        log.count(len(other), f"{what} ({examples(map(str, other))})")
     for folder in sorted({image.parent for images in found.values() for image in images}):
         tell_left_out(folder, log)
     return {
@@ -169,7 +176,7 @@ def _paired(found: dict[str, list[Path]], root: Path, log: ReadLog) -> dict[str,
 
 def _is_label(file: Path) -> bool:
     """Whether a text file has lines as label files have; an empty one has, in a folder of labels."""
-    if file.suffix != ".txt" or file.name == _LISTED[0]:
+    if file.suffix.lower() != ".txt" or file.name == _LISTED[0]:
         return False
     try:
         words = next((line.split() for line in label_text(file).splitlines() if line.strip()), [])
@@ -294,8 +301,10 @@ def _conventional(root: Path) -> dict[str, list[Path]]:
 
 
 def _label_file(image: Path) -> Path:
-    """Of the same name with .txt, in `labels` where the image is in `images`."""
-    return _beside(image, "images", "labels").with_suffix(".txt")
+    """Of the same name with .txt or .TXT, in `labels` where the image is in `images`."""
+    file = _beside(image, "images", "labels").with_suffix(".txt")
+    upper = file.with_suffix(".TXT")
+    return upper if not file.is_file() and upper.is_file() else file
 
 
 def _beside(file: Path, folder: str, other: str) -> Path:
