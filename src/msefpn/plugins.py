@@ -129,8 +129,9 @@ def known(kind: str) -> Mapping[str, Plugin]:
 
 def are_there_others() -> bool:
     """Whether there may be plug-ins: loaded, installed, or passed as objects."""
-    foreign = any(plugin.origin != OURS for table in _TABLES.values() for plugin in table.values())
-    return foreign or bool(_LOADED) or bool(importlib.metadata.entry_points(group=GROUP))
+    if _LOADED or any(plugin.origin != OURS for table in _TABLES.values() for plugin in table.values()):
+        return True
+    return not _installed and bool(importlib.metadata.entry_points(group=GROUP))
 
 
 def load(names: Iterable[str | Path] | str | Path) -> None:
