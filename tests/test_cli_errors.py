@@ -26,9 +26,8 @@ AS_PROCESS = {
     "data folder missing",
     "resume from half a state",
     "predict without sources",
-    "no image that can be read",
 }
-"""Cases that run as a process of their own; the others call what it calls, in this process."""
+"""Cases that run as a process of their own; the others call what it calls, in this process. One loads torch."""
 
 
 @dataclass
