@@ -2,7 +2,7 @@
 
 All run in one folder that holds what the texts name, page by page from top to bottom. A command that differs
 from an earlier one only in the values of its options is not run again: its names are looked up, and where it
-trains, a copy of one run stands in for what it would write.
+trains, a copy of one run stands in for what it would write. What is trained has narrow heads.
 """
 
 import dataclasses
@@ -39,6 +39,7 @@ from msefpn.models import build, check_neck_name, save
 from msefpn.names import check_rows
 from msefpn.plugins import known
 from msefpn.reporting import report
+from msefpn.training import plan
 from tests import ROOT
 from tests.importing.configs import write_configs
 from tests.models.importers.layouts import CLASSES, as_detectron2, as_mmdetection, make
@@ -216,6 +217,15 @@ def put_fpn(run: Path) -> None:
         save(detector, run / f"{name}.safetensors")
 
 
+def narrow(name: str, **given: Any) -> Config:
+    """A recipe whose heads on regions are narrow, for most of the time would go into their weights."""
+    config = load_recipe(name, **given)
+    if config.detector not in ("cascade_rcnn", "fast_rcnn", "faster_rcnn", "mask_rcnn"):
+        return config
+    roi = config.detector_options.get("roi", {}) | {"hidden": 32}
+    return dataclasses.replace(config, detector_options=config.detector_options | {"roi": roi})
+
+
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """Prepare what the texts name: the user's data, photos and plug-ins, and a run."""
@@ -244,7 +254,9 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     weights = timm.create_model("test_resnet").state_dict()
     save_file(weights, folder / BACKBONE["init"])  # as if from timm's hub
     given = SHORT["train"] | BACKBONE | {"init": folder / BACKBONE["init"]}
-    msefpn.train(folder / "my_data", recipe="small_data", out=folder / "runs/mine", **given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "load_recipe", narrow)
+        msefpn.train(folder / "my_data", recipe="small_data", out=folder / "runs/mine", **given)
     shutil.copytree(folder / "runs/mine", folder / "runs/fpn")
     put_fpn(folder / "runs/fpn")
     trained = {("train", frozenset(options)) for options in (("data", "out"), ("data", "recipe", "out"))}
@@ -259,9 +271,10 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
 
 @pytest.fixture(autouse=True)
 def quick(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in the sandbox; `msefpn report` writes the reports."""
+    """Work in the sandbox, on narrow detectors; `msefpn report` writes the reports."""
     monkeypatch.chdir(sandbox.folder)
     monkeypatch.syspath_prepend(sandbox.folder)
+    monkeypatch.setattr(plan, "load_recipe", narrow)
     monkeypatch.setattr(report, "report_training", lambda _: None)
 
 
