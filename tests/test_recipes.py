@@ -162,18 +162,21 @@ def rows_to_train() -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(set(rows_to_train())))
 def test_recipe_trains(name: str, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # a step at small size on a small backbone, whose frozen layers may stay random
+    # a step of a narrow detector at small size on a small backbone, whose frozen layers may stay random
     trained: list[Detector] = []
     monkeypatch.setattr(engine, "check_initial_weights", lambda detector, _: trained.append(detector))
     monkeypatch.setattr(record.Recorder, "epoch", lambda *_: None)
-    options = {
+    options: dict[str, Any] = {
         "init": "none",
         "backbone": "test_resnet",
+        "neck_options": {"out_channels": 32},
         "size": "64",
         "batch": 1,
         "workers": 0,
         "device": "cpu",
     }
+    if PAPER[name].detector == "faster_rcnn":
+        options["detector_options"] = {"roi": {"hidden": 32}}
     plan = plan_training(coco, {}, recipe=name, out=tmp_path / "run", resume=False, steps=1, options=options)
     engine.train(plan)
     (detector,) = trained
