@@ -191,7 +191,8 @@ def test_schedule_of_mmdetection() -> None:
 
 
 def test_freezing_of_mmdetection() -> None:
-    backbone = make_backbone("resnet50").train()
+    with torch.device("meta"):
+        backbone = make_backbone("resnet50").train()
     frozen = {name for name, p in backbone.body.named_parameters() if not p.requires_grad}
     assert frozen == {
         n for n, _ in backbone.body.named_parameters() if n.startswith(("conv1", "bn1", "layer1"))
@@ -201,7 +202,8 @@ def test_freezing_of_mmdetection() -> None:
 
 
 def test_training_the_norms() -> None:
-    backbone = make_backbone("resnet50", frozen_stages=1, train_norm=True).train()
+    with torch.device("meta"):
+        backbone = make_backbone("resnet50", frozen_stages=1, train_norm=True).train()
     assert not backbone.body.layer1[0].bn1.training
     assert backbone.body.layer2[0].bn1.training
     assert not backbone.eval().body.layer2[0].bn1.training
@@ -217,8 +219,8 @@ def test_training_the_norms() -> None:
     ],
 )
 def test_backbones(name: str, channels: list[int]) -> None:
-    backbone = make_backbone(name).eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("meta"):
+        backbone = make_backbone(name).eval()
         maps = backbone(torch.rand(1, 3, 96, 160))
     assert backbone.channels == channels
     assert [tuple(x.shape) for x in maps] == [
@@ -280,7 +282,8 @@ def test_wrong_options_are_refused(options: dict[str, Any], reason: str) -> None
 def test_options_reach_the_selection(detector: str) -> None:
     options = {"score": 0.1, "nms_iou": 0.3, "max_per_image": 50, "pre_nms_top_k": 70, "min_size": 2.0}
     part = "roi" if detector.endswith("rcnn") else "head"
-    model: Any = make(detector, detector_options={part: options})
+    with torch.device("meta"):
+        model: Any = make(detector, detector_options={part: options})
     head = getattr(model, part)
     assert dataclasses.asdict(getattr(head, "stages", [head])[-1].selection) == options | {
         "suppression": "hard",
@@ -300,7 +303,7 @@ def test_regions_are_pooled_from_the_backbones_levels(extra: str, strides: list[
 
 AUG_FPN: dict[str, Any] = {
     "neck": "aug_fpn",
-    "detector_options": {"roi": {"pooling": "soft", "consistent": 0.25}},
+    "detector_options": {"roi": {"pooling": "soft", "consistent": 0.25, "hidden": 32}},
 }
 
 
