@@ -24,7 +24,8 @@ def fpn(folder: Path, **options: Any) -> Path:
     given = {"backbone": "test_resnet", "neck": "fpn", "neck_options": {"out_channels": 32}} | options
     config = load_recipe(str(TINY), **given)
     if config.detector != "faster_rcnn":
-        config = replace(config, detector_options={})
+        narrow = {"roi": {"hidden": 32}} if config.detector.endswith("rcnn") else {}
+        config = replace(config, detector_options=narrow)
     detector = build(config, ["circle", "square"], category_ids=[3, 7])
     with torch.no_grad():
         for parameter in detector.neck.parameters():
