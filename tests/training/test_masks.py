@@ -34,7 +34,8 @@ def masked(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of Mask R-CNN that has hardly learned anything."""
     out = tmp_path_factory.mktemp("masked") / "run"
     options: dict[str, Any] = {"size": 96, "epochs": 1, "warmup": 50, "workers": 0, "device": "cpu"}
-    return train(tiny_set, recipe="quickstart_masks", out=out, **options)
+    few = "detector_options.roi.max_per_image=20"
+    return train(tiny_set, recipe="quickstart_masks", out=out, set=[few], **options)
 
 
 def test_training_tells_the_masks_numbers(masked: Path, capsys: pytest.CaptureFixture[str]) -> None:
