@@ -1,8 +1,11 @@
 """Fixtures that several tests share."""
 
 import gc
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +25,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="also what takes minutes: every detector on every neck and backbone, 500 images for the page",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have a folder for temporary files of libraries, some of which stay where a process is killed."""
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # where folders of failed tests stay
+    folder = tempfile.mkdtemp(prefix="msefpn-")
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")
