@@ -64,8 +64,8 @@ def test_table() -> None:
 
 
 def test_formats(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text(json.dumps(RESULTS), encoding="utf-8")
-    ablation.write_tables(tmp_path)
+    ablation.write_tables(tmp_path, RESULTS)
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == RESULTS
     heads, lines = ablation.table_cells(RESULTS)
     page = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert page.splitlines()[0] == f"| {' | '.join(heads)} |"
@@ -91,7 +91,7 @@ def test_formats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [RESULTS["rows"], RESULTS["rows"][-1:]])
 def test_plot_of_any_rows(rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    ablation.draw_plot({**RESULTS, "rows": rows}, tmp_path / "plot.svg")
+    ablation.draw_plot({**RESULTS, "rows": rows}).savefig(tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").stat().st_size > 1000
 
 
@@ -99,8 +99,7 @@ def test_tables_are_written_without_matplotlib(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    (tmp_path / "results.json").write_text(json.dumps(RESULTS), encoding="utf-8")
-    ablation.write_tables(tmp_path)
+    ablation.write_tables(tmp_path, RESULTS)
     assert {path.name for path in tmp_path.iterdir()} == {
         *("results.json", "table.md", "table.csv", "table.tex")
     }

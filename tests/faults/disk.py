@@ -67,6 +67,17 @@ def watching(folder: Path, saw: Callable[[str, list[str]], None]) -> Iterator[No
         _watcher = before
 
 
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Let nothing be seen, as of another process."""
+    global _watcher
+    own, _watcher = _watcher, None
+    try:
+        yield
+    finally:
+        _watcher = own
+
+
 def copy_run(folder: Path, place: Path) -> Path:
     """Copy a run folder: links to the large files, which are replaced and never written in their place."""
 

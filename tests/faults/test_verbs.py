@@ -11,6 +11,7 @@ from msefpn.cli import main
 from msefpn.data.images import write_image
 from msefpn.errors import UserError
 from msefpn.exporting.export import _put
+from msefpn.inference.formats.onnx import ONNX
 from msefpn.runs.folder import new_folder
 from tests.faults.conftest import Unbroken
 from tests.faults.disk import FullDisk, watching
@@ -22,6 +23,7 @@ VERBS = {
     "report": "report RUN --out OUT/page.html",
     "explain": "explain RUN DATA/val/000001.jpg --device cpu --out OUT/page.html",
     "convert": "convert DATA --to yolo --out OUT/a/b",
+    "split": "split DATA --out OUT/a/b",
     "check": "check DATA --out OUT/checked",
     "upgrade": "upgrade RUN --neck mse_fpn --out OUT/new/detector.safetensors",
 }
@@ -68,6 +70,44 @@ def test_a_folder_that_is_interrupted_goes_away(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fill()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_a_graph_of_openvino_that_does_not_fit(
+    size: int,
+    unbroken: Unbroken,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is written by OpenVINO itself, which no hook of Python sees."""
+    onnx, openvino = pytest.importorskip("onnx"), pytest.importorskip("openvino")
+    save = openvino.save_model
+    number = onnx.TensorProto.FLOAT
+
+    def write(_: object, detector: object, info: str, path: Path, *__: object) -> None:
+        weights = onnx.numpy_helper.from_array(np.ones(50_000, np.float32), "w")
+        ends = [onnx.helper.make_tensor_value_info(name, number, [50_000]) for name in "xy"]
+        node = onnx.helper.make_node("Add", ["x", "w"], ["y"])
+        graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], [weights])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+        path.write_bytes(model.SerializeToString())
+
+    def limited(*args: object, **options: object) -> None:
+        with file_limit(size):
+            save(*args, **options)
+
+    monkeypatch.setattr(ONNX, "write", write)
+    words = ["export", str(unbroken.out), "--format", "openvino", "--compare", "0", "--out"]
+    assert main([*words, str(tmp_path / "whole" / "a.xml")]) == 0
+    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == ["a.bin", "a.xml"]
+    monkeypatch.setattr(openvino, "save_model", limited)
+    capsys.readouterr()
+    assert main([*words, str(tmp_path / "new" / "a.xml")]) == 2
+    said = one_line(capsys.readouterr().err)
+    assert "a.xml' cannot be written: " in said
+    assert said.endswith(": free some space, or name another place")
+    assert not (tmp_path / "new").exists()
 
 
 def test_exported_files_take_their_places_together(tmp_path: Path) -> None:

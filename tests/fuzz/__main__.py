@@ -4,10 +4,14 @@ import argparse
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
-from tests.fuzz.cases import fault_of, prepare
+from tests.fuzz.cases import prepare
+from tests.fuzz.running import run_trial
 from tests.fuzz.stock import make_stock
+
+ENDS = {0: "well", 1: "in part", 2: "refused", None: "broken off"}
 
 
 def run() -> int:
@@ -16,20 +20,24 @@ def run() -> int:
     parser.add_argument("count", type=int)
     parser.add_argument("--first", type=int, default=0)
     options = parser.parse_args()
-    faults = 0
+    faults, ends = 0, Counter[tuple[str, int | None]]()
     with tempfile.TemporaryDirectory() as place:
         stock = make_stock(Path(place, "stock"))
         for seed in range(options.first, options.first + options.count):
             folder = Path(place, str(seed))
             folder.mkdir()
             trial = prepare(seed, stock, folder)
-            fault = fault_of(trial, folder)
+            code, fault = run_trial(trial, folder)
             shutil.rmtree(folder, ignore_errors=True)
+            ends[trial.words[0], code] += 1
             if fault is not None:
                 faults += 1
                 print(f"seed {seed}: msefpn {' '.join(trial.words)}\n{fault}", flush=True)
             if seed % 500 == 499:
                 print(f"{seed + 1 - options.first} tried, {faults} faults", file=sys.stderr, flush=True)
+    for verb in sorted({verb for verb, _ in ends}):
+        counts = ", ".join(f"{ends[verb, code]} {name}" for code, name in ENDS.items() if ends[verb, code])
+        print(f"{verb}: {counts}")
     print(f"{options.count} seeds from {options.first}: {faults} faults")
     return int(faults > 0)
 

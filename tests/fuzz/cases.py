@@ -1,34 +1,25 @@
-"""Broken input from a seed, and what the command says of it."""
+"""Broken input from a seed, and a command for it."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import random
 import shutil
-import signal
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
-from msefpn.cli import main
 from tests.data.test_conserved import MAKERS, Shot
 from tests.fuzz.damage import damage
 
-SECONDS = 20
-"""CPU time that a command may take."""
-WAIT = 120
-"""Seconds after which it waits for what never comes."""
-MEMORY = 1 << 30
-"""Bytes that it may take beyond what the process held."""
-EXIT_CODES = (0, 1, 2)
 LABELS = ("check", "convert", "split")
-OF_A_RUN = (*("evaluate", "predict", "report", "explain", "upgrade", "resume") * 6, "export")
-KINDS = (*MAKERS, *MAKERS, "recipe", "run", "run", "weights", "picture")
+OF_A_RUN = (*("evaluate", "predict", "report", "explain", "upgrade", "resume", "demo") * 6, "export")
 TRAIN = ("--init", "none", "--size", "64", "--steps", "1", "--workers", "0", "--device", "cpu", "--seed", "0")
+COST = ("--size", "64", "--classes", "2", "--rounds", "1", "--device", "cpu")
+GRID = ("--seeds", "1", "--rounds", "1", "--workers", "0", "--device", "cpu")
+KINDS = (
+    *(*MAKERS, *MAKERS, *MAKERS, "run", "run", "run", "weights", "weights", "recipe", "recipe", "picture"),
+    *("picture", "grid", "config", "config", "checkpoint", "plugin"),
+)
 
 
 class Stock(NamedTuple):
@@ -38,6 +29,14 @@ class Stock(NamedTuple):
     """A COCO data set with splits, and `recipe.yaml` beside them."""
     run: Path
     """A run on it."""
+    grid: Path
+    """A grid of that recipe, with the run as its training."""
+    configs: Path
+    """A configuration of mmdetection, `faster_rcnn.py`, and its bases."""
+    checkpoints: Path
+    """Files of mmdetection, in both formats of torch."""
+    plugin: Path
+    """A plug-in, a file."""
 
 
 class Trial(NamedTuple):
@@ -45,56 +44,39 @@ class Trial(NamedTuple):
 
     seed: int
     words: list[str]
-    planted: int | None
+    planted: int | None = None
     """Boxes of the set where all are still there; None: nobody knows."""
-
-
-class TookTooLongError(BaseException):
-    """The command used up its time."""
+    uploads: tuple[Path, ...] = ()
+    """What visitors of the page send."""
 
 
 def prepare(seed: int, stock: Stock, folder: Path) -> Trial:
     """Make the broken input of a seed in an empty folder, and choose a command for it."""
     rng = random.Random(seed)
     kind = rng.choice(KINDS)
-    out = str(folder / "out")
     if kind in MAKERS:
-        data, planted = folder / "data", 0
-        data.mkdir()
-        made = _shots(rng)
-        MAKERS[kind](data, made)
-        planted = sum(len(shot.boxes) for shot in made)
-        kept = damage(data, rng)
-        verb = rng.choice((*LABELS, "convert", "convert"))
-        words = [verb, str(data), *([] if verb == "check" else ["--out", out])]
-        if verb == "convert" and rng.random() < 0.5:
-            words += ["--format", "yolo"]
-        return Trial(seed, words, planted if kept and words[-1] == out and verb == "convert" else None)
-    if kind == "recipe":
-        recipe = folder / "recipe.yaml"
-        shutil.copy(stock.data / "recipe.yaml", recipe)
-        damage(folder, rng)
-        return Trial(seed, _training(stock.data, recipe, out), None)
-    if kind == "picture":
-        data = folder / "data"
-        shutil.copytree(stock.data, data)
-        damage(data / rng.choice(("train", "val")), rng)
-        if rng.random() < 0.5:
-            return Trial(seed, _training(data, stock.data / "recipe.yaml", out), None)
-        return Trial(seed, ["predict", str(stock.run), str(data / "val"), "--out", out], None)
-    run = folder / "run"
-    shutil.copytree(stock.run, run)
-    if kind == "weights":
-        for file in run.iterdir():
-            if file.suffix not in (".safetensors", ".ckpt"):
-                file.rename(folder / file.name)
-        damage(run, rng)
-        for file in folder.iterdir():
-            if file != run:
-                file.rename(run / file.name)
+        return _labels(seed, rng, kind, folder)
+    words, uploads = _MAKERS[kind](rng, stock, folder)
+    return Trial(seed, words, uploads=uploads)
+
+
+def _labels(seed: int, rng: random.Random, kind: str, folder: Path) -> Trial:
+    """A set in one of the formats."""
+    data, out, made = folder / "data", str(folder / "out"), _shots(rng)
+    data.mkdir()
+    MAKERS[kind](data, made)
+    planted = sum(len(shot.boxes) for shot in made)
+    if rng.random() < 0.06:
+        (folder / "packed").mkdir()
+        data = Path(shutil.make_archive(str(folder / "packed" / "set"), "zip", data))
+        kept = damage(folder / "packed", rng) and data.is_file()
     else:
-        damage(run, rng)
-    return Trial(seed, _of_a_run(rng.choice(OF_A_RUN), run, stock, out), None)
+        kept = damage(data, rng)
+    verb = rng.choice((*LABELS, "convert", "convert"))
+    words = [verb, str(data), *([] if verb == "check" else ["--out", out])]
+    if verb == "convert" and rng.random() < 0.5:
+        words += ["--format", "yolo"]
+    return Trial(seed, words, planted if kept and words[-1] == out and verb == "convert" else None)
 
 
 def _shots(rng: random.Random) -> list[Shot]:
@@ -111,12 +93,106 @@ def _shots(rng: random.Random) -> list[Shot]:
     return made
 
 
-def _training(data: Path, recipe: Path, out: str) -> list[str]:
-    return ["train", "--data", str(data), "--recipe", str(recipe), "--out", out, *TRAIN]
+Made = tuple[list[str], tuple[Path, ...]]
+"""Words of a command, and uploads."""
 
 
-def _of_a_run(verb: str, run: Path, stock: Stock, out: str) -> list[str]:
-    picture = str(min((stock.data / "val").iterdir()))
+def _recipe(rng: random.Random, stock: Stock, folder: Path) -> Made:
+    recipe, out = folder / "recipe.yaml", folder / "out"
+    shutil.copy(stock.data / "recipe.yaml", recipe)
+    damage(folder, rng)
+    verb = rng.choice(("train", "train", "cost", "ablate"))
+    if verb == "train":
+        return _training(stock.data, recipe, out), ()
+    if verb == "cost":
+        return ["cost", str(recipe), "fpn", *COST, "--recipe", str(recipe), "--out", f"{out}.json"], ()
+    return ["ablate", str(recipe), "--data", str(stock.data), "--out", str(out), *GRID], ()
+
+
+def _picture(rng: random.Random, stock: Stock, folder: Path) -> Made:
+    data, out = folder / "data", folder / "out"
+    shutil.copytree(stock.data, data)
+    damage(data / rng.choice(("train", "val")), rng)
+    verb = rng.choice(("train", "predict", "demo"))
+    if verb == "train":
+        return _training(data, stock.data / "recipe.yaml", out), ()
+    if verb == "predict":
+        return ["predict", str(stock.run), str(data / "val"), "--out", str(out)], ()
+    uploads = tuple(path for path in sorted((data / "val").iterdir()) if path.is_file())
+    return _demo(stock.run), uploads
+
+
+def _run(rng: random.Random, stock: Stock, folder: Path) -> Made:
+    run = folder / "run"
+    shutil.copytree(stock.run, run)
+    damage(run, rng)
+    return _of_a_run(rng, run, stock, folder)
+
+
+def _weights(rng: random.Random, stock: Stock, folder: Path) -> Made:
+    """A run whose weights or state are damaged."""
+    run = folder / "run"
+    shutil.copytree(stock.run, run)
+    for file in run.iterdir():
+        if file.suffix not in (".safetensors", ".ckpt"):
+            file.rename(folder / file.name)
+    damage(run, rng)
+    for file in folder.iterdir():
+        if file != run:
+            file.rename(run / file.name)
+    return _of_a_run(rng, run, stock, folder)
+
+
+def _grid(rng: random.Random, stock: Stock, folder: Path) -> Made:
+    grid = folder / "grid"
+    shutil.copytree(stock.grid, grid)
+    damage(grid, rng)
+    recipe = str(stock.data / "recipe.yaml")
+    return ["ablate", recipe, "--data", str(stock.data), "--out", str(grid), "--epochs", "2", *GRID], ()
+
+
+def _config(rng: random.Random, stock: Stock, folder: Path) -> Made:
+    shutil.copytree(stock.configs, folder / "configs")
+    damage(folder / "configs", rng)
+    return ["import", str(folder / "configs" / "faster_rcnn.py"), "--out", str(folder / "out.yaml")], ()
+
+
+def _checkpoint(rng: random.Random, stock: Stock, folder: Path) -> Made:
+    (folder / "theirs").mkdir()
+    file = rng.choice(sorted(stock.checkpoints.iterdir()))
+    shutil.copy(file, folder / "theirs" / file.name)
+    damage(folder / "theirs", rng)
+    return ["import", str(folder / "theirs" / file.name), "--out", str(folder / "out.safetensors")], ()
+
+
+def _plugin(rng: random.Random, stock: Stock, folder: Path) -> Made:
+    shutil.copy(stock.plugin, folder / stock.plugin.name)
+    damage(folder, rng)
+    return [rng.choice(("models", "plugins")), "--plugin", str(folder / stock.plugin.name)], ()
+
+
+_MAKERS: dict[str, Callable[[random.Random, Stock, Path], Made]] = {
+    "recipe": _recipe,
+    "picture": _picture,
+    "run": _run,
+    "weights": _weights,
+    "grid": _grid,
+    "config": _config,
+    "checkpoint": _checkpoint,
+    "plugin": _plugin,
+}
+
+
+def _training(data: Path, recipe: Path, out: Path) -> list[str]:
+    return ["train", "--data", str(data), "--recipe", str(recipe), "--out", str(out), *TRAIN]
+
+
+def _demo(run: Path) -> list[str]:
+    return ["demo", str(run), "--port", "0", "--device", "cpu"]
+
+
+def _of_a_run(rng: random.Random, run: Path, stock: Stock, folder: Path) -> Made:
+    picture, out = str(min((stock.data / "val").iterdir())), str(folder / "out")
     return {
         "evaluate": ["evaluate", str(run), "--workers", "0", "--out", out],
         "predict": ["predict", str(run), picture, "--out", out],
@@ -125,75 +201,5 @@ def _of_a_run(verb: str, run: Path, stock: Stock, out: str) -> list[str]:
         "export": ["export", str(run), "--format", "pt2", "--compare", "0", "--out", f"{out}.pt2"],
         "upgrade": ["upgrade", str(run), "--neck", "mse_fpn", "--out", f"{out}.safetensors"],
         "resume": ["train", "--resume", "--out", str(run), "--epochs", "4", "--workers", "0"],
-    }[verb]
-
-
-def fault_of(trial: Trial, folder: Path) -> str | None:
-    """Run a trial; return what is wrong with how it ended, None where nothing is."""
-    told, errors = io.StringIO(), io.StringIO()
-    _forget_peak()
-    before = _peak()
-    try:
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(errors), _limited():
-            code = main(trial.words)
-    except TookTooLongError:
-        return f"took over {SECONDS} s of CPU, or waited over {WAIT} s"
-    except SystemExit as end:  # argparse's
-        code = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        return traceback.format_exc()
-    if code == 130:
-        raise KeyboardInterrupt
-    if _peak() - before > MEMORY:
-        return f"took {(_peak() - before) / 2**20:.0f} MB"
-    said = [line for line in errors.getvalue().splitlines() if not line.startswith("warning: ")]
-    if code not in EXIT_CODES or "Traceback" in errors.getvalue():
-        return f"exit code {code}: {errors.getvalue()}"
-    reported = trial.words[0] == "check" and not said  # its report names the faults
-    if code == 2 and not reported and (len(said) != 1 or not said[0].startswith("error: ")):
-        return f"not one line: {said}"
-    if code == 0 and trial.planted is not None:
-        return _unaccounted(trial, folder, told.getvalue())
-    return None
-
-
-def _unaccounted(trial: Trial, folder: Path, told: str) -> str | None:
-    """What is wrong where a converted set has other boxes than the source, and nothing was said."""
-    written = sum(
-        len(json.loads(file.read_text(encoding="utf-8"))["annotations"])
-        for file in (folder / "out").glob("*.json")
-    )
-    named = any(word in told for word in ("skipped", "dropped", "ignored", "left out", "removed"))
-    if written == trial.planted or named:
-        return None
-    return f"{written} of {trial.planted} boxes were written without a word: {told}"
-
-
-@contextlib.contextmanager
-def _limited() -> Iterator[None]:
-    """Raise TookTooLongError after `SECONDS` of CPU time, or `WAIT` of waiting."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TookTooLongError
-
-    kept = {number: signal.signal(number, stop) for number in (signal.SIGPROF, signal.SIGALRM)}
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    signal.setitimer(signal.ITIMER_REAL, WAIT)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-
-
-def _forget_peak() -> None:
-    """Let the peak of this process's memory begin anew; Linux only."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-
-
-def _peak() -> int:
-    """Peak resident memory in bytes since it was forgotten."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+        "demo": _demo(run),
+    }[rng.choice(OF_A_RUN)], ()

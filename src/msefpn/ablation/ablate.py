@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import platform
 import time
@@ -36,7 +35,6 @@ from msefpn.runs.console import Bar, duration, percent, say, show_table
 from msefpn.runs.folder import DataFiles, default_recipe
 from msefpn.training.plan import names_data
 from msefpn.training.train import check_proposals, find_files, read_splits
-from msefpn.writing import write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +90,7 @@ def run_grid(
         entries = [_entry(row, trials, costs[row.name] | timed[row.name], failed) for row in rows]
         _compare(entries)
         results = {"setting": _setting(rows[0], seeds, rounds), "rows": entries}
-        write_text(out / report.RESULTS, json.dumps(results, indent=1))
-        report.write_tables(out)
+        report.write_tables(out, results)
     show_table(*report.table_cells(results))
     say(f"{report.NOTE}.", f"{results['setting']}.")
     say(*(f"failed: {name}: {why}" for name, why in report.failures(results)))

@@ -17,14 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msefpn.ablation.worker import command
+from msefpn.ablation.worker import AGAIN, command
 from msefpn.config import Config, Published, to_yaml
 from msefpn.errors import UserError
 from msefpn.reading import MAX_JSON, read_bytes, read_json, unreadable
 from msefpn.runs.folder import METRICS, RESUME, DataFiles, check_out, read_run
 from msefpn.runs.metrics import read_metrics
 from msefpn.training.anchors import as_asked
-from msefpn.writing import FULL, cannot_write, settle, working_in, write_text
+from msefpn.writing import (
+    FULL,
+    cannot_write,
+    missing_folders,
+    remove_empty,
+    settle,
+    working_in,
+    write_text,
+)
 
 MARK = ".grid"
 """The file by which a grid knows its folder."""
@@ -154,8 +162,9 @@ def check_grid_folder(out: Path) -> None:
 def grid_folder(out: Path, files: DataFiles) -> Iterator[None]:
     """Make a grid's folder, or take that of an earlier one on the same annotations, for this process alone.
 
-    Raises UserError.
+    Raises UserError, and leaves no new folder where none can be begun.
     """
+    missing = missing_folders(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with working_in(out, "msefpn ablate"):
@@ -164,7 +173,10 @@ def grid_folder(out: Path, files: DataFiles) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise cannot_write(Path(error.filename or out), error, "then run the same command again") from None
+        raise cannot_write(Path(error.filename or out), error, AGAIN) from None
+    finally:
+        if not (out / MARK).exists():
+            remove_empty(missing)
 
 
 def _check_mark(out: Path, files: DataFiles) -> None:
@@ -173,7 +185,7 @@ def _check_mark(out: Path, files: DataFiles) -> None:
     annotations = [zlib.crc32(_bytes(file)) for file in given if file is not None]
     mark = out / MARK
     if not mark.exists():
-        write_text(mark, json.dumps(annotations))
+        write_text(mark, json.dumps(annotations), AGAIN)
     elif read_json(mark, "remove it if the annotations are still the same") != annotations:
         raise UserError(
             f"the annotations have changed since the grid '{out}' began: restore them, or name another --out"
@@ -251,7 +263,7 @@ class _Running:
     def __init__(self, trial: Trial, variables: Mapping[str, str]) -> None:
         config = trial.variant.config
         trial.variant.folder.mkdir(parents=True, exist_ok=True)
-        write_text(trial.variant.recipe, to_yaml(config))
+        write_text(trial.variant.recipe, to_yaml(config), AGAIN)
         changed: dict[str, str | int] = {"device": config.device, "workers": config.workers}
         files = trial.variant.files.given()
         words = command(trial.variant.recipe, trial.seed, trial.folder, files, changed)

@@ -1,17 +1,21 @@
-"""The tables and the plot of a grid, from its results.json."""
+"""The tables and the plot of a grid's results."""
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from msefpn.ablation.worker import AGAIN
 from msefpn.errors import UserError, missing_extra
 from msefpn.plain import CsvRows
-from msefpn.reading import read_json
 from msefpn.runs.console import say
-from msefpn.writing import replacing, write_text
+from msefpn.writing import replacing_together
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = "results.json"
 Results = dict[str, Any]
@@ -152,7 +156,7 @@ def failures(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-def draw_plot(results: Results, path: Path) -> None:
+def draw_plot(results: Results) -> Figure:
     """Draw mean AP and its deviation over parameters, operations and time: one panel each.
 
     Raises:
@@ -161,7 +165,7 @@ def draw_plot(results: Results, path: Path) -> None:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  of an extra
     except ImportError:
-        raise missing_extra(path.name, "plots") from None
+        raise missing_extra("plot.svg", "plots") from None
 
     rows = [row for row in results["rows"] if "mean" in row]
     costs: Sequence[tuple[str, Callable[[ResultRow], float]]] = (
@@ -185,20 +189,22 @@ def draw_plot(results: Results, path: Path) -> None:
     panels[0].set_ylabel("AP, percent (mean ± standard deviation)")
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper", fontsize=8)
-    with replacing(path) as part:
-        figure.savefig(part, format=path.suffix.removeprefix("."))
+    return figure
 
 
-def write_tables(folder: Path) -> Results:
-    """Write table.md, table.csv, table.tex and plot.svg beside a grid's results.json; return the results.
+def write_tables(folder: Path, results: Results) -> None:
+    """Write results.json, table.md, table.csv, table.tex and plot.svg into the folder of a grid, or none.
 
-    Without matplotlib the plot is skipped, with a message.
+    Without matplotlib the plot is skipped, with a message. Raises UserError where they cannot be written.
     """
-    results: Results = read_json(folder / RESULTS, "run msefpn ablate again")
-    for name, text in (("md", markdown), ("csv", comma_separated), ("tex", latex)):
-        write_text(folder / f"table.{name}", text(results))
-    try:
-        draw_plot(results, folder / "plot.svg")
-    except UserError as error:
-        say(f"no plot: {error}")
-    return results
+    with replacing_together(folder, AGAIN) as parts:
+        parts.text(RESULTS, json.dumps(results, indent=1))
+        for name, text in (("md", markdown), ("csv", comma_separated), ("tex", latex)):
+            parts.text(f"table.{name}", text(results))
+        try:
+            plot = draw_plot(results)
+        except UserError as error:
+            say(f"no plot: {error}")
+            return
+        with parts.write("plot.svg") as part:
+            plot.savefig(part, format="svg")

@@ -19,6 +19,8 @@ from msefpn.runs.signals import interruptible
 from msefpn.training.plan import plan_training
 from msefpn.writing import settle, working_in
 
+AGAIN = "then run the same command again"
+"""What the user can do after a grid, or a training of it, could not write to its folder: it goes on there."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -52,7 +54,7 @@ def main() -> int:
         with interruptible():
             _train()
     except UserError as error:
-        text = str(error).replace(TO_RESUME, "then run the same command again")  # ablate's, which resumes
+        text = str(error).replace(TO_RESUME, AGAIN)
         print("error:", one_line(text), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
