@@ -20,6 +20,7 @@ from msefpn.reading import (
     read_json,
     read_text,
     read_yaml,
+    real_path,
     shown,
 )
 
@@ -163,6 +164,17 @@ def test_a_record_names_key_and_place() -> None:
             call()
     assert shown(10**3000).endswith("...")
     assert shown(1 << 20_000) == "a value too large to show"
+
+
+def test_a_loop_of_links_has_a_path(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert real_path(tmp_path / "a").is_absolute()
+    assert real_path("nul\0").name == "nul\0"
+    (tmp_path / "c").symlink_to(tmp_path)
+    assert real_path(tmp_path / "c" / ".." / tmp_path.name / "d") == real_path(tmp_path) / "d"
+    for path in Path(reading.__file__).parent.rglob("*.py"):
+        assert ".resolve(" not in path.read_text(encoding="utf-8"), path  # it raises for a loop
 
 
 def test_every_reader_uses_these() -> None:

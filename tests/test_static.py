@@ -133,6 +133,10 @@ def test_a_base_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("_base_ = 'base.py'\n")
     with pytest.raises(UserError, match=r"is not a regular file: name the \.py file"):
         read_static(tmp_path / "own.py")
+    (tmp_path / "base.py").unlink()
+    (tmp_path / "base.py").symlink_to("base.py")
+    with pytest.raises(UserError, match=r"Too many levels of symbolic links.*: name the \.py file"):
+        read_static(tmp_path / "own.py")
 
 
 def test_nothing_of_the_reader_runs_code() -> None:

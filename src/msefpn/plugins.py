@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from msefpn.errors import UserError, unknown_name
+from msefpn.reading import real_path
 
 T = TypeVar("T")
 
@@ -235,7 +236,7 @@ def require(needs: Mapping[str, str], kinds: Iterable[str], owner: str) -> None:
 def _load_file(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"plug-in '{path}' is not a file: check the path")
-    key, stat = str(path.resolve()), path.stat()
+    key, stat = str(real_path(path)), path.stat()
     if _LOADED.get(key) == (stat.st_mtime_ns, stat.st_size):
         return
     if key in _LOADED:  # it changed since

@@ -56,6 +56,14 @@ def open_file(path: str | Path) -> BinaryIO:
     return os.fdopen(number, "rb")
 
 
+def real_path(path: str | Path) -> Path:
+    """A path without links and relative parts; one that leads nowhere, as a loop of links, stays as it is."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):  # Path.resolve would raise RuntimeError
+        return Path(os.path.abspath(path))
+
+
 def read_bytes(path: str | Path, most: int) -> bytes:
     """The bytes of a regular file of at most `most` bytes. Raises OSError."""
     with open_file(path) as file:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from msefpn.errors import UserError
-from msefpn.reading import read_bytes, unreadable
+from msefpn.reading import read_bytes, real_path, unreadable
 
 _MAX_BYTES = 1 << 21
 """Largest file that is read."""
@@ -70,7 +70,7 @@ def read_static(path: Path, below: tuple[Path, ...] = ()) -> StaticFile:
     Raises:
         UserError: a file is missing, is not Python, or imports its values.
     """
-    if path.resolve() in below or len(below) > _MAX_BASES:
+    if real_path(path) in below or len(below) > _MAX_BASES:
         raise UserError(f"{path}: its _base_ files are based on each other: correct _base_")
     return _read(_parse(path), path, below)
 
@@ -88,7 +88,7 @@ def _read(tree: ast.Module, path: Path, below: tuple[Path, ...]) -> StaticFile:
     for node in tree.body:
         if isinstance(node, ast.Assign) and _names_of(node.targets) == ["_base_"]:
             for base in _base_paths(reader.value(node.value), path):
-                found = read_static(base, (*below, path.resolve()))
+                found = read_static(base, (*below, real_path(path)))
                 bases.values = merged(bases.values, found.values, str(path))
                 bases.used |= found.used
     reader.bases = bases.values

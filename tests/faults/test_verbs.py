@@ -13,6 +13,7 @@ from msefpn.errors import UserError
 from msefpn.exporting.export import _put
 from msefpn.inference.formats.onnx import ONNX
 from msefpn.runs.folder import new_folder
+from tests.data.test_conserved import Shot, as_coco
 from tests.faults.conftest import Unbroken
 from tests.faults.disk import FullDisk, watching
 from tests.faults.test_full_disk import file_limit, first_writes, one_line
@@ -23,7 +24,7 @@ VERBS = {
     "report": "report RUN --out OUT/page.html",
     "explain": "explain RUN DATA/val/000001.jpg --device cpu --out OUT/page.html",
     "convert": "convert DATA --to yolo --out OUT/a/b",
-    "split": "split DATA --out OUT/a/b",
+    "split": "split SHOTS --out OUT/a/b",
     "check": "check DATA --out OUT/checked",
     "upgrade": "upgrade RUN --neck mse_fpn --out OUT/new/detector.safetensors",
 }
@@ -35,12 +36,14 @@ def test_a_verb_on_a_full_disk(
 ) -> None:
     def words(out: Path) -> list[str]:
         out.mkdir()
-        places = {"RUN": unbroken.out, "DATA": unbroken.data, "OUT": out}
+        places = {"RUN": unbroken.out, "DATA": unbroken.data, "SHOTS": tmp_path / "shots", "OUT": out}
         text = VERBS[verb]
         for name, place in places.items():
             text = text.replace(name, str(place))
         return text.split()
 
+    (tmp_path / "shots").mkdir()
+    as_coco(tmp_path / "shots", [Shot(".png", [(0, (1, 1, 9, 9))], (20, 20), 1.0, there=True)] * 4)
     tried = first_writes(words(tmp_path / "whole"), tmp_path / "whole")
     for number, name in {tried[0], tried[len(tried) // 2], tried[-1]}:
         out = tmp_path / f"out-{number}"

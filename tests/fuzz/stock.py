@@ -59,7 +59,7 @@ def make_stock(folder: Path) -> Stock:
 
 
 def _write_checkpoints(folder: Path) -> None:
-    """A detector of mmdetection in both formats of torch; its tensors share their numbers, for small files."""
+    """A detector of mmdetection in both formats of torch; its tensors share numbers: the files are small."""
     tensors = as_mmdetection(make("retinanet"))
     numbers = torch.zeros(max(tensor.numel() for tensor in tensors.values()))
     state = {

@@ -20,6 +20,7 @@ from msefpn.data.locate import has_splits, locate_split, refuse_unread
 from msefpn.data.split import content_marks
 from msefpn.errors import UserError
 from msefpn.links import check_links, roots_of
+from msefpn.reading import real_path
 
 _QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 
@@ -207,7 +208,7 @@ def _listed(scans: Iterable[tuple[_Place, CocoData | None, FaultReport]]) -> Ite
 
 def _name(data: str | Path | None, file: Path) -> str:
     """What the data set is called."""
-    path = (Path(data) if data is not None else file).resolve()
+    path = real_path(data if data is not None else file)
     return path.name if path.is_dir() else path.stem
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from msefpn.data.boxes import Regions
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
-from msefpn.reading import MAX_JSON, parse_json, read_bytes
+from msefpn.reading import MAX_JSON, parse_json, read_bytes, real_path
 
 MAX_PROPOSALS = 2000
 """The best regions of an image that are kept (mmdetection's number for training)."""
@@ -63,8 +63,8 @@ def proposals_of_files(
     """
     entries = _entries(file)
     named = {entry["file_name"] for entry in entries if _has_name(entry)}
-    places = {path.resolve(): index for index, path in enumerate(images)}
-    by_path = any(Path(name).resolve() in places for name in named)
+    places = {real_path(path): index for index, path in enumerate(images)}
+    by_path = any(real_path(name) in places for name in named)
     if not by_path:
         for paths in (images, [Path(name) for name in named]):
             name, count = Counter(path.name for path in paths).most_common(1)[0] if paths else ("", 0)
@@ -76,7 +76,7 @@ def proposals_of_files(
         if not _has_name(entry):
             raise UserError("has no 'file_name': give predictions of msefpn predict")
         path = Path(entry["file_name"])
-        return places.get(path.resolve() if by_path else Path(path.name))
+        return places.get(real_path(path) if by_path else Path(path.name))
 
     regions = _regions(file, entries, find, list(map(str, images)), np.array(sizes, dtype=np.int64))
     if not len(regions.boxes):

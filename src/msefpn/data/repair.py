@@ -18,7 +18,7 @@ from msefpn.data.faults import FaultReport
 from msefpn.data.finding import SimilarNames
 from msefpn.data.masks import box_of_mask, resized_mask
 from msefpn.data.values import common_factor, flag_of, is_box, is_number, is_rounding
-from msefpn.reading import shown
+from msefpn.reading import real_path, shown
 
 _FEW_CORNERS = 16
 """Numbers of a polygon up to which it is looked at whether it has an area."""
@@ -51,7 +51,7 @@ class PictureNames:
             return None if PureWindowsPath(name).drive and not os.path.exists(self.folder / name) else path
         for base, root, target in (
             (self.folder.absolute(), self.root.absolute(), os.path.abspath(self.folder / path)),
-            (self.folder.resolve(), self.root.resolve(), os.path.realpath(self.folder / path)),
+            (real_path(self.folder), real_path(self.root), real_path(self.folder / path)),
         ):
             if Path(target).is_relative_to(os.path.abspath(root)):
                 return Path(os.path.relpath(target, os.path.abspath(base))).as_posix()

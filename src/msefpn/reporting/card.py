@@ -7,6 +7,7 @@ from pathlib import Path
 
 from msefpn.data.coco import read_coco
 from msefpn.errors import UserError
+from msefpn.reading import real_path
 from msefpn.reporting.images import image_groups
 from msefpn.reporting.numbers import MEANING
 from msefpn.reporting.run import ReportedRun
@@ -29,7 +30,7 @@ def describe_run(run: Path, folder: Path) -> str:
     Raises:
         UserError: it is not a run folder.
     """
-    found = ReportedRun.read(run, run.resolve().name)
+    found = ReportedRun.read(run, real_path(run).name)
     found.analyse(found)
     parts = [_picture(found, folder), _data(found), _numbers(found), _command(found)]
     return "\n".join(part for part in parts if part)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from msefpn.errors import UserError
 from msefpn.html.page import COLORS
+from msefpn.reading import real_path
 from msefpn.reporting.cost import measure_runs
 from msefpn.reporting.images import image_groups
 from msefpn.reporting.page import report_page
@@ -61,7 +62,7 @@ def _check_request(folders: Sequence[Path], out: Path | None) -> None:
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that differ."""
-    parts = [list(folder.resolve().parts) for folder in folders]
+    parts = [list(real_path(folder).parts) for folder in folders]
     while len(parts) > 1 and len({part[-1] for part in parts}) == 1 and min(map(len, parts)) > 1:
         parts = [part[:-1] for part in parts]
     for length in range(1, max(map(len, parts)) + 1):

@@ -14,6 +14,7 @@ from msefpn.data.coco import CocoData, read_coco
 from msefpn.errors import UserError
 from msefpn.metrics.curves import size_edges
 from msefpn.metrics.matching import BoxPredictions, GroundTruth
+from msefpn.reading import real_path
 from msefpn.reporting.analysis import Analysis, analyse, checksum, ground_truth_of, read_predictions
 from msefpn.reporting.cost import DetectorCost
 from msefpn.reporting.history import History, read_history
@@ -66,7 +67,7 @@ class ReportedRun:
     def analyse(self, first: ReportedRun) -> None:
         """Measure the detections, in size bins of the first run of the page where both have the same data."""
         if self.data is None or first.data is None:
-            self.same_data = self.files["val_json"].resolve() == first.files["val_json"].resolve()
+            self.same_data = real_path(self.files["val_json"]) == real_path(first.files["val_json"])
         else:
             self.same_data = checksum(self.data) == checksum(first.data)
         if not self.same_data:

@@ -18,7 +18,7 @@ from msefpn.checkpoint import upgrade_config
 from msefpn.config import Config, from_dict, to_yaml
 from msefpn.errors import UserError
 from msefpn.links import check_links, roots_of
-from msefpn.reading import Record, read_yaml
+from msefpn.reading import Record, read_yaml, real_path
 from msefpn.writing import (
     cannot_write,
     is_leftover,
@@ -75,7 +75,7 @@ class DataFiles:
 
     def resolved(self) -> dict[str, Path]:
         """Those that there are, without links and relative parts."""
-        return {key: path.resolve() for key, path in self.given().items()}
+        return {key: real_path(path) for key, path in self.given().items()}
 
     def without_proposals(self) -> DataFiles:
         """What a detector that finds its own proposals reads."""

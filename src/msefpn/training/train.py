@@ -25,6 +25,7 @@ from msefpn.inference.device import check_devices, pick_precision
 from msefpn.links import check_links, roots_of
 from msefpn.models import Detector, build, check_initial_weights, init_weights, probe, styled
 from msefpn.models.convolution import pick_method
+from msefpn.reading import real_path
 from msefpn.runs.console import percent, say
 from msefpn.runs.folder import (
     BEST,
@@ -149,7 +150,7 @@ def read_data(
         )
         check_proposals(files, detector)
         return files, *read_splits(files, masks=detector.learns_masks)
-    given = {key: path.resolve() for key, path in plan.given.items()}
+    given = {key: real_path(path) for key, path in plan.given.items()}
     if plan.data is not None or names_data(plan.given):
         follow = plan.follow_links or plan.run_files.follow_links
         given |= find_files(

@@ -9,6 +9,7 @@ from pathlib import Path
 from msefpn.errors import UserError
 from msefpn.inference.predictor import Predictor
 from msefpn.pretrained import is_named
+from msefpn.reading import real_path
 from msefpn.runs.console import say
 from msefpn.runs.folder import BEST
 from msefpn.web.access import Doorkeeper
@@ -56,7 +57,7 @@ def open_runs(runs: Sequence[Path], *, size: str | None, device: str) -> list[Se
             raise UserError(
                 f"{run} is a {predictor.detector.config.detector}, which needs proposals: the page has none"
             )
-        shown.append(ServedRun(str(run) if is_named(run) else _name(run.resolve()), predictor))
+        shown.append(ServedRun(str(run) if is_named(run) else _name(real_path(run)), predictor))
     return shown
 
 

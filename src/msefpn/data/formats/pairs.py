@@ -8,6 +8,7 @@ from pathlib import Path, PureWindowsPath
 from msefpn.data.finding import SimilarNames, examples, files_in, images_in
 from msefpn.data.formats.base import LabelFault, ReadLog
 from msefpn.data.repair import hint
+from msefpn.reading import real_path
 
 
 def labels_in(folder: Path, *suffixes: str, deep: bool = True) -> list[Path]:
@@ -53,7 +54,7 @@ class PairedFolders:
 
     def tell_bare(self, used: Collection[Path]) -> None:
         """Note the pictures that no label file was taken for; `used` are those that one was."""
-        taken = {file.resolve() for file in used}
+        taken = {real_path(file) for file in used}
         bare = sorted(file for pictures in self.pictures.values() for file in pictures.bare(taken))
         names = examples(file.relative_to(self.root).as_posix() for file in bare)
         what = self.suffix.removeprefix(".")
@@ -104,7 +105,7 @@ class Pictures:
             )
         if own:
             meant = labels.stem in (name, PureWindowsPath(name).stem, "" if name else labels.stem)
-            if not meant or (found is not None and found.resolve() != own[0].resolve()):
+            if not meant or (found is not None and real_path(found) != real_path(own[0])):
                 self.log.tell(
                     "label files name another picture than the one of their own name, which is taken",
                     f"{labels.name} names {name}",
@@ -141,6 +142,6 @@ class Pictures:
         return [
             file
             for file in self.by_name.values()
-            if file.resolve() not in taken
+            if real_path(file) not in taken
             and (file.stem not in self.stems or len(self.by_stem[file.stem]) > 1)
         ]

@@ -15,6 +15,7 @@ from msefpn.data.formats import ReadLog, Split, detect_format, open_source
 from msefpn.data.formats.coco import coco_split
 from msefpn.data.formats.yolo import about_text, label_lines
 from msefpn.errors import UserError
+from msefpn.reading import real_path
 
 _ABOUT = "data.yaml"
 
@@ -92,7 +93,7 @@ def as_coco(
     source = open_source(data, format, fix_names=fix_names, follow_links=follow_links)
     for name in needed:
         source.split(name)
-    folder = _cached(source.splits, (data if data.is_dir() else data.parent).resolve().name, cache)
+    folder = _cached(source.splits, real_path(data if data.is_dir() else data.parent).name, cache)
     source.log.notes.append(f"'{data}' is read as {format}; its COCO json: {folder}")
     return folder, source.log
 
@@ -130,7 +131,7 @@ def _write_links(splits: Mapping[str, Split], texts: Mapping[str, str], folder: 
     with unfinished_folder(folder) as work:
         for name, split in splits.items():
             (work / f"{name}.json").write_text(texts[name], encoding="utf-8")
-            (work / name).symlink_to(split.folder.resolve(), target_is_directory=True)
+            (work / name).symlink_to(real_path(split.folder), target_is_directory=True)
         work.replace(folder)
 
 
