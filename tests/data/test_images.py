@@ -54,12 +54,17 @@ def test_alpha_is_dropped_not_blended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "I;16", "RGB", "RGBA"])
-def test_all_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+def test_all_modes_become_rgb(tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
-    Image.new(mode, (6, 4)).save(path)
+    grey = np.random.default_rng(0).integers(0, 256, (5, 6), np.uint8)
+    shown = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey)
+    shown.convert(mode).save(path)
     pixels = read_image(path)
-    assert pixels.shape == (4, 6, 3)
+    assert pixels.shape == (5, 6, 3)
     assert pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - grey[..., None]).max() <= {"1": 255, "CMYK": 60}.get(mode, 0)
+    monkeypatch.setattr("msefpn.data.images._BAND", 12)  # as large pictures are, a few rows at a time
+    assert np.array_equal(read_image(path), pixels)
 
 
 def test_cmyk_colour(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.data.test_conserved import MAKERS, Shot
 from tests.fuzz.damage import damage
 
 LABELS = ("check", "convert", "split")
-OF_A_RUN = (*("evaluate", "predict", "report", "explain", "upgrade", "resume", "demo") * 6, "export")
+OF_A_RUN = (*("evaluate", "predict", "report", "explain", "upgrade", "resume", "demo") * 20, "export")
 TRAIN = ("--init", "none", "--size", "64", "--steps", "1", "--workers", "0", "--device", "cpu", "--seed", "0")
 COST = ("--size", "64", "--classes", "2", "--rounds", "1", "--device", "cpu")
 GRID = ("--seeds", "1", "--rounds", "1", "--workers", "0", "--device", "cpu")

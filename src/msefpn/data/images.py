@@ -38,7 +38,7 @@ _FRAMED = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Pillow's names of the formats that are read; it has others, of which EPS runs a program."""
 MAX_PIXELS = 100_000_000
-"""Largest width times height; decoding it takes about 1 GB."""
+"""Largest width times height; decoding it takes less than 1 GB."""
 MAX_PICTURE = 1 << 30
 """Largest file."""
 MAX_SCANS = 100
@@ -48,6 +48,8 @@ MAX_PIXELS_PER_BYTE = 10_000
 _LARGE = 16_000_000
 """Pixels from which pictures are decoded one at a time, in all threads together."""
 _ONE_LARGE = threading.Lock()
+_BAND = 4_000_000
+"""Pixels that are converted at a time."""
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 """ITU-T T.81, table B.1: markers with a length behind them, and the end of the image."""
 _JPEG_END, _JPEG_SCAN = b"\xd9", b"\xda"
@@ -284,20 +286,42 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Pixels as they are stored, as RGB (height, width, 3) uint8. Raises ImageFault."""
     if image.mode == "F":
         raise ImageFault("floating-point pixels have no known range")
+    bits = _bits(image) if image.mode.startswith("I") else 8
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    top = 0
+    for rows in _bands(image):
+        pixels[top : top + rows.height] = _rgb_of(rows, bits)
+        top += rows.height
+    return pixels
+
+
+def _bands(image: Image.Image) -> Iterator[Image.Image]:
+    """Rows of a picture, a few million pixels at a time: what is made of all at once takes as much memory."""
+    image.load()
+    step = max(1, _BAND // max(1, image.width))
+    if image.height <= step:
+        yield image
+        return
+    for top in range(0, image.height, step):
+        yield image.crop((0, top, image.width, min(image.height, top + step)))
+
+
+def _rgb_of(image: Image.Image, bits: int) -> NDArray[np.uint8]:
+    """The pixels of a part of a picture whose grey values, if it has such, have so many bits."""
     if image.mode.startswith("I"):
-        top = (1 << _bits(image)) - 1
-        grey = np.rint(np.clip(np.array(image), 0, top) * (255 / top)).astype(np.uint8)
+        top = (1 << bits) - 1
+        grey = np.rint(np.clip(np.asarray(image), 0, top) * (255 / top)).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert would copy
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # convert would copy
 
 
 def _bits(image: Image.Image) -> int:
     """Bits of the values of a 16-bit image, by the largest that its TIFF states or that it has."""
     stated = getattr(image, "tag_v2", {}).get(_MAX_SAMPLE)
     values = [stated] if isinstance(stated, int) else list(stated or ())  # one for each channel
-    highest = max([int(np.array(image).max(initial=0)), *values])
+    highest = max([int(np.asarray(rows).max(initial=0)) for rows in _bands(image)] + values)
     return next((bits for bits in _DEPTHS if highest < 1 << bits), 16)
 
 

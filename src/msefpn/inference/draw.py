@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from msefpn.data.images import to_rgb
 from msefpn.inference.detect import Predictions
 
 Colour = tuple[int, int, int]
@@ -43,7 +44,7 @@ class Canvas:
     @property
     def pixels(self) -> NDArray[np.uint8]:
         """The image as drawn, (H, W, 3) uint8 RGB."""
-        return np.array(self.image)
+        return to_rgb(self.image)
 
     def mask(self, mask: NDArray[np.bool_], colour: Colour) -> None:
         """Tint the pixels of a mask (H, W)."""
