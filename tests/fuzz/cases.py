@@ -15,7 +15,7 @@ LABELS = ("check", "convert", "split")
 OF_A_RUN = (*("evaluate", "predict", "report", "explain", "upgrade", "resume", "demo") * 20, "export")
 TRAIN = ("--init", "none", "--size", "64", "--steps", "1", "--workers", "0", "--device", "cpu", "--seed", "0")
 COST = ("--size", "64", "--classes", "2", "--rounds", "1", "--device", "cpu")
-GRID = ("--seeds", "1", "--rounds", "1", "--workers", "0", "--device", "cpu")
+GRID = ("--init", "none", "--seeds", "1", "--rounds", "1", "--workers", "0", "--device", "cpu")
 KINDS = (
     *(*MAKERS, *MAKERS, *MAKERS, "run", "run", "run", "weights", "weights", "recipe", "recipe", "picture"),
     *("picture", "grid", "config", "config", "checkpoint", "plugin"),
