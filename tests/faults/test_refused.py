@@ -1,9 +1,11 @@
 """What a run is not resumed from, or beside: one line, before anything is written."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,18 @@ def edit_state(out: Path, change: Callable[[State], Any]) -> None:
     torch.save(state, out / "resume.ckpt")
 
 
+def in_int8(tensors: dict[str, torch.Tensor]) -> None:
+    name = next(name for name, value in tensors.items() if value.dim() > 1)
+    tensors[name] = tensors[name].to(torch.int8)
+
+
+def endless() -> list[Any]:
+    """A list that holds itself."""
+    found: list[Any] = []
+    found.append(found)
+    return found
+
+
 def first(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return next(value for value in tensors.values() if value.dim() > 1)
 
@@ -61,6 +75,14 @@ EDITS: dict[str, tuple[Callable[[State], Any], str]] = {
     "classes": (lambda state: state["classes"].append("new"), "classes and category_ids do not go together"),
     "weight missing": (lambda state: state["detector"].popitem(), "does not fit the detector"),
     "weight not finite": (lambda state: first(state["detector"]).fill_(float("nan")), "not finite"),
+    "weight repeated": (
+        lambda state: state["detector"].update(x=torch.zeros(1).expand(1 << 40)),
+        "not a plain",
+    ),
+    "weight sparse": (lambda state: state["detector"].update(x=torch.eye(3).to_sparse()), "x is not a plain"),
+    "weight nowhere": (lambda state: state["detector"].update(x=torch.ones(3, device="meta")), "not a plain"),
+    "weight in int8": (lambda state: in_int8(state["detector"]), "does not fit the detector"),
+    "average in int8": (lambda state: in_int8(state["ema"]), "does not fit the detector"),
     "weight a number": (lambda state: state["detector"].update(more=1), "detector has no tensor more"),
     "averages missing": (lambda state: state.update(ema=None), "does not fit the detector"),
     "averages a list": (lambda state: state.update(ema=[1]), "ema is not of type dict"),
@@ -70,6 +92,16 @@ EDITS: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda state: state["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(3)),
         "does not fit",
     ),
+    "momentum in int8": (lambda state: in_int8(state["optimizer"]["state"][0]), "does not fit"),
+    "momentum not finite": (
+        lambda state: first(state["optimizer"]["state"][0]).fill_(float("inf")),
+        "optimizer.state.0.momentum_buffer has values that are not finite",
+    ),
+    "ids as texts": (lambda state: state["category_ids"].__setitem__(0, "1"), "ids are not whole numbers"),
+    "settings a tensor": (lambda state: state["config"].update(lr=torch.ones(2)), "config has a tensor"),
+    "settings a set": (lambda state: state["config"].update(lr={1}), "config.lr is a set"),
+    "endless": (lambda state: state["best"].update(more=endless()), "nested too deeply"),
+    "marks a list": (lambda state: state["data"].update(pictures=[1]), "pictures is not of type dict"),
     "other settings": (lambda state: state["config"].update(lr=9.0), "config.yaml' has lr 0.02, but the run"),
     "no marks": (lambda state: state["data"].pop("pictures"), "has no marks of the train pictures"),
 }
@@ -92,7 +124,14 @@ def test_an_edited_state_is_refused(
     out = copy_run(unbroken.after[0], tmp_path / "cut")
     content = (out / "resume.ckpt").read_bytes()
     (out / "resume.ckpt").unlink()
-    for damaged in (content[: len(content) // 2], b""):
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as plain,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as to,
+    ):
+        for part in plain.infolist():
+            to.writestr(part.filename, plain.read(part))
+    for damaged in (content[: len(content) // 2], b"", packed.getvalue()):
         (out / "resume.ckpt").write_bytes(damaged)
         assert "is damaged or half-written" in refusal(out, capsys)
 

@@ -1,6 +1,7 @@
 """Weights on disk: a detector's own file, and initial weights from others'."""
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -276,6 +277,9 @@ def _place(name: str, own: Mapping[str, Tensor]) -> str | None:
 
 
 def _from_hub(name: str) -> dict[str, Tensor]:
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of each of ten attempts
     try:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # timm, the hub's client and the network each have their own
@@ -284,6 +288,8 @@ def _from_hub(name: str) -> dict[str, Tensor]:
             f"ImageNet weights of {name} cannot be downloaded ({reason}): give a file of them with "
             "--init FILE, or train from random weights with --init none"
         ) from None
+    finally:
+        logger.setLevel(level)
     state: dict[str, Tensor] = model.state_dict()
     return state
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import yaml
@@ -16,7 +19,7 @@ from msefpn.config import Config, to_yaml
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
 from msefpn.models import Detector
-from msefpn.reading import open_file
+from msefpn.reading import MAX_DEPTH, open_file
 from msefpn.runs.folder import CONFIG, LAST, METRICS, RESUME, is_first_process
 from msefpn.runs.metrics import read_metrics
 from msefpn.training.fingerprint import mark_annotations, mark_pictures
@@ -73,6 +76,7 @@ def read_resume(path: Path) -> dict[str, Any]:
     again = f"restore it, or start a new run with --init {path.with_name(LAST)}"
     try:
         with open_file(path) as file:
+            _check_archive(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything on broken bytes
         raise UserError(f"'{path}' is damaged or half-written: {again}") from error
@@ -83,8 +87,22 @@ def read_resume(path: Path) -> dict[str, Any]:
     return state
 
 
+def _check_archive(file: BinaryIO) -> None:
+    """Raise ValueError where torch would unpack more than the file has: it writes without compression."""
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise ValueError("compressed")
+    if sum(part.file_size for part in parts) > file.seek(0, os.SEEK_END):
+        raise ValueError("larger than the file")
+    file.seek(0)
+
+
 def _fault(state: dict[str, Any]) -> str:
     """What is wrong with the values of a state; empty: nothing."""
+    for place, value in _leaves(state, "", 0):
+        if fault := _leaf_fault(value):
+            return f"{place} {fault}"
     for key, kind in _KINDS.items():
         if not isinstance(state[key], kind) or isinstance(state[key], bool):
             return f"{key} is not of type {kind.__name__}"
@@ -95,19 +113,46 @@ def _fault(state: dict[str, Any]) -> str:
         return f"epoch {epoch} and step {step} do not go together"
     if not (_is_count(best.get("epoch"), epoch) and _is_count(best.get("step"), step)):
         return "best names no epoch and step"
-    if not isinstance(best.get("AP"), (int, float)) or not math.isfinite(best["AP"]):
+    if not isinstance(best.get("AP"), (int, float)):
         return "best has no AP"
     if not all(isinstance(name, str) for name in state["classes"]):
         return "classes are not texts"
+    if not all(type(number) is int for number in state["category_ids"]):
+        return "category_ids are not whole numbers"
     if len(state["classes"]) != len(state["category_ids"]):
         return "classes and category_ids do not go together"
     for key in ("detector", "ema"):
         for name, value in (state[key] or {}).items():
             if not isinstance(value, Tensor):
                 return f"{key} has no tensor {name}"
-            if value.is_floating_point() and not bool(value.isfinite().all()):
-                return f"{key} has values in {name} that are not finite"
-    return ""
+    for key in ("best", "config"):
+        if any(isinstance(value, Tensor) for _, value in _leaves(state[key], key, 0)):
+            return f"{key} has a tensor"
+    return "" if isinstance(state["data"].get("pictures", {}), dict) else "data.pictures is not of type dict"
+
+
+def _leaves(value: Any, place: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """Each single value inside dicts, lists and tuples, and its place; what is too deep, as it is."""
+    if depth > MAX_DEPTH or not isinstance(value, (dict, list, tuple)):
+        yield place, value
+        return
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(inner, f"{place}.{key}" if place else str(key), depth + 1)
+
+
+def _leaf_fault(value: Any) -> str:
+    """What is wrong with a single value; empty: nothing."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else "is not finite"
+    if not isinstance(value, Tensor):
+        plain = isinstance(value, (str, int, type(None)))
+        return "" if plain else f"is a {type(value).__name__}, or nested too deeply"
+    size = value.numel() * value.element_size()
+    whole = type(value) is Tensor and value.layout is torch.strided and value.device.type == "cpu"
+    if not whole or value.is_quantized or value.is_complex() or size > value.untyped_storage().nbytes():
+        return "is not a plain tensor"
+    finite = not value.is_floating_point() or bool(value.isfinite().all())
+    return "" if finite else "has values that are not finite"
 
 
 def _is_count(value: Any, most: int) -> bool:
@@ -179,10 +224,10 @@ def _check_settings(plan: Plan, kept: dict[str, Any]) -> None:
 
 def _check_fit(plan: Plan, state: dict[str, Any], detector: Detector) -> None:
     """Raise UserError where tensors are not those of the detector and its optimizer."""
-    own = {name: value.shape for name, value in detector.state_dict().items()}
+    own = {name: (value.shape, value.dtype) for name, value in detector.state_dict().items()}
     averages = state["ema"] if plan.config.ema else {}
     fits = all(
-        isinstance(kept, dict) and {name: value.shape for name, value in kept.items()} == own
+        isinstance(kept, dict) and {name: (value.shape, value.dtype) for name, value in kept.items()} == own
         for kept in ([state["detector"], averages] if plan.config.ema else [state["detector"]])
     )
     if not fits or not _optimizer_fits(plan.config, state["optimizer"], detector):
@@ -196,6 +241,13 @@ def _optimizer_fits(config: Config, kept: dict[str, Any], detector: Detector) ->
     optimizer = make_optimizer(detector, config)
     fresh = [{**group, "lr": 0, "params": 0} for group in optimizer.param_groups]
     try:
+        types = {weight.dtype for weight in detector.parameters()}
+        if any(
+            x.dim() and x.dtype not in types
+            for _, x in _leaves(kept["state"], "", 0)
+            if isinstance(x, Tensor)
+        ):
+            return False  # torch would convert it
         optimizer.load_state_dict(kept)
         loaded = [{**group, "lr": 0, "params": 0} for group in optimizer.param_groups]
         return loaded == fresh and all(
