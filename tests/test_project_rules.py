@@ -53,7 +53,7 @@ APART = {
     "data": {"errors", "structures", "config", "links", "plugins", "reading", "writing"},
     "models": {
         *("errors", "structures", "config", "plugins", "pretrained", "reading", "static", "checkpoint"),
-        *("necks", "writing"),
+        *("necks", "plain", "writing"),
     },
     "metrics": {"errors", "structures", "config", "reading"},
     "html": {"errors"},

@@ -10,7 +10,7 @@ import torch
 
 from msefpn.errors import UserError
 from msefpn.models import Foreign, importers, load
-from msefpn.models.importers.base import Names
+from msefpn.models.importers.base import PYTORCH, Carried, Names
 from msefpn.models.importers.files import Checkpoint
 from msefpn.models.importers.mmdetection import convert_mmdetection, describe_mmdetection
 from msefpn.models.importers.mmdetection_settings import Settings, read_settings
@@ -239,6 +239,17 @@ def test_the_other_half_of_an_average_is_ignored() -> None:
         assert [item.kind for item in foreign.carried].count("ignored") == 3
         assert any("the other half of an average" in line for line in foreign.lines())
         foreign.detector()
+
+
+def test_names_in_a_table_stay_in_their_cells() -> None:
+    taken = Carried("=1+1", "neck.x")
+    foreign = Foreign(Path(), "", {}, (taken,), ("a\tb\n=2",), (), PYTORCH, "", None)
+    rows = [line.split("\t") for line in foreign.table().splitlines()]
+    assert rows == [
+        ["what", "theirs", "ours", "note"],
+        ["renamed", "'=1+1", "neck.x", ""],
+        ["left", "a b =2", "", ""],
+    ]
 
 
 def test_what_is_not_carried_is_said() -> None:

@@ -44,6 +44,7 @@ from msefpn.models.importers.torchvision import (
     is_torchvision,
     labels_of,
 )
+from msefpn.plain import cell, one_line
 
 __all__ = ["Foreign", "from_torchvision", "read_foreign", "read_safetensors"]
 
@@ -158,10 +159,10 @@ class Foreign:
 
     def table(self) -> str:
         """What became of every tensor, a line each, separated by tabs."""
-        rows = [f"{item.kind}\t{item.theirs}\t{item.ours or ''}\t{item.note}" for item in self.carried]
-        return "\n".join(
-            ["what\ttheirs\tours\tnote", *rows, *(f"left\t{name}\t\t" for name in self.left), ""]
-        )
+        rows = [("what", "theirs", "ours", "note")]
+        rows += [(item.kind, item.theirs, item.ours or "", item.note) for item in self.carried]
+        rows += [("left", name, "", "") for name in self.left]
+        return "".join("\t".join(cell(one_line(text)) for text in row) + "\n" for row in rows)
 
 
 def read_foreign(path: str | Path, *, style: str | None = None) -> Foreign:
