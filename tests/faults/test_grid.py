@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,8 +52,8 @@ class Plot:
 @pytest.fixture
 def command(unbroken: Unbroken, monkeypatch: pytest.MonkeyPatch) -> Ablate:
     monkeypatch.setattr(Finished, "source", unbroken.out)
-    monkeypatch.setattr(grid.subprocess, "Popen", Finished)
-    monkeypatch.setattr(grid.time, "sleep", lambda _: None)
+    monkeypatch.setattr(subprocess, "Popen", Finished)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     monkeypatch.setattr(tables, "draw_plot", Plot)
     monkeypatch.setattr(ablate, "probe", lambda _: SimpleNamespace(learns_masks=False, takes_proposals=False))
     costs = {"parameters": 1, "trainable": 1, "macs": {"all": 1}}
