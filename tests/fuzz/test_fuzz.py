@@ -59,4 +59,4 @@ def test_seeds_try_what_they_should(stock: Stock, tmp_path: Path) -> None:
         verbs.add(trial.words[0])
         accounted += trial.planted is not None
     assert verbs >= COMMANDS.keys() - {"export"}  # the slowest, and rare
-    assert accounted >= 5
+    assert accounted >= 3
