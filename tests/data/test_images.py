@@ -1,5 +1,6 @@
 """Image files of all modes, depths and orientations become the right RGB pixels."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,20 @@ def test_all_modes_become_rgb(tmp_path: Path, mode: str, monkeypatch: pytest.Mon
     assert np.abs(pixels.astype(int) - grey[..., None]).max() <= {"1": 255, "CMYK": 60}.get(mode, 0)
     monkeypatch.setattr("msefpn.data.images._BAND", 12)  # as large pictures are, a few rows at a time
     assert np.array_equal(read_image(path), pixels)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "I;16"])
+def test_a_large_picture_takes_little_more_than_its_pixels(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msefpn.data.images._BAND", 50_000)
+    Image.new(mode, (1000, 1000)).save(tmp_path / "x.png")
+    read_image(tmp_path / "x.png")  # what is imported on the way does not count
+    tracemalloc.start()
+    pixels = read_image(tmp_path / "x.png")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1.5 * pixels.nbytes
 
 
 def test_cmyk_colour(tmp_path: Path) -> None:
