@@ -27,7 +27,7 @@ AS_PROCESS = {
     "resume from half a state",
     "predict without sources",
 }
-"""Cases that run as a process of their own; the others call what it calls, in this process. One loads torch."""
+"""Cases that run as a process of their own; the others call what it calls, here. One loads torch."""
 
 
 @dataclass
