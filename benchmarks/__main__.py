@@ -36,7 +36,10 @@ def compare(detector: str, args: Any, *, train: bool) -> None:
     columns = []
     for batch in args.train_batches if train else args.batches:
         for height, width in args.train_sizes if train else args.sizes:
-            cases = [Case(side, detector, height, width, batch, train, args.device) for side in sides]
+            cases = [
+                Case(side, detector, height, width, batch, train, args.device, processor=args.processor)
+                for side in sides
+            ]
             columns.append(interleaved(cases, args.rounds))
     titles = [f"{case.batch} x {case.height} x {case.width}" for case in (next(iter(c)) for c in columns)]
     what = "train step" if train else "predict"
@@ -83,7 +86,10 @@ def necks(args: Any) -> None:
     columns, titles = [], []
     for side in sides:
         for height, width in args.sizes:
-            cases = [Case(side, "faster_rcnn", height, width, 1, False, args.device, name) for name in names]
+            cases = [
+                Case(side, "faster_rcnn", height, width, 1, False, args.device, name, args.processor)
+                for name in names
+            ]
             columns.append(list(interleaved(cases, args.rounds).values()))
             titles.append(f"{side.replace('+', ', ')} 1 x {height} x {width}")
     print("\n### faster_rcnn, predict: each neck in FPN's place\n")
@@ -147,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; none: all")
     parser.add_argument("--rounds", type=int, default=5, help="counted calls of each side (5)")
+    parser.add_argument("--processor", action="store_true", help="count its seconds, not the clock's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--detectors", nargs="+", default=["faster_rcnn", "retinanet"])
     parser.add_argument("--sizes", nargs="+", type=sizes_of, default=[(480, 640), (800, 1344)])

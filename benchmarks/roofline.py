@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.sides import Case, inputs, our_model
 from msefpn.metrics.cost import Work, count_work
+from msefpn.models.convolution import by_library
 from msefpn.models.fold import folded
 from msefpn.runs.memory import keep_freed_memory
 
@@ -69,7 +70,8 @@ def measure(case: Case, rounds: int, side: int) -> tuple[Machine, dict[str, Part
     sizes = torch.tensor([[case.height, case.width]] * case.batch, device=case.device)
     autocast = torch.autocast(case.device, torch.bfloat16, enabled="bf16" in case.changes)
     with torch.no_grad(), autocast, folded(model):
-        work = count_work(model, lambda: model(images, sizes))
+        with by_library(model):
+            work = count_work(model, lambda: model(images, sizes))
         with _clocks(model, case.device) as spent:
             for _ in range(rounds + 1):
                 model(images, sizes)

@@ -49,6 +49,8 @@ class Case:
     device: str = "cpu"
     neck: str = "fpn"
     """Of our side; after a space MSE-FPN's preset."""
+    processor: bool = False
+    """Count the processor's seconds, of all threads, not the clock's: a busy machine changes them less."""
 
     def __str__(self) -> str:
         what = "train step" if self.train else "predict"

@@ -1,8 +1,9 @@
 """Convolutions on the CPU with less arithmetic than oneDNN's, or with faster arithmetic, where that pays.
 
 oneDNN's weight gradient of a convolution on channels_last maps takes two to five times as long on AVX2 as on
-contiguous maps; matrix products are faster than either. So are 3x3 convolutions of many channels as products
-of sums, see `winograd`. On AVX-512 oneDNN is as fast as both.
+contiguous maps; matrix products are faster than either. On AVX-512 oneDNN is as fast. 3x3 convolutions of
+many channels are faster as products of sums on both, see `winograd`; on AVX-512 that is done where no gradient
+is wanted.
 
 The weight gradient at tap (i, j) of a kernel is the product of the output's gradient and the input moved by
 (i, j), summed over all pixels. With the rows of both padded to the same length, every such move of the
@@ -33,8 +34,10 @@ _FEW = 0.2
 """Share of the pixels below which they are taken one by one."""
 _PROBED = 61
 """One pixel of so many is looked at first."""
-_WINOGRAD_CHANNELS, _WINOGRAD_PIXELS = 256, 1000
-"""Least channels of input and output, and pixels of a batch, for which `winograd.conv3x3` is faster."""
+_WINOGRAD_CHANNELS = {"AVX2": 128, "AVX512": 256}
+"""Least channels of input and output for which `winograd.conv3x3` is faster, by torch's name of the CPU."""
+_WINOGRAD_PIXELS = 4
+"""Least pixels of a batch for that, for each channel: to sum up the kernels takes as long as so many."""
 
 Pair = tuple[int, int]
 
@@ -53,15 +56,27 @@ def convolutions(method: str, device: torch.device) -> Iterator[None]:
 
     Args:
         method: `library`: by torch; `products`: as matrix products where that is faster on AVX2; `auto`: the
-            latter where the processor has AVX2 and no AVX-512. With either, on the CPU, gradients are taken
-            of few pixels alone where only few have one.
+            latter where the processor has AVX2 and no AVX-512, and on AVX-512 where no gradient is wanted.
+            With either, on the CPU, gradients are taken of few pixels alone where only few have one.
         device: where the maps are.
     """
     if device.type != "cpu" or method == "library":
         yield
         return
-    with _Convolutions(products=pick_method(method, device) == "products"):
+    products = pick_method(method, device) == "products"
+    predicting = products or torch.backends.cpu.get_cpu_capability() in _WINOGRAD_CHANNELS
+    with _Convolutions(products=products, predicting=predicting):
         yield
+
+
+@contextlib.contextmanager
+def by_library(detector: Any) -> Iterator[None]:
+    """Let a detector convolve by the library in the body: the arithmetic of its architecture is counted."""
+    before, detector.convolution = detector.convolution, "library"
+    try:
+        yield
+    finally:
+        detector.convolution = before
 
 
 class _Convolutions(TorchFunctionMode):
@@ -69,11 +84,12 @@ class _Convolutions(TorchFunctionMode):
 
     Args:
         products: as matrix products where that is faster.
+        predicting: likewise where no gradient is wanted.
     """
 
-    def __init__(self, *, products: bool) -> None:
+    def __init__(self, *, products: bool, predicting: bool) -> None:
         super().__init__()
-        self.products = products
+        self.products, self.predicting = products, predicting
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -84,7 +100,7 @@ class _Convolutions(TorchFunctionMode):
                 if torch.is_grad_enabled() and weight.requires_grad:
                     return _Convolution.apply(x, weight, bias, tuple(stride), tuple(padding), self.products)
                 if not (torch.is_grad_enabled() and x.requires_grad):
-                    return _convolve(x, weight, bias, tuple(stride), tuple(padding), self.products)
+                    return _convolve(x, weight, bias, tuple(stride), tuple(padding), self.predicting)
         return func(*args, **(kwargs or {}))
 
 
@@ -99,10 +115,11 @@ def _is_supported(x: Tensor, weight: Tensor, padding: Pair | str) -> bool:
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, products: bool
 ) -> Tensor:
-    fits = (weight.shape[2:], stride, padding) == ((3, 3), (1, 1), (1, 1))
-    many = min(weight.shape[:2]) >= _WINOGRAD_CHANNELS and x[:, 0].numel() >= _WINOGRAD_PIXELS
-    if products and fits and many:
-        return conv3x3(x, weight, bias)
+    if products and (weight.shape[2:], stride, padding) == ((3, 3), (1, 1), (1, 1)):
+        channels = sorted(weight.shape[:2])
+        least = _WINOGRAD_CHANNELS.get(torch.backends.cpu.get_cpu_capability(), 256)
+        if channels[0] >= least and x[:, 0].numel() >= _WINOGRAD_PIXELS * channels[1]:
+            return conv3x3(x, weight, bias)
     return F.conv2d(x, weight, bias, stride, padding)
 
 

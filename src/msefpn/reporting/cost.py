@@ -21,6 +21,7 @@ from msefpn.inference.detect import predict_batch
 from msefpn.inference.device import machine_load, pick_device
 from msefpn.metrics.cost import count_parameters, count_work
 from msefpn.models import Detector, load
+from msefpn.models.convolution import by_library
 from msefpn.models.fold import folded
 from msefpn.structures import Batch, Proposals
 
@@ -91,7 +92,8 @@ def _cost(detector: Detector, batches: Sequence[Batch], seconds: float, device: 
     given = first.proposals
     proposals = None if given is None else Proposals(given.boxes.to(device), given.valid.to(device))
     images, sizes = first.images.to(device), first.sizes.to(device)
-    work = count_work(detector, lambda: detector(images, sizes, proposals))
+    with by_library(detector):
+        work = count_work(detector, lambda: detector(images, sizes, proposals))
     macs = {name: of.macs for name, of in work.items()}
     processor = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     return DetectorCost(
