@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 
 import msefpn
 from msefpn import plugins
-from msefpn.ablation.cost import row_configs
+from msefpn.ablation.rows import row_configs
 from msefpn.checkpoint import read_info
 from msefpn.cli import COMMANDS, command_parser, main
 from msefpn.config import Config, load_recipe, parse_settings

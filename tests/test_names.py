@@ -1,15 +1,22 @@
 """Requests that are refused before torch is imported, and data commands that never import it."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
+from safetensors.numpy import save_file
 
 from msefpn import plugins
-from msefpn.config import load_recipe, recipe_names
-from msefpn.names import _timm_names, check_names
+from msefpn.checkpoint import KEY, write_info
+from msefpn.config import Config, load_recipe, recipe_names
+from msefpn.models import build, probe, save
+from msefpn.names import _timm_names, check_names, known_inputs
+from tests import TINY, copy_to
 
 REFUSED = {
     "train --data nowhere": "data folder 'nowhere' does not exist",
@@ -29,6 +36,31 @@ REFUSED = {
     "ablate fpm": "did you mean 'fpn'",
     "cost fpm": "did you mean 'fpn'",
     "check nowhere": "nowhere",
+    "train --data BROKEN": "train.json is not a complete json",
+    "train --data EMPTY": "no train split in",
+    "train --data DATA --detector fast_rcnn --init none": "fast_rcnn needs proposals",
+    "ablate fpn pafpn --data BROKEN --out grid": "train.json is not a complete json",
+    "ablate fpn --seeds 0": "seeds is 0",
+    "ablate fpn fpn": "row 'fpn' is there twice",
+    "cost fpn --rounds 0": "rounds is 0",
+    "cost fpn --out DATA/train.json": "is there already",
+    "predict RUN DATA/val --save pictrues": "did you mean 'pictures'",
+    "predict RUN DATA/val --classes dragon": "unknown class 'dragon'",
+    "predict RUN DATA/val --proposals x.json": "finds its own proposals",
+    "predict RUN DATA/val --out DATA": "is not empty",
+    "predict RUN nowhere.jpg": "no image found at 'nowhere.jpg'",
+    "evaluate RUN --split all": "unknown split 'all'",
+    "evaluate RUN --data BROKEN": "val.json is not a complete json",
+    "evaluate RUN --data DATA --batch 0": "batch is 0",
+    "evaluate RUN": "is not a run folder",
+    "export RUN --format onxx": "did you mean 'onnx'",
+    "export RUN --out detector.txt": "must end in .onnx",
+    "explain RUN nowhere.jpg": "nowhere.jpg",
+    "explain RUN nowhere.jpg --out page.txt": "is not an HTML file",
+    "upgrade RUN --neck pafpm": "did you mean 'pafpn'",
+    "upgrade RUN --out weights.bin": "is not a .safetensors file",
+    "import nowhere.pth": "checkpoint nowhere.pth does not exist",
+    "import nowhere.py": "nowhere.py does not exist",
 }
 WORKING = (
     "check DATA",
@@ -36,6 +68,7 @@ WORKING = (
     "convert yolo --out coco",
     "split DATA --out divided",
 )
+PREDICTING = "predict w.safetensors DATA/val/000001.jpg --save json --out found"
 
 
 def test_torch_is_not_imported(tiny_set: Path, tmp_path: Path) -> None:
@@ -47,8 +80,18 @@ def test_torch_is_not_imported(tiny_set: Path, tmp_path: Path) -> None:
         "    with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(io.StringIO()):\n"
         "        code = main(line.split())\n"
         "    print(code, 'torch' in sys.modules, printed.getvalue().strip())\n"
+        "print({'torch._dynamo', 'sympy', 'wandb'} & set(sys.modules))\n"
     )
-    lines = [line.replace("DATA", str(tiny_set)) for line in (*REFUSED, *WORKING)]
+    places = {"DATA": tiny_set, "RUN": tmp_path / "run", "BROKEN": tmp_path / "broken", "EMPTY": tmp_path}
+    _write_weights(places["RUN"])
+    _cut_jsons(tiny_set, places["BROKEN"])
+    options = {"roi": {"hidden": 16}}
+    small = Config(backbone="test_resnet", neck="fpn", size="96", detector_options=options)
+    save(build(small, ["circle"]), tmp_path / "w.safetensors")
+    lines = [
+        re.sub("|".join(places), lambda found: str(places[found[0]]), line)
+        for line in (*REFUSED, *WORKING, PREDICTING)
+    ]
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, input="\n".join(lines), cwd=tmp_path, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
@@ -56,7 +99,29 @@ def test_torch_is_not_imported(tiny_set: Path, tmp_path: Path) -> None:
     for (line, words), answer in zip(REFUSED.items(), answers, strict=False):
         assert answer.startswith("2 False error: "), (line, answer)
         assert words in answer, line
-    assert [answer.strip() for answer in answers[len(REFUSED) :]] == ["0 False"] * len(WORKING)
+    working = [answer.strip() for answer in answers[len(REFUSED) :]]
+    assert working == ["0 False"] * len(WORKING) + ["0 True", "set()"], "torch's compiler takes seconds"
+
+
+def _write_weights(folder: Path) -> None:
+    """What is read of a run's weights before torch is imported: what they describe."""
+    folder.mkdir()
+    about = json.dumps(write_info(load_recipe(str(TINY)), ["circle"], [1]))
+    save_file({"x": np.zeros(1)}, folder / "best.safetensors", {KEY: about})
+
+
+def _cut_jsons(data: Path, folder: Path) -> None:
+    """A data set with half of each json."""
+    copy_to(data, folder)
+    for split in ("train", "val"):
+        text = (data / f"{split}.json").read_text()
+        (folder / f"{split}.json").write_text(text[: len(text) // 2])
+
+
+def test_what_detectors_read_is_known_before_they_are_built() -> None:
+    for name in plugins.OUR_NAMES["detector"]:
+        built = probe(Config(detector=name, backbone="test_resnet", neck="fpn"))
+        assert known_inputs(name) == (name, built.learns_masks, built.takes_proposals)
 
 
 @pytest.mark.parametrize("kind", plugins.OUR_NAMES)

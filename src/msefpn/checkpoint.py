@@ -102,6 +102,12 @@ def check_initial_name(init: str) -> None:
         raise missing_weights(init)
 
 
+def check_there(path: Path) -> None:
+    """Raise UserError for a checkpoint of others that does not exist."""
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist: give a file")
+
+
 def is_foreign(path: str | Path) -> bool:
     """Whether a file holds weights that others wrote: tensors without a description of ours."""
     path = Path(path)
@@ -111,19 +117,21 @@ def is_foreign(path: str | Path) -> bool:
     return metadata is not None and KEY not in metadata
 
 
-def check_run(path: str | Path) -> None:
+def check_run(path: str | Path) -> DetectorInfo | None:
     """Check that weights exist and describe a detector; of an exported file, that it exists.
 
     Those of `PRETRAINED` are not looked for here, and those of others not read: that takes torch.
+
+    Returns:
+        What they describe; None where it was not read.
 
     Raises:
         UserError: they do not.
     """
     if is_pretrained(path):
-        return
+        return None
     file = find_weights(path)
-    if file.suffix == ".safetensors" and not is_foreign(file):
-        read_info(path)
+    return read_info(path) if file.suffix == ".safetensors" and not is_foreign(file) else None
 
 
 def is_ours(file: str | Path) -> bool:

@@ -7,10 +7,11 @@ import importlib.util
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from msefpn import plugins
 from msefpn.config import Config, is_recipe, recipe_names
-from msefpn.errors import unknown_backbone, unknown_name
+from msefpn.errors import UserError, unknown_backbone, unknown_name
 
 
 def check_names(config: Config) -> None:
@@ -27,6 +28,33 @@ def check_name(kind: str, name: str) -> None:
     """Raise UserError for a name that is unknown; `kind` is a key of `plugins.OUR_NAMES`."""
     if not _is_known(kind, name):
         raise unknown_name(kind, name, _all_names(kind), hint=plugins.YOUR_OWN)
+
+
+class DetectorInputs(NamedTuple):
+    """What a detector reads beside images and boxes."""
+
+    detector: str
+    """Its name."""
+    masks: bool
+    proposals: bool
+
+
+def known_inputs(detector: str) -> DetectorInputs | None:
+    """What a detector of the package reads; None for that of a plug-in, which must be asked."""
+    if detector not in plugins.OUR_NAMES["detector"]:
+        return None
+    inputs = plugins.OUR_INPUTS.get(detector)
+    return DetectorInputs(detector, masks=inputs == "masks", proposals=inputs == "proposals")
+
+
+def check_proposals_given(inputs: DetectorInputs, given: bool, run: str | Path) -> None:
+    """Raise UserError where a run's detector lacks required proposals, or is given unused ones."""
+    if inputs.proposals and not given:
+        raise UserError(f"the run {run} is a {inputs.detector}: name the regions to look at with --proposals")
+    if given and not inputs.proposals:
+        raise UserError(
+            f"the run {run} is a {inputs.detector}, which finds its own proposals: leave out --proposals"
+        )
 
 
 def check_rows(rows: Iterable[str]) -> None:

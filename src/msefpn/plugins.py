@@ -57,6 +57,8 @@ OUR_NAMES = {
     "callback": (),
 }
 """What the package registers of the kinds that commands name, so that a wrong name is refused at once."""
+OUR_INPUTS = {"fast_rcnn": "proposals", "mask_rcnn": "masks"}
+"""What detectors of the package read beside images and boxes, so that data is read before they are built."""
 
 
 class Plugin(NamedTuple):

@@ -15,8 +15,8 @@ import pytest
 
 import msefpn
 from msefpn.ablation import grid
-from msefpn.ablation.cost import row_configs
 from msefpn.ablation.grid import environment
+from msefpn.ablation.rows import row_configs
 from msefpn.cli import main
 from msefpn.config import load_recipe, published, recipe_names
 from msefpn.data.locate import find_split

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import msefpn
-from msefpn.ablation.cost import Workload, counts, row_configs
+from msefpn.ablation.cost import Workload, counts
+from msefpn.ablation.rows import row_configs
 from msefpn.config import parse_size
 from msefpn.errors import UserError
 from msefpn.metrics.cost import count_parameters, count_work

@@ -9,9 +9,8 @@ import pytest
 from msefpn.data.check import box_sizes, inspect_splits
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
-from msefpn.models import probe
+from msefpn.training.data import read_data
 from msefpn.training.plan import plan_training
-from msefpn.training.train import read_data
 from tests import copy_to
 
 
@@ -112,7 +111,7 @@ def test_without_val(names: list[str], says: str, tiny_set: Path, tmp_path: Path
     assert "val: stops a run: " in str(found)
     plan = plan_training(tmp_path, {}, recipe=None, out=tmp_path / "o", resume=False, steps=None, options={})
     with pytest.raises(UserError, match=says):
-        read_data(plan, probe(plan.config))
+        read_data(plan)
 
 
 def test_without_val_beside_a_json(tiny_set: Path) -> None:

@@ -17,11 +17,11 @@ from PIL import Image
 from msefpn.checkpoint import find_weights
 from msefpn.cli import main
 from msefpn.errors import UserError
-from msefpn.models import build, probe
+from msefpn.models import build
 from msefpn.runs.folder import TRAINING, read_run
+from msefpn.training.data import read_data
 from msefpn.training.plan import plan_training
 from msefpn.training.resume import DataMarks, state_to_resume
-from msefpn.training.train import read_data
 from msefpn.writing import JOURNAL, LOCK, part_of, settle, working_in
 from tests.faults import runs
 from tests.faults.conftest import Unbroken
@@ -112,7 +112,7 @@ def test_an_edited_state_is_refused(
 ) -> None:
     whole = copy_run(unbroken.after[0], tmp_path / "whole")
     plan = plan_training(None, {}, recipe=None, out=whole, resume=True, steps=None, options={})
-    _, (train, _), (val, _) = read_data(plan, probe(plan.config))
+    _, (train, _), (val, _) = read_data(plan)
     detector, marks = build(plan.config, train.classes, train.category_ids), DataMarks.of(train, val)
     assert state_to_resume(plan, detector, train, val, marks) is not None
     for name, (change, says) in EDITS.items():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from msefpn.errors import UserError
-from msefpn.training.train import find_files, read_splits
+from msefpn.training.data import find_files, read_splits
 from tests.data.sets import coco, picture
 
 
@@ -33,7 +33,7 @@ def test_names_are_fixed_where_asked_for(by_json: bool, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a picture of that name is 0\.png; --fix-names takes it"):
         read_splits(find_files(*source, tmp_path / "runs"), masks=False)
     files = find_files(*source, tmp_path / "runs", fix_names=True)
-    (train, _), (val, _) = read_splits(files, masks=False)
+    _, (train, _), (val, _) = read_splits(files, masks=False)
     assert (train.names, val.names) == (["0.png"], ["0.png"])
     assert train.boxes.tolist() == [[10, 10, 30, 30]]
     assert "images" in (data / "train.json").read_text(), "the user's own file stays"
@@ -53,7 +53,7 @@ def test_classes_of_val_in_another_order(tmp_path: Path) -> None:
         content["categories"] = [{"id": 5 * n + 1, "name": name} for n, name in enumerate(names)]
         content["annotations"][0]["category_id"] = 5 * names.index("red") + 1
         (data / f"{part}.json").write_text(json.dumps(content))
-    (train, _), (val, _) = read_splits(find_files(data, {}, tmp_path / "runs"), masks=False)
+    _, (train, _), (val, _) = read_splits(find_files(data, {}, tmp_path / "runs"), masks=False)
     assert [one.classes[one.labels[0]] for one in (train, val)] == ["red", "red"]
 
 

@@ -24,15 +24,15 @@ from msefpn.errors import UserError
 from msefpn.inference.detect import Predictions, as_results, merge_predictions
 from msefpn.inference.device import pick_precision
 from msefpn.metrics.coco import NUMBERS
-from msefpn.models import TwoStage, build, check_initial_weights, init_weights, load, probe, save
+from msefpn.models import TwoStage, build, check_initial_weights, init_weights, load, save
 from msefpn.runs.folder import DataFiles, check_out, free_folder, new_folder, write_run
 from msefpn.training import lightning as lit
 from msefpn.training import recorder as record
+from msefpn.training.data import read_data
 from msefpn.training.ema import Ema
 from msefpn.training.plan import plan_training
 from msefpn.training.recorder import Recorder
 from msefpn.training.schedule import lr_factor, warmup_steps
-from msefpn.training.train import read_data
 from msefpn.writing import replacing
 from tests import TINY
 
@@ -152,7 +152,7 @@ def test_a_resumed_run_knows_its_data_by_another_spelling(tiny_set: Path, tmp_pa
     write_run(tmp_path / "run", load_recipe(str(TINY)), files)
     for data in (tmp_path / "link", tiny_set / ".." / tiny_set.name):
         plan = plan_training(data, {}, recipe=None, out=tmp_path / "run", resume=True, steps=None, options={})
-        assert read_data(plan, probe(plan.config))[0] == files
+        assert read_data(plan)[0] == files
 
 
 def test_weights_name_the_initial_ones_without_their_folder(tmp_path: Path) -> None:

@@ -13,28 +13,26 @@ from typing import Any
 import torch
 
 from msefpn.ablation import tables as report
-from msefpn.ablation.cost import Workload, counts, interleaved_times, row_configs
+from msefpn.ablation.cost import Workload, counts, interleaved_times
 from msefpn.ablation.grid import (
     Trial,
     Variant,
-    check_grid_folder,
     check_trials,
-    check_twice,
     grid_folder,
     run_trials,
-    short_name,
     variants_in,
 )
+from msefpn.ablation.rows import GridPlan
 from msefpn.config import Config, Published, is_recipe, parse_size, published
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
 from msefpn.inference.device import check_devices, pick_device, telling_memory
 from msefpn.metrics.paired import mean_and_spread, paired_difference
-from msefpn.models import Detector, check_initial_weights, init_weights, probe, styled
+from msefpn.models import check_initial_weights, init_weights, probe, styled
+from msefpn.names import DetectorInputs
 from msefpn.runs.console import Bar, duration, percent, say, show_table
-from msefpn.runs.folder import DataFiles, default_recipe
-from msefpn.training.plan import names_data
-from msefpn.training.train import check_proposals, find_files, read_splits
+from msefpn.runs.folder import DataFiles
+from msefpn.training.data import check_proposals, find_files, inputs_of, read_splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,42 +48,29 @@ class Ablation:
         return int(any("failed" in trial for row in self.rows for trial in row["trials"]))
 
 
-def run_grid(
-    names: Sequence[str],
-    data: Path | None,
-    given: Mapping[str, Path],
-    *,
-    recipe: str | None,
-    seeds: int,
-    epochs: Sequence[int],
-    jobs: int,
-    rounds: int,
-    out: Path,
-    options: Mapping[str, Any],
-) -> Ablation:
+def run_grid(plan: GridPlan) -> Ablation:
     """Train and compare; see `msefpn.commands.compare.ablate`."""
-    for what, value in {"seeds": seeds, "jobs": jobs, "rounds": rounds}.items():
-        if value < 1:
-            raise UserError(f"{what} is {value}: it must be at least 1")
-    check_twice("row", [short_name(name) for name in names])
-    check_twice("epochs", epochs)
-    check_grid_folder(out)
-    builtin = data is None and not names_data(given)
-    configs = row_configs(names, recipe, default_recipe(builtin=builtin), **options)
-    _check_devices(configs, jobs)
-    detectors = {name: probe(config) for name, config in configs.items()}
-    files = find_files(data, given, out.parent, builtin=builtin)
-    own = {name: _files_of(detector, files) for name, detector in detectors.items()}
+    configs, given, out, seeds, rounds = plan.configs, plan.given, plan.out, plan.seeds, plan.rounds
+    for config in configs.values():
+        check_devices(config)
+        probe(config)
+    inputs = {name: inputs_of(config) for name, config in configs.items()}
+    masks = any(one.masks for one in inputs.values())
+    if plan.read is None:
+        files = find_files(plan.data, given, out.parent, builtin=plan.builtin)
+    else:
+        files = plan.read.files
+    own = {name: _files_of(one, files) for name, one in inputs.items()}
     if (files.train_proposals or files.val_proposals) and files not in own.values():
         raise UserError("no row takes proposals: leave them out, or add a row of fast_rcnn")
     known = {name: _published(name, config) for name, config in configs.items()}
-    rows = variants_in(out, configs, known, own, epochs)
+    rows = variants_in(out, configs, known, own, plan.epochs)
     trials = [Trial(row, seed) for row in rows for seed in range(seeds)]
-    (train, _), _ = read_splits(files, masks=any(one.learns_masks for one in detectors.values()))
+    train, _ = (plan.read or read_splits(files, masks=masks)).train
     check_trials(trials)
     costs = _counted(rows, train)
     with grid_folder(out, files):
-        failed = _train(trials, jobs)
+        failed = _train(trials, plan.jobs)
         timed = _timed(rows, train, rounds)
         entries = [_entry(row, trials, costs[row.name] | timed[row.name], failed) for row in rows]
         _compare(entries)
@@ -98,20 +83,12 @@ def run_grid(
     return Ablation(entries)
 
 
-def _files_of(detector: Detector, files: DataFiles) -> DataFiles:
+def _files_of(inputs: DetectorInputs, files: DataFiles) -> DataFiles:
     """What the trainings of a detector read. Raises UserError where it lacks proposals."""
-    if not detector.takes_proposals:
+    if not inputs.proposals:
         return files.without_proposals()
-    check_proposals(files, detector)
+    check_proposals(files, inputs)
     return files
-
-
-def _check_devices(configs: Mapping[str, Config], jobs: int) -> None:
-    for name, config in configs.items():
-        check_devices(config)
-        if config.devices > 1 and jobs > 1:
-            row = short_name(name)
-            raise UserError(f"row '{row}' takes {config.devices} devices itself: leave out --jobs {jobs}")
 
 
 def _published(name: str, config: Config) -> Published | None:

@@ -8,24 +8,24 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from msefpn import plugins
-from msefpn.config import Config, from_dict, is_recipe, load_recipe, load_row, parse_size
+from msefpn.config import Config, from_dict, parse_size
 from msefpn.errors import UserError
 from msefpn.inference.device import machine_load, pick_device, telling_memory
 from msefpn.metrics.cost import count_parameters, count_work
-from msefpn.models import Detector, build, check_neck_name
+from msefpn.models import Detector, build
+from msefpn.models.convolution import by_library
 from msefpn.models.fold import folded
 from msefpn.models.roi import RoIHead
 from msefpn.runs.console import Bar, say, show_costs
 from msefpn.runs.memory import peak_memory
 from msefpn.structures import Proposals
-from msefpn.training.anchors import settle_anchors
 from msefpn.writing import write_text
 
 Inputs = tuple[Detector, torch.Tensor, torch.Tensor, Proposals | None]
@@ -68,34 +68,6 @@ class Workload:
         return Proposals(torch.cat([start, start + side], dim=-1), valid)
 
 
-def row_configs(names: Sequence[str], recipe: str | None, default: str, **options: Any) -> dict[str, Config]:
-    """The configuration of each row of a comparison.
-
-    Args:
-        names: necks, each in `recipe`, or recipes by name or file, whose own lines are put over `recipe`.
-        recipe: what the rows have in common; None: rows that are recipes stand alone, necks go into
-            `default`.
-        default: a recipe.
-        options: values that are put over all, where not None.
-
-    Raises:
-        UserError: there is none, or a neck that does not exist.
-    """
-    if not names:
-        raise UserError("rows is empty: name necks or recipes")
-    rows = {}
-    for name in names:
-        if is_recipe(name):
-            rows[name] = load_row(name, recipe, **options)
-        else:
-            check_neck_name(name)
-            rows[name] = load_recipe(recipe or default, **options, neck=name)
-    return {
-        name: dataclasses.replace(settle_anchors(config, options), plugins=plugins.origins(config.uses()))
-        for name, config in rows.items()
-    }
-
-
 def measure_costs(
     rows: dict[str, Config],
     *,
@@ -106,13 +78,8 @@ def measure_costs(
     out: Path | None,
 ) -> list[dict[str, Any]]:
     """Measure each row; see `msefpn.commands.compare.cost`."""
-    for what, value in (("classes", classes), ("batch", batch), ("rounds", rounds)):
-        if value < 1:
-            raise UserError(f"{what} is {value}: it must be at least 1")
     size = next(iter(rows.values())).size
     workload = Workload(classes, batch, parse_size(size), pick_device(device).type)
-    if out is not None and out.exists():
-        raise UserError(f"out '{out}' is there already: name another file")
     made = {name: workload.prepare(config) for name, config in rows.items()}
     with (
         Bar("cost", len(rows) * (rounds + 2), unit="measurements") as bar,
@@ -154,7 +121,8 @@ def counts(inputs: Inputs) -> dict[str, Any]:
     """Parameters and multiply-accumulates of a detector, for its images."""
     detector, *given = inputs
     parameters, trained = count_parameters(detector)
-    macs = {name: work.macs for name, work in count_work(detector, lambda: detector(*given)).items()}
+    with by_library(detector):
+        macs = {name: work.macs for name, work in count_work(detector, lambda: detector(*given)).items()}
     return {
         "parameters": parameters,
         "trainable": trained,

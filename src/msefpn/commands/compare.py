@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from msefpn.commands.arguments import SplitFiles, as_list, as_path, as_text, configured, files_of, takes
 from msefpn.config import Config
 from msefpn.errors import UserError
-from msefpn.names import check_rows
+from msefpn.names import check_names, check_rows
 
 if TYPE_CHECKING:
     from msefpn.ablation.ablate import Ablation
@@ -49,10 +49,19 @@ def cost(
     values, _ = configured(options, set)
     check_rows(as_list(rows))
 
-    from msefpn.ablation.cost import measure_costs, row_configs
+    from msefpn.ablation.rows import check_counts, row_configs
+    from msefpn.runs.folder import check_file, default_recipe
 
+    check_counts(classes=classes, batch=batch, rounds=rounds)
+    if out is not None:
+        check_file(Path(out))
     device = values.pop("device", "auto")
-    configs = row_configs(as_list(rows), as_text(recipe), "faster_rcnn_r50_mse_fpn_1x", **values)
+    configs = row_configs(as_list(rows), as_text(recipe), default_recipe(builtin=False), **values)
+    for config in configs.values():
+        check_names(config)
+
+    from msefpn.ablation.cost import measure_costs
+
     return measure_costs(
         configs, classes=classes, batch=batch, rounds=rounds, device=device, out=as_path(out)
     )
@@ -105,9 +114,9 @@ def ablate(
     if objects:
         raise UserError("ablate trains in other processes: give loggers and callbacks by name, with --plugin")
 
-    from msefpn.ablation.ablate import run_grid
+    from msefpn.ablation.rows import plan_grid
 
-    return run_grid(
+    plan = plan_grid(
         as_list(rows),
         as_path(data),
         files,
@@ -119,3 +128,7 @@ def ablate(
         out=Path(out),
         options=values,
     )
+
+    from msefpn.ablation.ablate import run_grid
+
+    return run_grid(plan)

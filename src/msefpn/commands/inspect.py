@@ -52,19 +52,14 @@ def explain(
     for one in runs:
         check_run(one)
 
-    from msefpn.explaining.explain import write_explanation
-    from msefpn.inference.sources import find_images
+    from msefpn.explaining.plan import plan_explanation
 
     given = [images] if isinstance(images, (str, Path)) else list(images or [])
-    return write_explanation(
-        runs,
-        Path(image),
-        find_images(given) if given else [],
-        out=None if out is None else Path(out),
-        score=score,
-        size=as_text(size),
-        device=device,
-    )
+    plan = plan_explanation(runs, Path(image), given, out=as_path(out), score=score)
+
+    from msefpn.explaining.explain import write_explanation
+
+    return write_explanation(plan, size=as_text(size), device=device)
 
 
 def report(runs: Sequence[str | Path] | str | Path, *, out: str | Path | None = None) -> Path:
@@ -88,6 +83,10 @@ def report(runs: Sequence[str | Path] | str | Path, *, out: str | Path | None = 
     folders = [Path(run) for run in as_list(runs)]
     for folder in folders:
         read_run(folder)
+
+    from msefpn.reporting.plan import check_report
+
+    check_report(folders, as_path(out))
 
     from msefpn.reporting.report import write_report
 

@@ -16,8 +16,9 @@ from msefpn.config import Config, from_dict
 from msefpn.errors import UserError
 from msefpn.exporting.options import ExportOptions
 from msefpn.inference.options import DetectionOptions
+from msefpn.names import check_name
 from msefpn.pretrained import LICENCE, PRETRAINED, is_named, published_weights
-from msefpn.runs.folder import CONFIG, DATA
+from msefpn.runs.folder import CONFIG, DATA, check_file
 
 if TYPE_CHECKING:
     from msefpn.exporting.export import ExportReport
@@ -103,11 +104,15 @@ def export(run: str | Path, **options: Any) -> ExportReport:
         UserError: the request cannot be met; the message says what to change.
     """
     chosen = ExportOptions.given(**options)
-    check_run(run)
+    about = check_run(run)
+
+    from msefpn.exporting.plan import plan_export
+
+    plan = plan_export(Path(run), chosen, about)
 
     from msefpn.exporting.export import export as export_run
 
-    return export_run(Path(run), chosen)
+    return export_run(plan)
 
 
 @takes(DetectionOptions)
@@ -254,18 +259,18 @@ def upgrade(
     values, _ = configured(options, set)
     if other := sorted(values.keys() - {"neck", "neck_options"}):
         raise UserError(f"upgrade changes the neck alone: leave out --set {other[0]}")
-
-    from msefpn import models
-    from msefpn.runs.console import say
-    from msefpn.runs.folder import check_file
-    from msefpn.writing import new_parents
-
+    neck = values.get("neck", "mse_fpn")
+    check_name("neck", neck)
     file = as_path(out) or place_beside(Path(model)) / "upgraded.safetensors"
     if file.suffix != ".safetensors":
         raise UserError(f"out '{file}' is not a .safetensors file: name one")
     check_file(file)
+
+    from msefpn import models
+    from msefpn.runs.console import say
+    from msefpn.writing import new_parents
+
     old = models.load(model)
-    neck = values.get("neck", "mse_fpn")
     new = models.upgrade_neck(old, neck, values.get("neck_options", {}))
     difference = models.pyramid_difference(old, new)
     if not difference <= _SAME:

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 from msefpn.checkpoint import check_run
 from msefpn.commands.arguments import as_path, as_text, takes
 from msefpn.inference.options import DetectionOptions
-from msefpn.prediction.request import PredictionOptions
+from msefpn.names import check_proposals_given, known_inputs
+from msefpn.prediction.request import PredictionOptions, check_classes, check_kinds
+from msefpn.runs.folder import check_out, free_folder
+from msefpn.runs.imports import import_models
 
 if TYPE_CHECKING:
     from msefpn.inference.frames import InputSource
@@ -51,15 +54,20 @@ def predict(
         UserError: the request cannot be met; the message says what to change.
     """
     chosen = PredictionOptions.given(**options)
-    found = _check_given(run, sources, follow_links=follow_links)
+    kinds = check_kinds(["pictures", "json"] if save is None else save)
+    folder = as_path(out) or free_folder(Path("predictions"))
+    check_out(folder)
+    found = _check_given(run, sources, chosen, follow_links=follow_links)
+
+    if not chosen.compile:
+        import_models()
 
     from msefpn.inference.sources import describe_left_out
     from msefpn.prediction.predict import predict as write_predictions
     from msefpn.runs.console import say
 
     say(*filter(None, [describe_left_out(sources)]))
-    kinds = ["pictures", "json"] if save is None else save
-    return write_predictions(_opened(run), found, chosen, out=as_path(out), save=kinds)
+    return write_predictions(_opened(run), found, chosen, out=folder, kinds=kinds)
 
 
 @takes(PredictionOptions, DetectionOptions)
@@ -89,7 +97,10 @@ def stream(
         UserError: the request cannot be met; the message says what to change.
     """
     chosen = PredictionOptions.given(**options)
-    found = _check_given(run, sources, follow_links=follow_links)
+    found = _check_given(run, sources, chosen, follow_links=follow_links)
+
+    if not chosen.compile:
+        import_models()
 
     from msefpn.prediction.predict import stream as stream_results
 
@@ -139,13 +150,14 @@ def evaluate(
         UserError: the request cannot be met; the message says what to change.
     """
     chosen = DetectionOptions.given(**options)
-    check_run(run)
+    about = check_run(run)
 
-    from msefpn.inference.evaluate import evaluate as evaluate_run
+    from msefpn.inference.plan import plan_evaluation
 
-    return evaluate_run(
+    plan = plan_evaluation(
         Path(run),
         as_path(data),
+        about=about,
         split=split,
         file=as_path(json),
         images=as_path(images),
@@ -160,16 +172,30 @@ def evaluate(
         follow_links=follow_links,
     )
 
+    import_models()
+
+    from msefpn.inference.evaluate import evaluate as evaluate_run
+
+    return evaluate_run(plan)
+
 
 def _check_given(
-    run: str | Path | LoadedDetector, sources: Sequence[str | Path] | str | Path, *, follow_links: bool
+    run: str | Path | LoadedDetector,
+    sources: Sequence[str | Path] | str | Path,
+    options: PredictionOptions,
+    *,
+    follow_links: bool,
 ) -> list[InputSource]:
     """Check the run and return the sources, before torch is imported. Raises UserError."""
-    from msefpn.inference.sources import find_sources
+    from msefpn.inference.sources import check_video, find_sources
 
-    if isinstance(run, (str, Path)):
-        check_run(run)
-    return find_sources(sources, follow_links=follow_links)
+    if isinstance(run, (str, Path)) and (about := check_run(run)) is not None:
+        check_classes(options.classes, about.classes)
+        if (inputs := known_inputs(about.config.detector)) is not None:
+            check_proposals_given(inputs, options.proposals is not None, run)
+    found = find_sources(sources, follow_links=follow_links)
+    check_video(found)
+    return found
 
 
 def _opened(run: str | Path | LoadedDetector) -> Path | LoadedDetector:

@@ -52,6 +52,7 @@ def train(
     files = files_of(options)
     values, objects = configured(options, set)
 
+    from msefpn.training.data import read_early
     from msefpn.training.plan import plan_training
 
     plan = plan_training(
@@ -65,12 +66,13 @@ def train(
         fix_names=fix_names,
         follow_links=follow_links,
     )
+    read = read_early(plan)
 
     from msefpn.reporting.report import report_training
     from msefpn.runs.folder import is_first_process
     from msefpn.training.train import train as run_training
 
-    run = run_training(plan, [*objects, *callbacks])
+    run = run_training(plan, [*objects, *callbacks], read)
     if is_first_process():
         report_training(run)
     return run

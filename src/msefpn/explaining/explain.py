@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from msefpn.data.images import ImageFault, read_image
 from msefpn.errors import UserError
 from msefpn.explaining.hooks import watching
 from msefpn.explaining.levels import LevelPair, level_moments, level_similarity
 from msefpn.explaining.page import explanation_page, summary
 from msefpn.explaining.panels import Observation, level_name, map_sections
+from msefpn.explaining.plan import ExplanationPlan, pixels_or_reason
 from msefpn.inference.detect import predict_batch
 from msefpn.inference.device import telling_memory
 from msefpn.inference.formats import format_of
@@ -66,32 +65,15 @@ class ExplainedRun:
         return Observation(record, predictions, (height, width), padded)
 
 
-def write_explanation(
-    runs: Sequence[Path],
-    image: Path,
-    images: Sequence[Path],
-    *,
-    out: Path | None,
-    score: float,
-    size: str | None,
-    device: str,
-) -> dict[str, Any]:
+def write_explanation(plan: ExplanationPlan, *, size: str | None, device: str) -> dict[str, Any]:
     """Write the page and its numbers; see `msefpn.commands.inspect.explain`."""
-    out = out or _free_page()
-    numbers = out.with_suffix(".json")
-    _check_page(out, numbers)
-    if not 0 <= score <= 1:
-        raise UserError(f"score is {score}: it must be 0 to 1")
-    pixels = _read(image)
-    if isinstance(pixels, str):
-        raise UserError(f"{pixels}: give another image")
-    names = _names(runs)
+    runs, names, out, numbers, pixels = plan.runs, plan.names, plan.out, plan.numbers, plan.pixels
     opened = [ExplainedRun.open(run, name, size, device) for run, name in zip(runs, names, strict=True)]
-    observed = [run.observe(pixels, score) for run in opened]
-    measured, unreadable = _measure_levels(opened, observed, images)
+    observed = [run.observe(pixels, plan.score) for run in opened]
+    measured, unreadable = _measure_levels(opened, observed, plan.images)
     result: dict[str, Any] = {
-        "image": str(image),
-        "score": score,
+        "image": str(plan.image),
+        "score": plan.score,
         "runs": [_about(*pair, pixels.shape[:2]) for pair in zip(opened, observed, strict=True)],
         "similarity": level_similarity(names, measured),
     }
@@ -104,44 +86,6 @@ def write_explanation(
     return result
 
 
-def _free_page() -> Path:
-    number = 1
-    while any(Path(f"explain-{number}").with_suffix(suffix).exists() for suffix in (".html", ".json")):
-        number += 1
-    return Path(f"explain-{number}.html")
-
-
-def _check_page(out: Path, numbers: Path) -> None:
-    """Raise UserError where the page and its numbers cannot be written; write nothing."""
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"out '{out}' is not an HTML file: name a new .html file")
-    for path in (out, numbers):
-        if path.exists() or path.is_symlink():
-            raise UserError(f"out '{path}' already exists: name another file")
-    folder = out.absolute().parent
-    if not folder.is_dir():
-        raise UserError(f"out '{out}' cannot be written: the folder '{out.parent}' does not exist: create it")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"out '{out}' cannot be written: no permission to write in '{folder}'")
-
-
-def _names(runs: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that differ. Raises UserError where a run is given twice."""
-    parts = [run.absolute().parts for run in runs]
-    if len(set(parts)) < len(parts):
-        raise UserError(f"run '{runs[0]}' is named twice: give another with --against")
-    length = next(n for n in range(1, max(map(len, parts)) + 1) if len({p[-n:] for p in parts}) == len(parts))
-    return ["/".join(own[-length:]) for own in parts]
-
-
-def _read(file: Path) -> NDArray[np.uint8] | str:
-    """The pixels, or why they cannot be read."""
-    try:
-        return read_image(file)
-    except (OSError, ImageFault) as error:
-        return f"{file}: {' '.join(str(error).split())}"
-
-
 def _measure_levels(
     runs: Sequence[ExplainedRun], observed: Sequence[Observation], images: Sequence[Path]
 ) -> tuple[list[dict[LevelPair, Moments]], list[str]]:
@@ -152,7 +96,7 @@ def _measure_levels(
         rows = [[] for _ in runs]
         with Bar("explain", len(images)) as bar:
             for file in images:
-                pixels = _read(file)
+                pixels = pixels_or_reason(file)
                 if isinstance(pixels, str):
                     unreadable.append(pixels)
                 else:

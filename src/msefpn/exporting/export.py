@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from msefpn.exporting.images import calibration_batches, calibration_images, comparison_data
-from msefpn.exporting.options import ExportOptions
 from msefpn.exporting.parity import Parity, check_parity
-from msefpn.exporting.plan import plan_export
+from msefpn.exporting.plan import ExportPlan
 from msefpn.inference.exported import load_exported
 from msefpn.inference.formats.base import describe
 from msefpn.models import load
@@ -57,9 +56,9 @@ class ExportReport:
         return values | {"bytes": self.bytes} | (self.parity.to_json() if self.parity else {})
 
 
-def export(run: Path, options: ExportOptions) -> ExportReport:
-    """Export a run; see `msefpn.commands.models.export`."""
-    plan = plan_export(run, options)
+def export(plan: ExportPlan) -> ExportReport:
+    """Export a run as planned; see `msefpn.commands.models.export`."""
+    run, options = plan.run, plan.options
     detector = load(run)
     data, images = comparison_data(plan, detector), calibration_images(plan, detector)
     info = describe(detector, plan.size, options.precision, plan.exporter.packages)

@@ -17,7 +17,8 @@ from msefpn.data.loader import eval_loader
 from msefpn.data.locate import locate_split
 from msefpn.errors import UserError
 from msefpn.exporting.plan import ExportPlan
-from msefpn.inference.evaluate import read_for
+from msefpn.inference.detect import inputs_read
+from msefpn.inference.plan import read_for
 from msefpn.inference.predictor import Predictor
 from msefpn.inference.sources import find_images
 from msefpn.links import check_links
@@ -86,7 +87,7 @@ def _split(plan: ExportPlan, detector: Detector, split: str, count: int, what: s
             raise UserError(f"no images to {what}: give --data, or {instead} ({error})") from None
         place = place or (files[f"{split}_json"], files[f"{split}_images"])
         proposals = files.get(f"{split}_proposals") if detector.takes_proposals else None
-    read = read_for(detector, run, place, proposals)
+    read = read_for(inputs_read(detector), run, place, proposals)
     if not len(read):
         raise UserError(f"{place[0]} has no images to {what}: give other --data, or {instead}")
     return read.subset(_spread(len(read), count))

@@ -1,4 +1,7 @@
-"""From the options of an export to its file and limits; refuses what can be refused without the detector."""
+"""From the options of an export to its file and limits; refuses what can be refused without the detector.
+
+Imports no torch, unless the weights are of another library.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,11 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from msefpn.checkpoint import find_weights, place_beside
+from msefpn.checkpoint import DetectorInfo, find_weights, place_beside
 from msefpn.errors import UserError, missing_extra, unknown_name
 from msefpn.exporting.options import ExportOptions
 from msefpn.inference.formats import EXPORTERS, format_of
 from msefpn.inference.formats.base import Exporter
-from msefpn.models import info_of
 from msefpn.runs.folder import check_file
 
 
@@ -55,8 +57,17 @@ class ExportPlan:
         return self.out.with_name(f"{self.out.stem}.failed{self.out.suffix}")
 
 
-def plan_export(run: Path, options: ExportOptions) -> ExportPlan:
-    """Check the options and choose the file and the limits; writes nothing. Raises UserError."""
+def plan_export(run: Path, options: ExportOptions, about: DetectorInfo | None = None) -> ExportPlan:
+    """Check the options and choose the file and the limits; writes nothing.
+
+    Args:
+        run: see `ExportPlan`.
+        options: likewise.
+        about: what the weights describe; None: not read yet.
+
+    Raises:
+        UserError: they cannot be met.
+    """
     name, precision = options.format, options.precision
     if name not in EXPORTERS:
         raise unknown_name("format", name, EXPORTERS)
@@ -72,7 +83,7 @@ def plan_export(run: Path, options: ExportOptions) -> ExportPlan:
     if any(importlib.util.find_spec(package) is None for package in exporter.packages):
         raise missing_extra(f"export to {name}", "export")
     weights = find_weights(run)
-    config = info_of(run).config
+    config = (about or _info_of(run)).config
     if reason := exporter.refuse(config):
         others = " or ".join(key for key, other in EXPORTERS.items() if not other.refuse(config))
         raise UserError(f"{run} {reason}: use --format {others}")
@@ -88,3 +99,9 @@ def plan_export(run: Path, options: ExportOptions) -> ExportPlan:
         for suffix in exporter.suffixes:
             check_file(path.with_suffix(suffix), room=3 * weights.stat().st_size)
     return plan
+
+
+def _info_of(run: Path) -> DetectorInfo:
+    from msefpn.models import info_of  # noqa: PLC0415  slow to import
+
+    return info_of(run)

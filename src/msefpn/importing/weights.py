@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from msefpn.checkpoint import check_there
 from msefpn.errors import UserError
-from msefpn.models import read_foreign, save
 from msefpn.runs.console import say
 from msefpn.runs.folder import check_file
 from msefpn.writing import new_parents, write_text
@@ -22,6 +22,10 @@ def import_weights(
     for path in (out, table):
         if path is not None:
             check_file(path)
+    check_there(file)
+
+    from msefpn.models import read_foreign, save  # noqa: PLC0415  slow to import
+
     foreign = read_foreign(file, style=style)
     detector = foreign.detector(classes)
     with new_parents(out):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 
 from msefpn.config import Config
 from msefpn.data.masks import decode_masks, encode_mask, run_lengths
-from msefpn.errors import UserError
 from msefpn.models.fold import folded
 from msefpn.models.mask import paste
+from msefpn.names import DetectorInputs
 from msefpn.structures import Batch, Detections, Proposals
 
 
@@ -73,13 +72,9 @@ class Detects(Protocol):
         """Detect, see `msefpn.models.Detector.forward`."""
 
 
-def check_proposals_given(detector: Detects, given: bool, run: Path) -> None:
-    """Raise UserError where a detector lacks required proposals, or is given unused ones."""
-    name = detector.config.detector
-    if detector.takes_proposals and not given:
-        raise UserError(f"the run {run} is a {name}: name the regions to look at with --proposals")
-    if given and not detector.takes_proposals:
-        raise UserError(f"the run {run} is a {name}, which finds its own proposals: leave out --proposals")
+def inputs_read(detector: Detects) -> DetectorInputs:
+    """What a detector reads beside images."""
+    return DetectorInputs(detector.config.detector, detector.learns_masks, detector.takes_proposals)
 
 
 @torch.no_grad()

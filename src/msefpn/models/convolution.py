@@ -2,8 +2,8 @@
 
 oneDNN's weight gradient of a convolution on channels_last maps takes two to five times as long on AVX2 as on
 contiguous maps; matrix products are faster than either. On AVX-512 oneDNN is as fast. 3x3 convolutions of
-many channels are faster as products of sums on both, see `winograd`; on AVX-512 that is done where no gradient
-is wanted.
+many channels are faster as products of sums, see `winograd`, on both; on AVX-512 that is done where no
+gradient is wanted.
 
 The weight gradient at tap (i, j) of a kernel is the product of the output's gradient and the input moved by
 (i, j), summed over all pixels. With the rows of both padded to the same length, every such move of the

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msefpn.config import parse_size
-from msefpn.errors import UserError, unknown_name
+from msefpn.errors import UserError
 from msefpn.inference.detect import Detects, Predictions
 from msefpn.inference.frames import Frame, InputSource
 from msefpn.inference.options import DetectionOptions
 from msefpn.inference.predictor import Predictor
 from msefpn.inference.tiles import detect_in_tiles
 from msefpn.prediction.pixels import ImageInput, read_pixels
-from msefpn.prediction.request import ImageOptions
+from msefpn.prediction.request import ImageOptions, check_classes, check_kinds
 from msefpn.prediction.results import ImageResult
-from msefpn.prediction.writers import RESULT_WRITERS, Output, check_kinds, entries_of
+from msefpn.prediction.writers import RESULT_WRITERS, Output, entries_of
 from msefpn.runs.folder import check_out, new_folder
 
 
@@ -163,9 +163,7 @@ class LoadedDetector:
 
     def check(self, options: ImageOptions) -> None:
         """Raise UserError for a class that it does not have, and a limit that it cannot change."""
-        for name in options.classes or ():
-            if name not in self.classes:
-                raise unknown_name("class", name, self.classes)
+        check_classes(options.classes, self.classes)
         given = {"iou": options.iou, "max_per_image": options.max_per_image}
         changed = next((name for name, value in given.items() if value is not None), None)
         if changed is not None and self.predictor.limits is None:

@@ -15,17 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msefpn.errors import UserError
-from msefpn.inference.detect import Predictions, check_proposals_given
+from msefpn.inference.detect import Predictions, inputs_read
 from msefpn.inference.frames import Frame, InputSource, ReadFailure
 from msefpn.inference.options import DetectionOptions
-from msefpn.inference.sources import check_video, count_frames, read_frames
+from msefpn.inference.sources import count_frames, read_frames
+from msefpn.names import check_proposals_given
 from msefpn.plain import printable
 from msefpn.prediction.loaded import LoadedDetector
 from msefpn.prediction.request import PredictionOptions
 from msefpn.prediction.results import ImageResult
-from msefpn.prediction.writers import RESULT_WRITERS, Output, Writer, check_kinds, entries_of
+from msefpn.prediction.writers import RESULT_WRITERS, Output, Writer, entries_of
 from msefpn.runs.console import Bar, say, show_dropped
-from msefpn.runs.folder import check_out, free_folder, new_folder
+from msefpn.runs.folder import new_folder
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,6 @@ class _Request:
         cls, run: Path | LoadedDetector, sources: list[InputSource], options: PredictionOptions
     ) -> _Request:
         """Open the detector and check that all fits. Raises UserError."""
-        check_video(sources)
         if isinstance(run, Path):
             run = LoadedDetector.open(
                 run,
@@ -59,7 +59,7 @@ class _Request:
             for name, value in vars(options).items():
                 if name in ("size", "device", "compile") and value not in (None, "auto", False):
                     raise UserError(f"{name} is given for a detector that is loaded: give it to msefpn.load")
-        check_proposals_given(run.detector, options.proposals is not None, run.path)
+        check_proposals_given(inputs_read(run.detector), options.proposals is not None, run.path)
         run.check(options)
         proposals = None if options.proposals is None else _read_proposals(options, sources)
         return cls(run, sources, options, proposals)
@@ -96,13 +96,10 @@ def predict(
     sources: list[InputSource],
     options: PredictionOptions,
     *,
-    out: Path | None,
-    save: Sequence[str],
+    out: Path,
+    kinds: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Detect and write the results; see `msefpn.commands.predict.predict`."""
-    kinds = check_kinds(save)
-    out = out or free_folder(Path("predictions"))
-    check_out(out)
+    """Detect and write results of some kinds, of `RESULT_KINDS`; see `msefpn.commands.predict.predict`."""
     request = _Request.open(run, sources, options)
     output = Output(out, request.sources, request.detector.classes, request.detector.category_ids)
     results: list[dict[str, Any]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ from msefpn.errors import UserError, unknown_name
 from msefpn.inference.options import DetectionOptions
 
 T = TypeVar("T", bound="ImageOptions")
+RESULT_KINDS = ("pictures", "json", "csv", "yolo", "crops")
+"""What `--save` can name."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,21 @@ class PredictionOptions(ImageOptions):
             raise unknown_name("option", name, sorted(known))
         detection = DetectionOptions.given(**{name: values.pop(name) for name in values.keys() & merging})
         return super().given(**values, detection=detection)
+
+
+def check_kinds(save: Sequence[str] | str) -> list[str]:
+    """The kinds of results to write, each once. Raises UserError for an unknown one, or none."""
+    kinds = list(dict.fromkeys([save] if isinstance(save, str) else save))
+    for kind in kinds:
+        if kind not in RESULT_KINDS:
+            raise unknown_name("kind of results", kind, RESULT_KINDS)
+    if not kinds:
+        raise UserError(f"nothing to save: give some of {', '.join(RESULT_KINDS)}")
+    return kinds
+
+
+def check_classes(names: Sequence[str] | None, known: Sequence[str]) -> None:
+    """Raise UserError for the name of a class that a detector does not have."""
+    for name in names or ():
+        if name not in known:
+            raise unknown_name("class", name, known)

@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from msefpn.data.images import write_image
-from msefpn.errors import UserError, unknown_name
 from msefpn.inference.detect import Predictions, as_results
 from msefpn.inference.draw import draw
 from msefpn.inference.frames import MAX_NAME, Frame, InputSource, safe_name
@@ -241,15 +240,4 @@ RESULT_WRITERS: dict[
     "yolo": YoloWriter,
     "crops": CropWriter,
 }
-"""What `--save` can name."""
-
-
-def check_kinds(save: Sequence[str] | str) -> list[str]:
-    """The kinds of results to write, each once. Raises UserError for an unknown one, or none."""
-    kinds = list(dict.fromkeys([save] if isinstance(save, str) else save))
-    for kind in kinds:
-        if kind not in RESULT_WRITERS:
-            raise unknown_name("kind of results", kind, RESULT_WRITERS)
-    if not kinds:
-        raise UserError(f"nothing to save: give some of {', '.join(RESULT_WRITERS)}")
-    return kinds
+"""By the names of `request.RESULT_KINDS`."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from msefpn.errors import UserError
-from msefpn.html.page import COLORS
 from msefpn.reading import real_path
 from msefpn.reporting.cost import measure_runs
 from msefpn.reporting.images import image_groups
 from msefpn.reporting.page import report_page
+from msefpn.reporting.plan import check_report
 from msefpn.reporting.run import ReportedRun
 from msefpn.runs.console import say
 from msefpn.runs.folder import free_file
@@ -21,7 +20,7 @@ REPORT_FILE = "report.html"
 
 def write_report(folders: Sequence[Path], out: Path | None) -> Path:
     """Write the page of one run, or of several side by side; see `msefpn.commands.inspect.report`."""
-    _check_request(folders, out)
+    check_report(folders, out)
     runs = [ReportedRun.read(*pair) for pair in zip(folders, _names(folders), strict=True)]
     file = out or (folders[0] / REPORT_FILE if len(runs) == 1 else free_file(Path(REPORT_FILE)))
     for run in runs:
@@ -45,19 +44,6 @@ def report_training(folder: Path) -> None:
     except Exception as error:  # a page must not make a training fail
         reason = " ".join(str(error).split()) or type(error).__name__
         say(f"no report of this run: {reason}; try msefpn report {folder}")
-
-
-def _check_request(folders: Sequence[Path], out: Path | None) -> None:
-    if not folders:
-        raise UserError("no run is given: name the folders that 'msefpn train' wrote")
-    if len(folders) > COLORS:
-        raise UserError(f"{len(folders)} runs are too many for one page: give at most {COLORS}")
-    if twice := sorted({str(run) for run in folders if folders.count(run) > 1}):
-        raise UserError(f"run '{twice[0]}' is given twice: name each run once")
-    if out is not None and out.exists():
-        raise UserError(f"out '{out}' already exists: name another file")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UserError(f"out '{out}' cannot be written: there is no folder '{out.absolute().parent}'")
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,21 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from msefpn.config import Config, to_yaml
-from msefpn.data.coco import CocoData, read_coco
-from msefpn.data.datasets import materialise
+from msefpn.data.coco import CocoData
 from msefpn.data.faults import FaultReport
-from msefpn.data.formats import ReadLog
-from msefpn.data.formats.write import as_coco, with_fixed_names
-from msefpn.data.ground_truth import category_ids_for
-from msefpn.data.locate import has_splits, locate_split, refuse_unread
-from msefpn.data.proposals import with_proposals
-from msefpn.data.synthetic import draw_builtin_set
-from msefpn.errors import UserError
 from msefpn.inference.device import check_devices, pick_precision
-from msefpn.links import check_links, roots_of
 from msefpn.models import Detector, build, check_initial_weights, init_weights, probe, styled
 from msefpn.models.convolution import pick_method
-from msefpn.reading import real_path
 from msefpn.runs.console import percent, say
 from msefpn.runs.folder import (
     BEST,
@@ -40,7 +30,8 @@ from msefpn.runs.folder import (
 )
 from msefpn.training.anchors import resolve_anchors
 from msefpn.training.callbacks import Run, make_callbacks
-from msefpn.training.plan import Plan, names_data
+from msefpn.training.data import SplitData, read_data
+from msefpn.training.plan import Plan
 from msefpn.training.recorder import Recorder
 from msefpn.training.resume import DataMarks, state_to_resume
 from msefpn.writing import working_in, write_text
@@ -48,15 +39,13 @@ from msefpn.writing import working_in, write_text
 if TYPE_CHECKING:
     from msefpn.training.lightning import Training
 
-BUILTIN = "builtin-data"
-"""Folder of the built-in set, beside the run."""
 
-
-def train(plan: Plan, callbacks: Iterable[Any] = ()) -> Path:
+def train(plan: Plan, callbacks: Iterable[Any] = (), data: SplitData | None = None) -> Path:
     """Train as planned and return the run folder.
 
     Args:
         plan: what is asked for.
+        data: the plan's, where it was read already.
         callbacks: objects like `msefpn.training.callbacks.Callback`, beside those of the configuration.
 
     Raises:
@@ -68,7 +57,7 @@ def train(plan: Plan, callbacks: Iterable[Any] = ()) -> Path:
     with contextlib.ExitStack() as alone:
         if first and plan.resume:
             alone.enter_context(working_in(plan.out, TRAINING))
-        plan, files, training, told = _prepare(plan, callbacks)
+        plan, files, training, told = _prepare(plan, callbacks, data)
         if first:
             alone.enter_context(_folder(plan, files, training.detector))
             tell_out(plan.out)
@@ -87,7 +76,9 @@ def train(plan: Plan, callbacks: Iterable[Any] = ()) -> Path:
     return plan.out
 
 
-def _prepare(plan: Plan, callbacks: Iterable[Any]) -> tuple[Plan, DataFiles, Training, list[str]]:
+def _prepare(
+    plan: Plan, callbacks: Iterable[Any], data: SplitData | None
+) -> tuple[Plan, DataFiles, Training, list[str]]:
     """The plan with all choices made, its files, what is trained, and what the user is told of it.
 
     Nothing is written, but for data in other formats. Raises UserError.
@@ -97,11 +88,11 @@ def _prepare(plan: Plan, callbacks: Iterable[Any]) -> tuple[Plan, DataFiles, Tra
     device = check_devices(config)
     precision = pick_precision(config.precision, device)
     watching = make_callbacks(config, callbacks)
-    parts = probe(config)
-    files, (train_data, train_report), (val_data, val_report) = read_data(plan, parts)
+    probed = probe(config)
+    files, (train_data, train_report), (val_data, val_report) = data or read_data(plan)
     on_anchors: list[str] = []
     if not plan.resume:
-        strides = getattr(getattr(parts, "neck", None), "out_strides", ())
+        strides = getattr(getattr(probed, "neck", None), "out_strides", ())
         config, on_anchors = resolve_anchors(config, train_data, strides)
         plan = replace(plan, config=config)
     torch.manual_seed(config.seed)
@@ -133,128 +124,6 @@ def _prepare(plan: Plan, callbacks: Iterable[Any]) -> tuple[Plan, DataFiles, Tra
         steps=plan.steps,
     )
     return plan, files, training, [*told, *on_anchors, *_plan_lines(plan, run, device, precision)]
-
-
-def read_data(
-    plan: Plan, detector: Detector
-) -> tuple[DataFiles, tuple[CocoData, FaultReport], tuple[CocoData, FaultReport]]:
-    """Files and content of both splits, with masks and given proposals if the detector takes them."""
-    if plan.run_files is None:
-        files = find_files(
-            plan.data,
-            plan.given,
-            plan.out.parent,
-            builtin=plan.builtin,
-            fix_names=plan.fix_names,
-            follow_links=plan.follow_links,
-        )
-        check_proposals(files, detector)
-        return files, *read_splits(files, masks=detector.learns_masks)
-    given = {key: real_path(path) for key, path in plan.given.items()}
-    if plan.data is not None or names_data(plan.given):
-        follow = plan.follow_links or plan.run_files.follow_links
-        given |= find_files(
-            plan.data, plan.given, plan.out.parent, fix_names=plan.fix_names, follow_links=follow
-        ).resolved()
-    if not given.items() <= plan.run_files.resolved().items():
-        raise UserError(
-            f"the data given is not that of the run '{plan.out}': a resumed run keeps its data; leave it out"
-        )
-    return plan.run_files, *read_splits(plan.run_files, masks=detector.learns_masks)
-
-
-def find_files(
-    data: Any,
-    given: Mapping[str, Path],
-    parent: Path,
-    *,
-    builtin: bool = False,
-    fix_names: bool = False,
-    follow_links: bool = False,
-) -> DataFiles:
-    """The files of both splits: the given ones, and the others by convention.
-
-    Args:
-        data: a data set's folder or file in any format, or a data set object; None: `given` names all.
-        given: by the fields of `DataFiles`.
-        parent: folder for what is made of other formats and objects, and for the built-in set.
-        builtin: take the built-in set, which is drawn if it is not there.
-        fix_names: take the picture of a similar name where one is missing.
-        follow_links: follow symbolic links that lead out of the data folder.
-
-    Raises:
-        UserError: a split is missing, a link leads out, or nothing of the data can be used.
-    """
-    if builtin:
-        data = parent / BUILTIN
-        if not data.is_dir():
-            draw_builtin_set(data)
-    refuse_unread(data, given.get("train_json"), given.get("val_json"))
-    if isinstance(data, (str, Path)):
-        check_links(Path(data), follow=follow_links)
-    for split in ("train", "val"):
-        if (file := given.get(f"{split}_json")) is not None:
-            check_links(*roots_of(file, given.get(f"{split}_images")), follow=follow_links)
-    if data is not None:
-        needed = [split for split in ("train", "val") if f"{split}_json" not in given]
-        if not isinstance(data, (str, Path)):
-            follow_links = True  # the object has named them
-            data, log = materialise(data, parent / "converted")
-            _say_first(log)
-        elif fix_names or not has_splits(Path(data), needed):
-            data, log = as_coco(
-                Path(data), parent / "converted", needed, fix_names=fix_names, follow_links=follow_links
-            )
-            _say_first(log)
-    found = {key: path for key, path in given.items() if key.endswith("_proposals")}
-    for split in ("train", "val"):
-        place = locate_split(data, split, given.get(f"{split}_json"), given.get(f"{split}_images"))
-        if place is None:
-            raise UserError(
-                f"no {split} split: give --{split}-json and --{split}-images, or a folder with --data"
-            )
-        if fix_names and f"{split}_json" in given:
-            place, log = with_fixed_names(*place, parent / "converted")
-            _say_first(log)
-        found[f"{split}_json"], found[f"{split}_images"] = place
-    return DataFiles(**found, follow_links=follow_links)
-
-
-def _say_first(log: ReadLog) -> None:
-    if is_first_process():
-        say(*log.lines())
-
-
-def read_splits(
-    files: DataFiles, *, masks: bool
-) -> tuple[tuple[CocoData, FaultReport], tuple[CocoData, FaultReport]]:
-    """Training and validation data, with masks where asked for, and with the proposals that are given.
-
-    Raises:
-        UserError: the data cannot be used, or the splits' classes differ.
-    """
-    files.check_links()
-    train, train_report = read_coco(files.train_json, files.train_images, masks=masks)
-    val, val_report = read_coco(files.val_json, files.val_images, masks=masks)
-    category_ids_for(train.classes, val, f"the training data {train.file}")
-    if files.train_proposals is not None:
-        train = with_proposals(train, files.train_proposals)
-    if files.val_proposals is not None:
-        val = with_proposals(val, files.val_proposals)
-    return (train, train_report), (val, val_report)
-
-
-def check_proposals(files: DataFiles, detector: Detector) -> None:
-    """Raise UserError where a detector lacks required proposals, or has unused ones."""
-    given = [path for path in (files.train_proposals, files.val_proposals) if path is not None]
-    name = detector.config.detector
-    if detector.takes_proposals and len(given) < 2:
-        raise UserError(
-            f"{name} needs proposals: add --train-proposals and --val-proposals, files in COCO's result "
-            "format, such as the predictions.json of msefpn evaluate"
-        )
-    if given and not detector.takes_proposals:
-        raise UserError(f"{name} finds its own proposals: leave them out, or use fast_rcnn")
 
 
 @contextlib.contextmanager

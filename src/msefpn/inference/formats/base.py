@@ -7,16 +7,17 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msefpn.checkpoint import VERSION
 from msefpn.config import Config, parse_size
-from msefpn.models import Detector
-from msefpn.models.graph import MAX_SIDE, MIN_SIDE
-from msefpn.structures import Batch
+
+if TYPE_CHECKING:
+    from msefpn.models import Detector
+    from msefpn.structures import Batch
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -81,6 +82,8 @@ def describe(detector: Detector, size: str, precision: str, packages: Iterable[s
         precision: fp32, fp16 or int8.
         packages: the format's.
     """
+    from msefpn.models.graph import MAX_SIDE, MIN_SIDE  # noqa: PLC0415  slow to import
+
     info = {
         "version": VERSION,
         "made_with": {

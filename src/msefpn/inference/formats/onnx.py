@@ -1,24 +1,24 @@
 """The export format ONNX, run by onnxruntime."""
 
-# ruff: noqa: PLC0415  (onnx and onnxruntime belong to an extra)
+# ruff: noqa: PLC0415  (onnx and onnxruntime belong to an extra, and torch is slow to import)
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from msefpn.checkpoint import KEY
 from msefpn.config import Config
 from msefpn.errors import UserError
 from msefpn.inference.formats.base import Graph, fits_half
 from msefpn.inference.formats.quantize import quantize
-from msefpn.models import Detector
-from msefpn.models.graph import trace_onnx
 from msefpn.reading import read_bytes
-from msefpn.structures import Batch
+
+if TYPE_CHECKING:
+    from msefpn.models import Detector
+    from msefpn.structures import Batch
 
 MAX_ONNX = (2 << 30) - 1
 """Bytes of the largest file: protobuf's own limit."""
@@ -43,6 +43,8 @@ class ONNX:
         self, detector: Detector, info: str, path: Path, precision: str, samples: Iterable[Batch]
     ) -> None:
         """Write a file, see `Exporter.write`."""
+        from msefpn.models.graph import trace_onnx
+
         model = trace_onnx(detector)
         if precision == "fp16":
             _halve(model)
@@ -61,6 +63,7 @@ class ONNX:
     def open(self, path: Path) -> Graph:
         """Make a file ready to run, with as many threads as torch has."""
         import onnxruntime
+        import torch
 
         content = read_bytes(path, MAX_ONNX)
         _check_model(content, path)

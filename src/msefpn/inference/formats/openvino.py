@@ -1,22 +1,23 @@
 """The export format of OpenVINO: a graph (.xml) and its weights (.bin), made from ONNX."""
 
-# ruff: noqa: PLC0415  (openvino belongs to an extra)
+# ruff: noqa: PLC0415  (openvino belongs to an extra, and torch is slow to import)
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from msefpn.checkpoint import KEY
 from msefpn.config import Config
 from msefpn.errors import UserError
 from msefpn.inference.formats.base import Arrays, Graph
 from msefpn.inference.formats.onnx import ONNX
-from msefpn.models import Detector
 from msefpn.reading import MAX_TEXT, parse_xml, read_bytes
-from msefpn.structures import Batch
+
+if TYPE_CHECKING:
+    from msefpn.models import Detector
+    from msefpn.structures import Batch
 
 _REPEATING = ("Loop", "TensorIterator")
 """Operators that may run for ever; none of ours."""
@@ -68,6 +69,7 @@ class OpenVINO:
             UserError: the .bin file is missing.
         """
         import openvino
+        import torch
 
         weights = path.with_suffix(".bin")
         if not weights.is_file():

@@ -1,5 +1,6 @@
 """The export format of `torch.export`, run by torch."""
 
+# ruff: noqa: PLC0415  (torch is slow to import)
 from __future__ import annotations
 
 import io
@@ -7,18 +8,17 @@ import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import torch
-import torchvision  # noqa: F401  (a loaded graph calls its operators)
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from msefpn.checkpoint import KEY
 from msefpn.config import Config
 from msefpn.inference.formats.base import Arrays, Graph, fits_half
-from msefpn.models import Detector
-from msefpn.models.graph import trace
-from msefpn.structures import Batch
+
+if TYPE_CHECKING:
+    import torch
+
+    from msefpn.models import Detector
+    from msefpn.structures import Batch
 
 
 class PT2:
@@ -38,6 +38,10 @@ class PT2:
         self, detector: Detector, info: str, path: Path, precision: str, samples: Iterable[Batch]
     ) -> None:
         """Write a file, see `Exporter.write`."""
+        import torch
+
+        from msefpn.models.graph import trace
+
         program = trace(detector)
         if precision == "fp16":
             _halve(program)
@@ -55,13 +59,16 @@ class PT2:
 
     def open(self, path: Path) -> Graph:
         """Make a file ready to run."""
+        import torch
+        import torchvision  # noqa: F401  (a loaded graph calls its operators)
+
         program = torch.export.load(path)
         module, spec = program.module(), program.call_spec.out_spec
         assert spec is not None
 
         @torch.no_grad()
-        def run(feed: Arrays) -> dict[str, Tensor]:
-            found: dict[str, Tensor] = module(*map(torch.from_numpy, feed.values()))
+        def run(feed: Arrays) -> dict[str, torch.Tensor]:
+            found: dict[str, torch.Tensor] = module(*map(torch.from_numpy, feed.values()))
             return found
 
         return Graph(tuple(program.graph_signature.user_inputs), tuple(spec.context), run)
@@ -69,6 +76,9 @@ class PT2:
 
 def _halve(program: torch.export.ExportedProgram) -> None:
     """Store large weights in float16, each with a cast to float32 before the operators that read it."""
+    import torch
+    from torch import nn
+
     stores: list[dict[str, Any]] = [program.state_dict, program.constants]
     graph = program.graph_module.graph
     targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.target}

@@ -8,12 +8,13 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msefpn.structures import Batch
+if TYPE_CHECKING:
+    from msefpn.structures import Batch
 
 QUANTIZED = ("Conv", "Gemm", "MatMul")
 """Operators that are quantised; all others (boxes, scores, NMS) stay in float32."""

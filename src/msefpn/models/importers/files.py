@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from msefpn.checkpoint import check_there
 from msefpn.errors import UserError
 from msefpn.models.importers.unpickle import Array, HostileError, InertUnpickler, Storage, StoredTensor
 
@@ -50,8 +51,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         UserError: the file is missing, broken or hostile, or does not hold a state dict.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist: give a file")
+    check_there(path)
     if path.suffix == ".safetensors":
         return Checkpoint(path, read_safetensors(path), {}, ())
     try:

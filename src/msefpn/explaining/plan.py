@@ -1,0 +1,91 @@
+"""What an explanation is to show, and where; imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msefpn.data.images import ImageFault, read_image
+from msefpn.errors import UserError
+from msefpn.inference.sources import find_images
+
+
+@dataclass(frozen=True)
+class ExplanationPlan:
+    """An explanation that has been asked for."""
+
+    runs: Sequence[Path]
+    names: list[str]
+    """Of the runs, on the page."""
+    image: Path
+    pixels: NDArray[np.uint8]
+    """(H, W, 3) RGB, of the image."""
+    images: Sequence[Path]
+    """Those that similarity is measured on; none: the image alone."""
+    out: Path
+    """The page."""
+    numbers: Path
+    """The json beside it."""
+    score: float
+
+
+def plan_explanation(
+    runs: Sequence[Path], image: Path, images: Sequence[str | Path], *, out: Path | None, score: float
+) -> ExplanationPlan:
+    """Check a request and read its image; arguments as of `msefpn.commands.inspect.explain`.
+
+    Raises UserError.
+    """
+    out = out or _free_page()
+    numbers = out.with_suffix(".json")
+    _check_page(out, numbers)
+    if not 0 <= score <= 1:
+        raise UserError(f"score is {score}: it must be 0 to 1")
+    pixels = pixels_or_reason(image)
+    if isinstance(pixels, str):
+        raise UserError(f"{pixels}: give another image")
+    files = find_images(images) if images else []
+    return ExplanationPlan(runs, _names(runs), image, pixels, files, out, numbers, score)
+
+
+def _free_page() -> Path:
+    number = 1
+    while any(Path(f"explain-{number}").with_suffix(suffix).exists() for suffix in (".html", ".json")):
+        number += 1
+    return Path(f"explain-{number}.html")
+
+
+def _check_page(out: Path, numbers: Path) -> None:
+    """Raise UserError where the page and its numbers cannot be written; write nothing."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"out '{out}' is not an HTML file: name a new .html file")
+    for path in (out, numbers):
+        if path.exists() or path.is_symlink():
+            raise UserError(f"out '{path}' already exists: name another file")
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"out '{out}' cannot be written: the folder '{out.parent}' does not exist: create it")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"out '{out}' cannot be written: no permission to write in '{folder}'")
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that differ. Raises UserError where a run is given twice."""
+    parts = [run.absolute().parts for run in runs]
+    if len(set(parts)) < len(parts):
+        raise UserError(f"run '{runs[0]}' is named twice: give another with --against")
+    length = next(n for n in range(1, max(map(len, parts)) + 1) if len({p[-n:] for p in parts}) == len(parts))
+    return ["/".join(own[-length:]) for own in parts]
+
+
+def pixels_or_reason(file: Path) -> NDArray[np.uint8] | str:
+    """The pixels, or why they cannot be read."""
+    try:
+        return read_image(file)
+    except (OSError, ImageFault) as error:
+        return f"{file}: {' '.join(str(error).split())}"
