@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from msefpn.models.blank import real_values
 from msefpn.models.boxes import full_precision
 
 
@@ -35,7 +36,9 @@ class AnchorGenerator(nn.Module):
         self.per_cell = len(scales) * len(ratios)
         for level, stride in enumerate(strides):
             sizes = [int(stride * scale) if integer else stride * scale for scale in scales]
-            self.register_buffer(f"cell_{level}", self._cell_anchors(sizes, ratios), persistent=False)
+            with real_values():
+                cell = self._cell_anchors(sizes, ratios)
+            self.register_buffer(f"cell_{level}", cell, persistent=False)
 
     def _cell_anchors(self, sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
         size, root = torch.tensor(sizes, dtype=torch.float32), torch.tensor(ratios).sqrt()

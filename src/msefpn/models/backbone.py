@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from msefpn.errors import UserError, unknown_backbone
+from msefpn.models.blank import blank
 from msefpn.models.construct import check_options, construct
 from msefpn.models.fold import join
 from msefpn.plugins import known
@@ -321,9 +322,9 @@ def _freeze(spec: BodySpec, stages: int) -> list[str]:
 
 @functools.cache
 def _levels(name: str) -> tuple[int, ...]:
-    """timm's indices of the four levels, checked by a forward without data at sides that differ."""
+    """timm's indices of the four levels, checked by a forward of nothing at sides that differ."""
     try:
-        with torch.device("meta"):
+        with blank():
             info = _create(name, None).feature_info
             found = dict(zip(info.reduction(), info.out_indices, strict=True))
             if not set(_STRIDES) <= set(found):
@@ -332,8 +333,9 @@ def _levels(name: str) -> tuple[int, ...]:
                     "but 4, 8, 16 and 32 are needed"
                 )
             levels = tuple(found[stride] for stride in _STRIDES)
+        with blank("cpu"), torch.no_grad():
             body = _create(name, levels)
-            maps = body(torch.empty(1, 3, 96, 160))
+            maps = body(torch.zeros(1, 3, 96, 160))
     except UserError:
         raise
     except Exception as error:  # timm's models each refuse in their own way

@@ -114,13 +114,19 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float
     """
     if is_exporting():
         return _nms_at_once(boxes, scores, groups, valid, iou)
-    kept: Tensor = _nms_apart(boxes, scores, groups, valid, iou)
-    return kept
+    if torch.compiler.is_compiling():
+        kept: Tensor = _nms_apart(boxes, scores, groups, valid, iou)
+        return kept
+    return _nms_in_turns(boxes, scores, groups, valid, iou)
 
 
 @torch.library.custom_op("msefpn::nms", mutates_args=())
 def _nms_apart(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:
     """As one operator, so that a compiled graph need not look into its loops."""
+    return _nms_in_turns(boxes, scores, groups, valid, iou)
+
+
+def _nms_in_turns(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:
     if boxes.is_cpu:
         images = torch.arange(boxes.shape[0])[:, None]
         group = groups + images * (groups.max() + 1)

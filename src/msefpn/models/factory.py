@@ -14,6 +14,7 @@ from msefpn.errors import UserError
 from msefpn.models import contract
 from msefpn.models.adapter import AdaptedNeck
 from msefpn.models.backbone import Backbone, make_backbone
+from msefpn.models.blank import blank
 from msefpn.models.construct import check_types, construct
 from msefpn.models.detectors import Detector
 from msefpn.necks import NECKS, Neck, Stack
@@ -72,7 +73,7 @@ def probe(config: Config) -> Detector:
     Raises UserError as `build` does.
     """
     try:
-        with torch.device("meta"):
+        with blank():
             return build(config, ["any"])
     except UserError:
         raise

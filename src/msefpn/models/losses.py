@@ -118,7 +118,7 @@ def make_box_loss(name: str, beta: float) -> BoxLoss:
         ValueError: it refuses the `beta`, or its result has another shape than `BoxLoss` says.
     """
     loss: BoxLoss = _make(name, beta=beta)
-    deltas = torch.zeros(2, 3, 4)
+    deltas = torch.zeros(2, 3, 4, device="cpu")
     _check(f"box_loss '{name}'", loss, (deltas, deltas), ((2, 3, 4), (2, 3)), "deltas (2, 3, 4)")
     return loss
 
@@ -131,7 +131,7 @@ def make_class_loss(name: str) -> ClassLoss:
         ValueError: its result has another shape than `ClassLoss` says.
     """
     loss: ClassLoss = _make(name)
-    given = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)
+    given = torch.zeros(2, 3, 4, device="cpu"), torch.zeros(2, 3, dtype=torch.long, device="cpu")
     _check(f"class_loss '{name}'", loss, given, ((2, 3),), "logits (2, 3, 4), labels (2, 3)")
     return loss
 

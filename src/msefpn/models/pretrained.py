@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from msefpn.checkpoint import DetectorInfo, read_info
 from msefpn.errors import UserError
+from msefpn.models.blank import blank
 from msefpn.models.detectors import Detector
 from msefpn.models.factory import build
 from msefpn.models.importers.base import Names
@@ -39,7 +39,7 @@ def convert_pretrained(info: DetectorInfo, state: Mapping[str, Tensor]) -> dict[
     Raises:
         ValueError: a tensor has no place, or a place has no tensor.
     """
-    with torch.device("meta"):
+    with blank():
         own = build(*info)
     names = Names(dict(state))
     convert_torchvision(names, info.category_ids)

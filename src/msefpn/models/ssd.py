@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from msefpn.models.blank import real_values
 from msefpn.models.boxes import decode, encode, full_precision
 from msefpn.models.dense import by_cell, select_detections, strides_of
 from msefpn.models.losses import make_box_loss, make_class_loss, weighted_sum
@@ -43,7 +44,8 @@ class DefaultBoxes(nn.Module):
             for ratio in _OUTER_RATIOS if k in (0, last - 1, last) else _INNER_RATIOS:
                 wide = (scale * math.sqrt(ratio), scale / math.sqrt(ratio))
                 sides += [wide, wide[::-1]]
-            self.register_buffer(f"sides_{k}", torch.tensor(sides).clamp(max=1), persistent=False)
+            with real_values():
+                self.register_buffer(f"sides_{k}", torch.tensor(sides).clamp(max=1), persistent=False)
             self.per_cell.append(len(sides))
 
     def forward(self, maps: Sequence[Tensor], image: tuple[int, int]) -> list[Tensor]:

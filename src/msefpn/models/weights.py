@@ -27,6 +27,7 @@ from msefpn.checkpoint import (
 )
 from msefpn.config import Config
 from msefpn.errors import UserError
+from msefpn.models.blank import blank
 from msefpn.models.class_rows import move_class_rows
 from msefpn.models.detectors import Detector
 from msefpn.models.factory import build
@@ -90,7 +91,9 @@ def load(path: str | Path) -> Detector:
     if is_foreign(file):
         return read_foreign(file).detector()
     info, state = read_info(file), read_safetensors(file)
-    _check_fit(info, state, file)
+    detector = _check_fit(info, state, file)
+    if detector is not None and _fill(detector, state):
+        return detector.eval()
     detector = build(*info, owner=str(file))
     detector.drop_training_parts()
     try:
@@ -101,19 +104,31 @@ def load(path: str | Path) -> Detector:
     return detector.eval()
 
 
-def _check_fit(info: DetectorInfo, state: Mapping[str, Tensor], file: Path) -> None:
+def _fill(detector: Detector, state: Mapping[str, Tensor]) -> bool:
+    """Give a detector without values those of a file; whether it has all values then."""
+    own = detector.state_dict()
+    detector.load_state_dict(
+        {name: value.to(own[name].dtype, copy=True) for name, value in state.items()}, assign=True
+    )
+    detector.to(memory_format=torch.channels_last)
+    return not any(value.is_meta for value in (*detector.parameters(), *detector.buffers()))
+
+
+def _check_fit(info: DetectorInfo, state: Mapping[str, Tensor], file: Path) -> Detector | None:
     """Raise UserError where a file's tensors are not those of the detector that it describes.
 
-    That is built without memory for its values: a description may ask for more than any machine has.
+    Returns:
+        The detector, without memory for its values: a description may ask for more than any machine has.
+        None for one of a plug-in that has to look at values.
     """
     try:
-        with torch.device("meta"):
+        with blank():
             detector = build(*info, owner=str(file))
     except UserError:
         raise
     except Exception as error:  # an option of a wrong type leads anywhere
         if info.config.plugins:  # which may look at values
-            return
+            return None
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(
             f"{file} describes a detector that cannot be built ({reason}): take another copy of it"
@@ -128,6 +143,7 @@ def _check_fit(info: DetectorInfo, state: Mapping[str, Tensor], file: Path) -> N
             f"{file} does not fit the detector that it describes: {name} is {there} in the file, {here} in "
             "the detector: take another copy of it"
         )
+    return detector
 
 
 def info_of(path: str | Path) -> DetectorInfo:

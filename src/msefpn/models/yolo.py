@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from msefpn.models.blank import real_values
 from msefpn.models.boxes import MAX_LOG_RATIO, full_precision, pairwise_iou
 from msefpn.models.class_rows import SHARED
 from msefpn.models.dense import by_cell, select_detections
@@ -76,7 +77,8 @@ class YOLOHead(nn.Module):
             raise ValueError(f"anchors are of {len(anchors)} levels, but the pyramid has {len(strides)}")
         self.num_classes, self.strides = num_classes, list(strides)
         self.counts = [len(level) for level in anchors]
-        shapes = torch.tensor([shape for level in anchors for shape in level], dtype=torch.float32)
+        with real_values():
+            shapes = torch.tensor([shape for level in anchors for shape in level], dtype=torch.float32)
         self.register_buffer("shapes", shapes, persistent=False)  # (A, 2), all levels
         self.shapes: Tensor
         self.convs = nn.ModuleList(

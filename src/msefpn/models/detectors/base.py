@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from msefpn.config import Config
 from msefpn.models.backbone import Backbone
+from msefpn.models.blank import real_values
 from msefpn.models.convolution import convolutions
 from msefpn.models.hub import OnHub
 from msefpn.models.matching import SampledRegions
@@ -141,8 +142,10 @@ class Detector(nn.Module, OnHub, abc.ABC):
         super().__init__()
         self.backbone = backbone
         self.neck = neck
-        self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("scale", 1 / torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
+        with real_values():
+            mean, std = (torch.tensor(x).view(3, 1, 1) for x in (backbone.mean, backbone.std))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("scale", 1 / std, persistent=False)
 
     @abc.abstractmethod
     def forward(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
