@@ -17,7 +17,7 @@ OPTIONS: dict[str, Any] = {"neck": "fpn", "backbone": "test_resnet", "neck_optio
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "retinanet", "ssd", "yolov3"])
 def test_a_filled_detector_is_a_built_one(name: str, tmp_path: Path) -> None:
-    small = {"detector_options": {"roi": {"hidden": 16}}} if name == "faster_rcnn" else {}
+    small: dict[str, Any] = {"detector_options": {"roi": {"hidden": 16}}} if name == "faster_rcnn" else {}
     built = build(Config(detector=name, **OPTIONS, **small), ["a", "b"]).eval()
     save(built, tmp_path / "w.safetensors")
     state = torch.get_rng_state()
