@@ -23,7 +23,12 @@ def test_stand_ins_go_and_do_as_the_compiler_does_once_it_is_there(monkeypatch: 
     assert (marked(1), also(1)) == (2, 3)
     calls: list[Any] = []
     real: Any = ModuleType(imports._COMPILER)
-    real.disable = lambda function, *options, **more: (calls.append((options, more)), function)[1]
+
+    def disable(function: Any, *options: Any, **more: Any) -> Any:
+        calls.append((options, more))
+        return function
+
+    real.disable = disable
     utils: Any = ModuleType(imports._UTILS)
     utils.is_compile_supported = lambda device: device == "cpu"
     monkeypatch.setitem(sys.modules, imports._COMPILER, real)
