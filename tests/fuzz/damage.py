@@ -75,7 +75,7 @@ def _value(file: Path, rng: random.Random) -> bool:
     """Put an odd value into a json; return whether it stands for a value of a record, not for records."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):  # damaged before
         return False
     places = list(_places(content))
     if not places:
