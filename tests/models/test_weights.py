@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from msefpn.config import Config
@@ -52,6 +53,25 @@ def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:
         load(file)
     with pytest.raises(UserError, match="no weights"):
         load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.int64, torch.complex64, torch.float16])
+def test_weights_of_another_kind_are_refused(kind: torch.dtype, tmp_path: Path) -> None:
+    """They would be converted: whole numbers are no weights, but fewer bits are."""
+    file = tmp_path / "best.safetensors"
+    save(make("retinanet"), file)
+    with safe_open(file, "pt") as opened:
+        about = opened.metadata()
+    state = load_file(file)
+    name = next(name for name, value in state.items() if value.dim() > 1)
+    save_file({**state, name: state[name].to(kind)}, file, metadata=about)
+    if kind.is_floating_point:
+        assert load(file).state_dict()[name].dtype == torch.float32
+        return
+    with pytest.raises(
+        UserError, match=rf"{name} is \(.*\) of {kind} in the file, \([\d, ]*\) in the detector"
+    ):
+        load(file)
 
 
 def test_init_from_a_backbone(shared: Path) -> None:

@@ -134,8 +134,8 @@ def _check_fit(info: DetectorInfo, state: Mapping[str, Tensor], file: Path) -> D
             f"{file} describes a detector that cannot be built ({reason}): take another copy of it"
         ) from None
     detector.drop_training_parts()
-    own = {name: tuple(value.shape) for name, value in detector.state_dict().items()}
-    theirs = {name: tuple(value.shape) for name, value in state.items()}
+    own = {name: _kind_of(value) for name, value in detector.state_dict().items()}
+    theirs = {name: _kind_of(value) for name, value in state.items()}
     if own != theirs:
         name = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))[0]
         there, here = theirs.get(name, "missing"), own.get(name, "not part of it")
@@ -144,6 +144,12 @@ def _check_fit(info: DetectorInfo, state: Mapping[str, Tensor], file: Path) -> D
             "the detector: take another copy of it"
         )
     return detector
+
+
+def _kind_of(value: Tensor) -> str:
+    """Shape of a tensor, and whether it is of whole numbers; in how many bits, a file may choose."""
+    kind = "" if value.is_floating_point() else f" of {value.dtype}"
+    return f"{tuple(value.shape)}{kind}"
 
 
 def info_of(path: str | Path) -> DetectorInfo:
