@@ -139,6 +139,23 @@ def test_winograd_is_a_convolution(shape: tuple[int, int, int], bias: bool) -> N
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("bias", [False, True])
+def test_one_pixel_of_a_large_map(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ONEDNN_PIXELS", 100)
+    called: list[str] = []
+    monkeypatch.setattr(torch, "mkldnn_convolution", noting("onednn", torch.mkldnn_convolution, called))
+    conv = nn.Conv2d(16, 24, 1, bias=bias)
+    for side in (9, 11):
+        x = torch.randn(2, 16, side, side).to(memory_format=torch.channels_last)
+        expected = conv(x)
+        with convolutions("products", CPU):
+            found = conv(x)
+        torch.testing.assert_close(found, expected)
+        assert found.stride() == expected.stride()
+    assert called == ["onednn"], "small maps stay torch's"
+
+
+@torch.no_grad()
 def test_a_detector_detects_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_WINOGRAD_CHANNELS", LEAST)
     called: list[str] = []

@@ -3,7 +3,8 @@
 oneDNN's weight gradient of a convolution on channels_last maps takes two to five times as long on AVX2 as on
 contiguous maps; matrix products are faster than either. On AVX-512 oneDNN is as fast. 3x3 convolutions of
 many channels are faster as products of sums, see `winograd`, on both; on AVX-512 that is done where no
-gradient is wanted.
+gradient is wanted. 1x1 convolutions of large maps are faster by oneDNN than by the matrix product that torch
+takes in its place where there is one thread.
 
 The weight gradient at tap (i, j) of a kernel is the product of the output's gradient and the input moved by
 (i, j), summed over all pixels. With the rows of both padded to the same length, every such move of the
@@ -38,6 +39,8 @@ _WINOGRAD_CHANNELS = {"AVX2": 128, "AVX512": 256}
 """Least channels of input and output for which `winograd.conv3x3` is faster, by torch's name of the CPU."""
 _WINOGRAD_PIXELS = 4
 """Least pixels of a batch for that, for each channel: to sum up the kernels takes as long as so many."""
+_ONEDNN_PIXELS = 4000
+"""Least pixels of a map for which oneDNN's 1x1 convolution is faster than torch's for one thread."""
 
 Pair = tuple[int, int]
 
@@ -97,9 +100,9 @@ class _Convolutions(TorchFunctionMode):
         if func is torch.conv2d and not kwargs and len(args) == 7:
             x, weight, bias, stride, padding, dilation, groups = args
             if (dilation, groups) == ((1, 1), 1) and _is_supported(x, weight, padding):
-                if torch.is_grad_enabled() and weight.requires_grad:
+                if torch.is_grad_enabled() and weight.requires_grad and max(weight.shape[2:]) > 1:
                     return _Convolution.apply(x, weight, bias, tuple(stride), tuple(padding), self.products)
-                if not (torch.is_grad_enabled() and x.requires_grad):
+                if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
                     return _convolve(x, weight, bias, tuple(stride), tuple(padding), self.predicting)
         return func(*args, **(kwargs or {}))
 
@@ -109,7 +112,7 @@ def _is_supported(x: Tensor, weight: Tensor, padding: Pair | str) -> bool:
         return False
     if torch.is_autocast_enabled("cpu"):
         return False
-    return max(weight.shape[2:]) > 1 and min(weight.shape[:2]) >= _LEAST_CHANNELS
+    return min(weight.shape[:2]) >= _LEAST_CHANNELS
 
 
 def _convolve(
@@ -120,6 +123,9 @@ def _convolve(
         least = _WINOGRAD_CHANNELS.get(torch.backends.cpu.get_cpu_capability(), 256)
         if channels[0] >= least and x[:, 0].numel() >= _WINOGRAD_PIXELS * channels[1]:
             return conv3x3(x, weight, bias)
+    single = products and (weight.shape[2:], stride, padding) == ((1, 1), (1, 1), (0, 0))
+    if single and x.is_contiguous(memory_format=torch.channels_last) and x[0, 0].numel() >= _ONEDNN_PIXELS:
+        return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1), 1)
     return F.conv2d(x, weight, bias, stride, padding)
 
 
