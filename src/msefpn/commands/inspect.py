@@ -12,6 +12,7 @@ from msefpn.checkpoint import check_run
 from msefpn.commands.arguments import as_list, as_path, as_text
 from msefpn.errors import UserError, missing_extra
 from msefpn.runs.folder import read_run
+from msefpn.runs.imports import import_models
 
 
 def explain(
@@ -57,6 +58,8 @@ def explain(
     given = [images] if isinstance(images, (str, Path)) else list(images or [])
     plan = plan_explanation(runs, Path(image), given, out=as_path(out), score=score)
 
+    import_models()
+
     from msefpn.explaining.explain import write_explanation
 
     return write_explanation(plan, size=as_text(size), device=device)
@@ -87,6 +90,7 @@ def report(runs: Sequence[str | Path] | str | Path, *, out: str | Path | None = 
     from msefpn.reporting.plan import check_report
 
     check_report(folders, as_path(out))
+    import_models()
 
     from msefpn.reporting.report import write_report
 
@@ -131,6 +135,7 @@ def demo(
         raise UserError(f"{len(given)} runs are given: the page shows one, or compares two")
     for run in given:
         check_run(run)
+    import_models()
 
     from msefpn.web.demo import serve_demo
     from msefpn.web.limits import Limits

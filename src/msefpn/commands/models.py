@@ -19,6 +19,7 @@ from msefpn.inference.options import DetectionOptions
 from msefpn.names import check_name
 from msefpn.pretrained import LICENCE, PRETRAINED, is_named, published_weights
 from msefpn.runs.folder import CONFIG, DATA, check_file
+from msefpn.runs.imports import import_models
 
 if TYPE_CHECKING:
     from msefpn.exporting.export import ExportReport
@@ -142,6 +143,8 @@ def load(
     """
     merging = DetectionOptions.given(**options)
     check_run(path)
+    if not compile:
+        import_models()
 
     from msefpn import models
     from msefpn.prediction.loaded import LoadedDetector
