@@ -22,7 +22,7 @@ _POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)
 _OUT, _IN = 4, 6
 """Sides of a tile's output and input."""
 _TILES = 128
-"""Tiles of a piece: with 256 channels what is made of them stays in the cache."""
+"""Tiles of a piece, for each thread: with 256 channels what is made of them stays in the caches."""
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -48,8 +48,9 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
     out = y.permute(0, 2, 3, 1).view(batch, down, _OUT, across, _OUT, len(weight))
     out = out.permute(2, 4, 0, 1, 3, 5)  # (4, 4, B, down, across, O)
-    lines = max(1, min(down, _TILES // across))
-    images = max(1, _TILES // (down * across))
+    most = _TILES * torch.get_num_threads()
+    lines = max(1, min(down, most // across))
+    images = max(1, most // (down * across))
     for image in range(0, batch, images):
         for line in range(0, down, lines):
             piece = tiles[image : image + images, line : line + lines].permute(4, 5, 0, 1, 2, 3)
