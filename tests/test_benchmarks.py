@@ -2,14 +2,13 @@
 
 import importlib
 import json
-import math
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -94,29 +93,78 @@ def test_both_sides_of_the_loaders_do_the_same_work(loader: Any, tmp_path: Path,
     assert shapes == [[(2, 3, 64, 96)] * 2] * 2
 
 
-def test_a_cut_keeps_the_small_classes(
-    module: Callable[[str], Any], tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    """A data set with one image of 100 x 70 pixels a split: 3 x 2 tiles of 32, the first at (2, 3)."""
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 100, 3), np.uint8)
+    boxes = {
+        (4, 5, 10, 10): 1,  # in the first tile
+        (28, 10, 10, 8): 1,  # centre in the first tile, clipped to it
+        (40, 8, 8, 8): 2,  # another class
+        (70, 4, 10, 10): 1,  # in the third tile of the upper row, and so is
+        (80, 10, 3, 3): 1,  # one too small
+        (2, 36, 12, 12): 1,  # in the first tile of the lower row
+        (20, 40, 40, 20): 1,  # too large, reaches into that and the next
+        (70, 40, 12, 12): 1,  # in the last tile, and so is
+        (80, 60, 20, 10): 1,  # a crowd region
+    }
+    notes = [
+        {
+            "id": id,
+            "image_id": 7,
+            "category_id": label,
+            "bbox": list(box),
+            "area": box[2] * box[3],
+            "iscrowd": 0,
+        }
+        for id, (box, label) in enumerate(boxes.items(), 1)
+    ]
+    notes[-1]["iscrowd"] = 1
+    image = {"id": 7, "file_name": "a.png", "width": 100, "height": 70}
+    names = [{"id": 1, "name": "person"}, {"id": 2, "name": "car"}]
+    for split in ("train", "val"):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "set" / split / "a.png")
+        text = json.dumps({"images": [image], "annotations": notes, "categories": names})
+        (tmp_path / "set" / f"{split}.json").write_text(text)
+    return tmp_path / "set"
+
+
+def test_tiles_hold_small_objects_alone(
+    module: Callable[[str], Any], photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cut = module("small_objects")
-    whole = json.loads((tiny_set / "train.json").read_text())
-    sides: dict[int, list[float]] = {}
-    for note in whole["annotations"]:
-        sides.setdefault(note["category_id"], []).append(math.sqrt(note["bbox"][2] * note["bbox"][3]))
-    medians = sorted(statistics.median(one) for one in sides.values())
-    limit = (medians[0] + medians[-1]) / 2
-    cut.main([str(tiny_set), str(tmp_path / "cut"), "--side", str(limit), "--objects", "1", "--images", "3"])
-    found = json.loads((tmp_path / "cut/train.json").read_text())
-    kept = {item["id"] for item in found["categories"]}
-    assert kept == {id for id, one in sides.items() if statistics.median(one) <= limit}
-    images = {item["id"] for item in found["images"]}
-    expected = [n for n in whole["annotations"] if n["category_id"] in kept and n["image_id"] in images]
-    assert len(images) == 3
-    assert sorted(n["id"] for n in found["annotations"]) == sorted(n["id"] for n in expected)
-    assert all((tmp_path / "cut/train" / item["file_name"]).is_file() for item in found["images"])
-    assert "train: 3 images" in capsys.readouterr().out
+    out = tmp_path / "tiles"
+    module("small_objects").main([str(photograph), str(out), "--tile", "32", "--sides", "8", "20"])
+    found = json.loads((out / "train.json").read_text())
+    [image] = found["images"]
+    assert (image["width"], image["height"]) == (32, 32)
+    assert found["categories"] == [{"id": 1, "name": "person"}]
+    assert [note["bbox"] for note in found["annotations"]] == [[2, 2, 10, 10], [26, 7, 6, 8]]
+    assert [note["area"] for note in found["annotations"]] == [100, 48]
+    with (
+        Image.open(photograph / "train/a.png") as whole,
+        Image.open(out / "train" / image["file_name"]) as tile,
+    ):
+        assert tile.tobytes() == whole.crop((2, 3, 34, 35)).tobytes()
+    assert capsys.readouterr().out.splitlines()[0] == "train: tiles 1, objects 2, median side 8 px"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--tile", "128"], "no tile of 128 pixels"), (["--name", "dog"], "no class 'dog'")],
+)
+def test_a_set_without_such_tiles_is_refused(
+    words: list[str],
+    said: str,
+    module: Callable[[str], Any],
+    photograph: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit):
-        cut.main([str(tiny_set), str(tmp_path / "no"), "--side", "0.1"])
-    assert not (tmp_path / "no").exists()
+        module("small_objects").main([str(photograph), str(tmp_path / "tiles"), *words])
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "tiles").exists()
 
 
 def test_the_first_loss_is_measured(
