@@ -82,6 +82,20 @@ def test_label_files_whose_suffix_is_in_capitals_are_read(tmp_path: Path) -> Non
     assert "b.Txt" in told
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_corner_beyond_all_numbers_drops_its_box_and_says_so(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    ends = ([[37, 37], [1e308, 45]], [[10, 10], [30, 30]])
+    shapes = [{"label": "part", "points": two, "shape_type": "rectangle"} for two in ends]
+    about = {"imagePath": "a.png", "imageWidth": SIZE[0], "imageHeight": SIZE[1]}
+    write(tmp_path / "a.json", {"shapes": shapes, **about})
+    content = open_source(tmp_path).splits["train"].content
+    data, report, _ = scan_coco(tmp_path / "a.json", tmp_path, content=content)
+    assert data is not None
+    assert data.boxes_of(0)[0].tolist() == [[10, 10, 30, 30]]
+    assert report.counts == {"outside box": 1}
+
+
 def test_labels_without_a_picture_are_counted(tmp_path: Path) -> None:
     picture(tmp_path / "images/b.png")
     for name in ("b", "lost", "gone"):

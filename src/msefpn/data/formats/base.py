@@ -6,6 +6,7 @@ here a broken file is named and skipped, and the rest is read.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -226,10 +227,11 @@ def _area(item: LabelledObject) -> float:
     if not item.polygons:
         return item.box[2] * item.box[3]
     total = 0.0
-    for line in item.polygons:
-        x, y = np.array(line[::2]), np.array(line[1::2])
-        total += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
-    return total
+    with np.errstate(over="ignore", invalid="ignore"):  # of corners that lie too far out: see below
+        for line in item.polygons:
+            x, y = np.array(line[::2]), np.array(line[1::2])
+            total += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    return total if math.isfinite(total) else item.box[2] * item.box[3]
 
 
 def bounds(polygons: Iterable[Sequence[float]]) -> tuple[float, float, float, float]:
