@@ -25,9 +25,8 @@ from msefpn.exporting.parity import compare
 from msefpn.inference.detect import Predictions
 from msefpn.inference.exported import load_exported
 from msefpn.inference.formats import EXPORTERS
-from msefpn.inference.formats import onnx as onnx_format
 from msefpn.inference.formats.base import Exporter, describe
-from msefpn.models import Detector, load, save
+from msefpn.models import Detector, graph, load, save
 from msefpn.runs.folder import DataFiles, write_run
 from msefpn.structures import Detections
 from tests import ROOT
@@ -98,7 +97,7 @@ def model(onnx_file: Path) -> Any:
 @pytest.fixture
 def traced(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the graph instead of tracing it again."""
-    monkeypatch.setattr(onnx_format, "trace_onnx", lambda detector: copied(model))
+    monkeypatch.setattr(graph, "trace_onnx", lambda detector: copied(model))
 
 
 def write(kind: str, detector: Detector, file: Path, precision: str = "fp32") -> None:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from msefpn.config import Config
 from msefpn.inference.exported import load_exported
-from msefpn.inference.formats import EXPORTERS, onnx
+from msefpn.inference.formats import EXPORTERS
 from msefpn.inference.formats.base import describe
+from msefpn.models import graph
 from msefpn.models.graph import trace_onnx
 from msefpn.necks import BFP, FPN, GATES, NECKS, Neck, Stack
 from msefpn.plugins import known
@@ -122,7 +123,7 @@ def test_maps_of_a_neck_are_eager(row: str, options: dict[str, Any], tmp_path: P
 def test_detections_are_eager(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     detector, file = make(name, "fpn", **options), tmp_path / "x.onnx"
     model = trace_onnx(detector)
-    with unittest.mock.patch.object(onnx, "trace_onnx", side_effect=lambda _: copied(model)):
+    with unittest.mock.patch.object(graph, "trace_onnx", side_effect=lambda _: copied(model)):
         for exporter in (EXPORTERS["openvino"], EXPORTERS["onnx"]):
             info = describe(detector, "192", "fp32", exporter.packages)
             exporter.write(detector, info, file.with_suffix(exporter.suffix), "fp32", [])

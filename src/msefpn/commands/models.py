@@ -263,7 +263,8 @@ def upgrade(
     if other := sorted(values.keys() - {"neck", "neck_options"}):
         raise UserError(f"upgrade changes the neck alone: leave out --set {other[0]}")
     neck = values.get("neck", "mse_fpn")
-    check_name("neck", neck)
+    for member in neck.split("+"):
+        check_name("neck", member)
     file = as_path(out) or place_beside(Path(model)) / "upgraded.safetensors"
     if file.suffix != ".safetensors":
         raise UserError(f"out '{file}' is not a .safetensors file: name one")
