@@ -165,8 +165,8 @@ def _become(task: dict[str, Any], ends: Sequence[int], served: socket.socket) ->
 
 
 if __name__ == "__main__":
-    for name in ("msefpn.ablation.worker", "msefpn.cli", "msefpn.training.train"):
-        importlib.import_module(name)
+    for name in ("ablation.worker", "cli", "reporting.report", "training.lightning", "training.loggers"):
+        importlib.import_module(f"msefpn.{name}")
     gc.freeze()
     # by the module's name: what `__main__` holds is replaced in a child
     importlib.import_module("tests.processes")._serve(socket.socket(fileno=int(sys.argv[1])))
