@@ -58,9 +58,13 @@ def test_backbone(examples: ModuleType) -> None:
     check_backbone(importlib.import_module("backbone").resnet18)
 
 
-@pytest.mark.parametrize(("module", "name"), [("head", "points"), ("msefpn_example", "squares")])
-def test_detectors(module: str, name: str, examples: ModuleType, pytestconfig: pytest.Config) -> None:
-    export = pytestconfig.getoption("--whole-grid")  # most of the time; .ci/run exports one by the command
+@pytest.mark.parametrize(
+    ("module", "name", "export"), [("head", "points", False), ("msefpn_example", "squares", True)]
+)
+def test_detectors(
+    module: str, name: str, export: bool, examples: ModuleType, pytestconfig: pytest.Config
+) -> None:
+    export = export or pytestconfig.getoption("--whole-grid")  # it is most of the time
     check_detector(getattr(importlib.import_module(module), name), export=export)
 
 

@@ -29,6 +29,7 @@ from msefpn.runs.folder import write_run
 from msefpn.training.data import read_data
 from msefpn.training.plan import Plan, plan_training
 from tests import TINY, copy_to
+from tests.data.sets import BOXES_ALONE
 
 
 def planned(data: Path, out: Path) -> Plan:
@@ -98,7 +99,7 @@ def test_train_evaluate_and_resume_on_a_yolo_folder_as_it_is(yolo: Path, tmp_pat
     out = tmp_path / "runs" / "mine"
     before = sorted(yolo.rglob("*"))
     plan = planned(yolo, out)
-    files, (train, _), _ = read_data(plan)
+    files, (train, _), _ = read_data(plan, BOXES_ALONE)
     assert len(train) == 12
     assert files.train_json.parent.parent == tmp_path / "runs" / "converted"
     assert train.path_of(0).resolve().is_relative_to(yolo.resolve())
@@ -107,7 +108,7 @@ def test_train_evaluate_and_resume_on_a_yolo_folder_as_it_is(yolo: Path, tmp_pat
     (out / "resume.ckpt").write_bytes(b"")
     for data in (None, yolo, yolo / "data.yaml"):
         again = plan_training(data, {}, recipe=None, out=out, resume=True, steps=None, options={})
-        assert read_data(again)[0] == files
+        assert read_data(again, BOXES_ALONE)[0] == files
     assert sorted(yolo.rglob("*")) == before
 
 
@@ -120,7 +121,7 @@ def test_a_yolo_folder_without_val_names_split(
     for name in ("images", "labels"):
         copy_to(yolo / name, source / name)
     with pytest.raises(UserError, match=f"has no val split, only train: 'msefpn split {source} --out NEW'"):
-        read_data(planned(source, tmp_path / "o"))
+        read_data(planned(source, tmp_path / "o"), BOXES_ALONE)
     assert main(["check", str(source)]) == 2
     assert "val: stops a run" in capsys.readouterr().out
     assert main(["split", str(source), "--out", str(tmp_path / "both"), "--val", "0.3", "--link"]) == 0
@@ -187,7 +188,7 @@ def test_every_command_reads_a_format_of_a_plug_in(tiny_set: Path, tmp_path: Pat
     assert sum(len(split.content["annotations"]) for split in division.splits.values()) == sum(boxes.values())
     out = tmp_path / "run"
     plan = planned(source, out)
-    assert len(read_data(plan)[1][0].boxes) == boxes["train"]
+    assert len(read_data(plan, BOXES_ALONE)[1][0].boxes) == boxes["train"]
 
 
 def test_check_draws_a_page(tiny_set: Path, tmp_path: Path) -> None:

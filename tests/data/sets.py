@@ -10,9 +10,12 @@ import numpy as np
 from PIL import Image
 
 from msefpn.data.formats import ReadLog, open_source
+from msefpn.names import DetectorInputs
 
 SIZE = (100, 80)
 """Width and height."""
+BOXES_ALONE = DetectorInputs("faster_rcnn", masks=False, proposals=False)
+"""What most detectors read beside images."""
 
 
 def picture(file: Path, size: tuple[int, int] = SIZE, seed: int | None = None) -> Path:

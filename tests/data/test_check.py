@@ -12,6 +12,7 @@ from msefpn.errors import UserError
 from msefpn.training.data import read_data
 from msefpn.training.plan import plan_training
 from tests import copy_to
+from tests.data.sets import BOXES_ALONE
 
 
 def _data(boxes: list[list[float]]) -> CocoData:
@@ -111,7 +112,7 @@ def test_without_val(names: list[str], says: str, tiny_set: Path, tmp_path: Path
     assert "val: stops a run: " in str(found)
     plan = plan_training(tmp_path, {}, recipe=None, out=tmp_path / "o", resume=False, steps=None, options={})
     with pytest.raises(UserError, match=says):
-        read_data(plan)
+        read_data(plan, BOXES_ALONE)
 
 
 def test_without_val_beside_a_json(tiny_set: Path) -> None:

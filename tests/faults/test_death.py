@@ -72,8 +72,9 @@ def test_a_death_at_any_write_is_resumed_to_the_unbroken_run(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_process_that_is_killed_is_resumed(unbroken: Unbroken, tmp_path: Path) -> None:
-    left, out = [int(0.6 * len(unbroken.snapshots))], tmp_path / "run"
+@pytest.mark.parametrize("share", [0.4, 0.8])
+def test_a_process_that_is_killed_is_resumed(unbroken: Unbroken, tmp_path: Path, share: float) -> None:
+    left, out = [int(share * len(unbroken.snapshots))], tmp_path / "run"
 
     def kill(event: str, paths: list[str]) -> None:
         left[0] -= 1

@@ -6,7 +6,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from msefpn.ablation import ablate, grid, tables
 from msefpn.cli import main
 from msefpn.writing import settle, working_in
+from tests.data.sets import BOXES_ALONE
 from tests.faults import runs
 from tests.faults.conftest import Unbroken
 from tests.faults.disk import FullDisk, Snapshots, copy_run, unwatched, watching
@@ -55,7 +55,8 @@ def command(unbroken: Unbroken, monkeypatch: pytest.MonkeyPatch) -> Ablate:
     monkeypatch.setattr(subprocess, "Popen", Finished)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     monkeypatch.setattr(tables, "draw_plot", Plot)
-    monkeypatch.setattr(ablate, "probe", lambda _: SimpleNamespace(learns_masks=False, takes_proposals=False))
+    monkeypatch.setattr(ablate, "probe", lambda _: None)
+    monkeypatch.setattr(ablate, "inputs_read", lambda _: BOXES_ALONE)
     costs = {"parameters": 1, "trainable": 1, "macs": {"all": 1}}
     monkeypatch.setattr(ablate, "_counted", lambda rows, _: {row.name: costs for row in rows})
     times = {"seconds": 1.0, "ratio": 1.0}

@@ -23,6 +23,7 @@ from msefpn.training.data import read_data
 from msefpn.training.plan import plan_training
 from msefpn.training.resume import DataMarks, state_to_resume
 from msefpn.writing import JOURNAL, LOCK, part_of, settle, working_in
+from tests.data.sets import BOXES_ALONE
 from tests.faults import runs
 from tests.faults.conftest import Unbroken
 from tests.faults.disk import copy_run
@@ -112,7 +113,7 @@ def test_an_edited_state_is_refused(
 ) -> None:
     whole = copy_run(unbroken.after[0], tmp_path / "whole")
     plan = plan_training(None, {}, recipe=None, out=whole, resume=True, steps=None, options={})
-    _, (train, _), (val, _) = read_data(plan)
+    _, (train, _), (val, _) = read_data(plan, BOXES_ALONE)
     detector, marks = build(plan.config, train.classes, train.category_ids), DataMarks.of(train, val)
     assert state_to_resume(plan, detector, train, val, marks) is not None
     for name, (change, says) in EDITS.items():

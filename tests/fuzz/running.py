@@ -26,8 +26,6 @@ WAIT = 120
 """Seconds after which it waits for what never comes."""
 MEMORY = 1 << 30
 """Bytes that it may take beyond what the process held."""
-STEP = 1 << 30
-"""Bytes that a training may take besides: a recipe that is cut short trains the default detector."""
 EXIT_CODES = (0, 1, 2)
 ANSWERS = (200, 413, 422)
 """Of the page."""
@@ -68,7 +66,7 @@ def run_trial(trial: Trial, folder: Path) -> Outcome:
     if code == 130:
         raise KeyboardInterrupt
     more = _peak() - before
-    if more > MEMORY + STEP * (trial.words[0] == "train"):
+    if more > MEMORY:
         return Outcome(code, f"took {more / 2**20:.0f} MB")
     return Outcome(code, _fault(trial, folder, code, told.getvalue(), errors.getvalue()))
 

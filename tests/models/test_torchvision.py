@@ -223,8 +223,7 @@ def test_detections_equal(
 ) -> None:
     theirs, ours = pair
     if not pytestconfig.getoption("--whole-grid"):
-        # boxes of masks are Faster R-CNN's, compared there, as are those of more shapes
-        batches = batches[: 1 if ours.learns_masks else 3 if isinstance(ours, TwoStage) else 2]
+        batches = batches[: 1 if ours.learns_masks else 3]  # boxes are Faster R-CNN's, compared there
     names = {label: index for index, label in enumerate(LABELS)}
     seen: set[int] = set()
     for images, sizes in batches:
@@ -311,12 +310,11 @@ def test_losses_and_gradients_equal(pair: tuple[Any, Detector], batches: list[tu
     x = ours.normalise(images, sizes)
     if isinstance(ours, TwoStage):
         parts: Any = ours
-        regions = 24 if ours.learns_masks else 64
         theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler = (
             TheirFirstK(256, 0.5),
-            TheirFirstK(regions, 0.25),
+            TheirFirstK(64, 0.25),
         )
-        parts.rpn.sampler, parts.roi.sampler = FirstK(256, 0.5), FirstK(regions, 0.25)
+        parts.rpn.sampler, parts.roi.sampler = FirstK(256, 0.5), FirstK(64, 0.25)
     expected = their_losses(theirs, x, sizes, their_targets)
     found = ours.losses(images, sizes, targets)
     for (name, loss), their_loss in zip(found.items(), expected, strict=True):

@@ -57,7 +57,7 @@ def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.int64, torch.complex64, torch.float16])
 def test_weights_of_another_kind_are_refused(kind: torch.dtype, tmp_path: Path) -> None:
-    """They would be converted: whole numbers are no weights, but fewer bits are."""
+    """Integer and complex tensors are refused; floating-point tensors of fewer bits are converted."""
     file = tmp_path / "best.safetensors"
     save(make("retinanet"), file)
     with safe_open(file, "pt") as opened:

@@ -18,6 +18,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
     "fpn+bfp": ("fpn+bfp", {"extra_levels": "pool"}),
     "mse_fpn-split": ("mse_fpn", {"preset": "split"}),
     "mse_fpn-lean": ("mse_fpn", {"preset": "lean"}),
+    "mse_fpn-identity": ("mse_fpn", {"start": "identity"}),
     "mse_fpn-retina": ("mse_fpn", {"start_level": 1, "extra_levels": "conv_c5", "sim": "wide"}),
     "mse_fpn-pool": ("mse_fpn", {"extra_levels": "pool", "sim": "add", "gate": "none"}),
     "fpn-detectron2": ("fpn", {"start_level": 1, "extra_levels": "conv_c5_relu"}),

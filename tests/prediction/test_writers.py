@@ -12,6 +12,7 @@ from PIL import Image
 from msefpn.data.images import read_image
 from msefpn.inference.detect import Predictions
 from msefpn.inference.frames import Frame, InputSource
+from msefpn.prediction.request import RESULT_KINDS
 from msefpn.prediction.writers import RESULT_WRITERS, Output, class_folders, entries_of, unique_stems
 
 CLASSES = ['<b>"cat", or</b>\n', "猫 Katze", "../../x", "b" * 300, "A", "a", ""]
@@ -34,6 +35,10 @@ def output(tmp_path: Path) -> Output:
         InputSource("video", "clip.mov"),
     ]
     return Output(tmp_path / "out", given, CLASSES, [5, 6, 7, 8, 9, 10, 11])
+
+
+def test_every_kind_that_can_be_named_is_written() -> None:
+    assert RESULT_WRITERS.keys() == set(RESULT_KINDS)
 
 
 def write(output: Output, kind: str) -> None:

@@ -224,7 +224,7 @@ def test_mistakes_are_told(made: Path, tmp_path: Path) -> None:
     for runs, out, message in [
         ([tmp_path / "none"], None, "run folder"),
         ([made / "a"], there, "already exists"),
-        ([made / "a"], tmp_path / "no" / "page.html", "no folder"),
+        ([made / "a"], tmp_path / "no" / "page.html", "no' does not exist: create it"),
         ([made / "a", made / "a"], None, "given twice"),
         ([made / "a"] * 7, None, "at most 6"),
         ([], None, "no run is given"),

@@ -35,6 +35,7 @@ from msefpn.training.recorder import Recorder
 from msefpn.training.schedule import lr_factor, warmup_steps
 from msefpn.writing import replacing
 from tests import TINY
+from tests.data.sets import BOXES_ALONE
 
 
 def test_step_schedule_is_mmdetections() -> None:
@@ -152,7 +153,7 @@ def test_a_resumed_run_knows_its_data_by_another_spelling(tiny_set: Path, tmp_pa
     write_run(tmp_path / "run", load_recipe(str(TINY)), files)
     for data in (tmp_path / "link", tiny_set / ".." / tiny_set.name):
         plan = plan_training(data, {}, recipe=None, out=tmp_path / "run", resume=True, steps=None, options={})
-        assert read_data(plan)[0] == files
+        assert read_data(plan, BOXES_ALONE)[0] == files
 
 
 def test_weights_name_the_initial_ones_without_their_folder(tmp_path: Path) -> None:

@@ -26,13 +26,14 @@ from msefpn.ablation.rows import GridPlan
 from msefpn.config import Config, Published, is_recipe, parse_size, published
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
+from msefpn.inference.detect import inputs_read
 from msefpn.inference.device import check_devices, pick_device, telling_memory
 from msefpn.metrics.paired import mean_and_spread, paired_difference
 from msefpn.models import check_initial_weights, init_weights, probe, styled
 from msefpn.names import DetectorInputs
 from msefpn.runs.console import Bar, duration, percent, say, show_table
 from msefpn.runs.folder import DataFiles
-from msefpn.training.data import check_proposals, find_files, inputs_of, read_splits
+from msefpn.training.data import SplitData, check_proposals, find_files, read_splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,20 +54,17 @@ def run_grid(plan: GridPlan) -> Ablation:
     configs, given, out, seeds, rounds = plan.configs, plan.given, plan.out, plan.seeds, plan.rounds
     for config in configs.values():
         check_devices(config)
-        probe(config)
-    inputs = {name: inputs_of(config) for name, config in configs.items()}
+    inputs = {name: inputs_read(probe(config)) for name, config in configs.items()}
     masks = any(one.masks for one in inputs.values())
-    if plan.read is None:
-        files = find_files(plan.data, given, out.parent, builtin=plan.builtin)
-    else:
-        files = plan.read.files
+    early = plan.early or find_files(plan.data, given, out.parent, builtin=plan.builtin)
+    files = early.files if isinstance(early, SplitData) else early
     own = {name: _files_of(one, files) for name, one in inputs.items()}
     if (files.train_proposals or files.val_proposals) and files not in own.values():
         raise UserError("no row takes proposals: leave them out, or add a row of fast_rcnn")
     known = {name: _published(name, config) for name, config in configs.items()}
     rows = variants_in(out, configs, known, own, plan.epochs)
     trials = [Trial(row, seed) for row in rows for seed in range(seeds)]
-    train, _ = (plan.read or read_splits(files, masks=masks)).train
+    train, _ = (early if isinstance(early, SplitData) else read_splits(files, masks=masks)).train
     check_trials(trials)
     costs = _counted(rows, train)
     with grid_folder(out, files):

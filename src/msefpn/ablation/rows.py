@@ -10,13 +10,12 @@ from typing import Any
 from msefpn import plugins
 from msefpn.ablation.grid import check_grid_folder, check_twice, short_name
 from msefpn.config import Config, is_recipe, load_recipe, load_row
-from msefpn.data.coco import reads_quickly
 from msefpn.errors import UserError
 from msefpn.names import check_names, check_rows, known_inputs
 from msefpn.runs.folder import default_recipe
 from msefpn.training.anchors import settle_anchors
-from msefpn.training.data import SplitData, find_files, needs_no_copy, read_splits
-from msefpn.training.plan import names_data
+from msefpn.training.data import Early, find_files, is_in_place, read_if_quick
+from msefpn.training.plan import takes_builtin
 
 
 def row_configs(names: Sequence[str], recipe: str | None, default: str, **options: Any) -> dict[str, Config]:
@@ -68,13 +67,10 @@ class GridPlan:
     jobs: int
     rounds: int
     out: Path
-    read: SplitData | None = None
-    """The data, where it was read already."""
-
-    @property
-    def builtin(self) -> bool:
-        """Whether the built-in set is trained on."""
-        return self.data is None and not names_data(self.given)
+    builtin: bool
+    """Whether the built-in set is trained on."""
+    early: Early = None
+    """The data, or its files, where they were read or found already."""
 
 
 def plan_grid(
@@ -95,7 +91,7 @@ def plan_grid(
     check_twice("row", [short_name(name) for name in names])
     check_twice("epochs", epochs)
     check_grid_folder(out)
-    builtin = data is None and not names_data(given)
+    builtin = takes_builtin(data, given)
     configs = row_configs(names, recipe, default_recipe(builtin=builtin), **options)
     for name, config in configs.items():
         check_names(config)
@@ -103,12 +99,9 @@ def plan_grid(
             raise UserError(
                 f"row '{short_name(name)}' takes {config.devices} devices itself: leave out --jobs {jobs}"
             )
-    plan = GridPlan(configs, data, given, seeds, epochs, jobs, rounds, out)
+    plan = GridPlan(configs, data, given, seeds, epochs, jobs, rounds, out, builtin)
     inputs = [known_inputs(config.detector) for config in configs.values()]
-    if builtin or None in inputs or not needs_no_copy(data):
+    if builtin or None in inputs or not is_in_place(data):
         return plan
-    files = find_files(data, given, out.parent)
-    if not reads_quickly(files.train_json, files.val_json):
-        return plan
-    read = read_splits(files, masks=any(one.masks for one in inputs if one is not None))
-    return dataclasses.replace(plan, read=read)
+    masks = any(one.masks for one in inputs if one is not None)
+    return dataclasses.replace(plan, early=read_if_quick(find_files(data, given, out.parent), masks=masks))

@@ -66,13 +66,13 @@ def train(
         fix_names=fix_names,
         follow_links=follow_links,
     )
-    read = read_early(plan)
+    early = read_early(plan)
 
     from msefpn.reporting.report import report_training
     from msefpn.runs.folder import is_first_process
     from msefpn.training.train import train as run_training
 
-    run = run_training(plan, [*objects, *callbacks], read)
+    run = run_training(plan, [*objects, *callbacks], early)
     if is_first_process():
         report_training(run)
     return run

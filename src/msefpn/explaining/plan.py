@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from msefpn.data.images import ImageFault, read_image
 from msefpn.errors import UserError
 from msefpn.inference.sources import find_images
+from msefpn.runs.folder import check_page
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ def plan_explanation(
     """
     out = out or _free_page()
     numbers = out.with_suffix(".json")
-    _check_page(out, numbers)
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"out '{out}' is not an HTML file: name a new .html file")
+    check_page(out, numbers)
     if not 0 <= score <= 1:
         raise UserError(f"score is {score}: it must be 0 to 1")
     pixels = pixels_or_reason(image)
@@ -58,20 +60,6 @@ def _free_page() -> Path:
     while any(Path(f"explain-{number}").with_suffix(suffix).exists() for suffix in (".html", ".json")):
         number += 1
     return Path(f"explain-{number}.html")
-
-
-def _check_page(out: Path, numbers: Path) -> None:
-    """Raise UserError where the page and its numbers cannot be written; write nothing."""
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"out '{out}' is not an HTML file: name a new .html file")
-    for path in (out, numbers):
-        if path.exists() or path.is_symlink():
-            raise UserError(f"out '{path}' already exists: name another file")
-    folder = out.absolute().parent
-    if not folder.is_dir():
-        raise UserError(f"out '{out}' cannot be written: the folder '{out.parent}' does not exist: create it")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"out '{out}' cannot be written: no permission to write in '{folder}'")
 
 
 def _names(runs: Sequence[Path]) -> list[str]:

@@ -38,7 +38,7 @@ def evaluate(plan: EvaluationPlan) -> dict[str, Any]:
     config = detector.config
     sides = plan.sides or parse_size(config.size)
     merged = apply_options(detector, options, run, sides)
-    read = read_for(inputs_read(detector), run, *plan.find()) if plan.read is None else plan.read
+    read = read_for(inputs_read(detector), run, *plan.found) if plan.read is None else plan.read
     batch = plan.batch or config.batch // (config.devices * config.accumulate)
     category_ids = category_ids_for(detector.classes, read, f"the run {run}")
     loading |= {"batch": batch, "antialias": config.antialias}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from msefpn.checkpoint import DetectorInfo, place_beside
 from msefpn.config import parse_size
 from msefpn.data.coco import CocoData, read_coco, reads_quickly
-from msefpn.data.formats import detect_format
+from msefpn.data.formats import needs_no_copy
 from msefpn.data.formats.write import as_coco, with_fixed_names
 from msefpn.data.ground_truth import category_ids_for
 from msefpn.data.locate import locate_split, refuse_unread
@@ -46,7 +47,8 @@ class EvaluationPlan:
     read: CocoData | None = None
     """The data, where it was read already."""
 
-    def find(self) -> tuple[tuple[Path, Path], Path | None]:
+    @functools.cached_property
+    def found(self) -> tuple[tuple[Path, Path], Path | None]:
         """The json and its image folder, made where they are of another format, and the proposals.
 
         Raises UserError.
@@ -137,9 +139,9 @@ def _read_early(plan: EvaluationPlan, about: DetectorInfo) -> EvaluationPlan:
     inputs = known_inputs(about.config.detector)
     if inputs is None or plan.fix_names:
         return plan
-    if plan.data is not None and plan.data.exists() and detect_format(plan.data) not in (None, "coco"):
+    if plan.data is not None and plan.data.exists() and not needs_no_copy(plan.data):
         return plan
-    place, proposals = plan.find()
+    place, proposals = plan.found
     if not reads_quickly(place[0]):
         return plan
     read = read_for(inputs, plan.run, place, proposals)

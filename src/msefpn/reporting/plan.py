@@ -7,6 +7,7 @@ from pathlib import Path
 
 from msefpn.errors import UserError
 from msefpn.html.page import COLORS
+from msefpn.runs.folder import check_page
 
 
 def check_report(folders: Sequence[Path], out: Path | None) -> None:
@@ -17,7 +18,5 @@ def check_report(folders: Sequence[Path], out: Path | None) -> None:
         raise UserError(f"{len(folders)} runs are too many for one page: give at most {COLORS}")
     if twice := sorted({str(run) for run in folders if folders.count(run) > 1}):
         raise UserError(f"run '{twice[0]}' is given twice: name each run once")
-    if out is not None and out.exists():
-        raise UserError(f"out '{out}' already exists: name another file")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UserError(f"out '{out}' cannot be written: there is no folder '{out.absolute().parent}'")
+    if out is not None:
+        check_page(out)

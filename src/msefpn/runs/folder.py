@@ -157,6 +157,20 @@ def check_file(out: Path, *, room: int = 0) -> None:
     _check_base(out, _lowest_folder(out), room)
 
 
+def check_page(*files: Path) -> None:
+    """Refuse files of a page that are there already, or whose folder is missing or closed; writes nothing."""
+    for out in files:
+        if out.exists() or out.is_symlink():
+            raise UserError(f"out '{out}' already exists: name another file")
+        folder = out.absolute().parent
+        if not folder.is_dir():
+            raise UserError(
+                f"out '{out}' cannot be written: the folder '{out.parent}' does not exist: create it"
+            )
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"out '{out}' cannot be written: no permission to write in '{folder}'")
+
+
 def _lowest_folder(out: Path) -> Path:
     """The lowest part of a path's folders that is there."""
     return next(folder for folder in out.absolute().parents if folder.exists())

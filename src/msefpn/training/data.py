@@ -1,4 +1,4 @@
-"""The data of a training: files and content of both splits; imports torch for a plug-in's detector alone."""
+"""The data of a training: files and content of both splits; imports no torch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msefpn.config import Config
 from msefpn.data.coco import CocoData, read_coco, reads_quickly
 from msefpn.data.datasets import materialise
 from msefpn.data.faults import FaultReport
-from msefpn.data.formats import ReadLog, detect_format
+from msefpn.data.formats import ReadLog, needs_no_copy
 from msefpn.data.formats.write import as_coco, with_fixed_names
 from msefpn.data.ground_truth import category_ids_for
 from msefpn.data.locate import has_splits, locate_split, refuse_unread
@@ -28,16 +27,6 @@ BUILTIN = "builtin-data"
 """Folder of the built-in set, beside the run."""
 
 
-def inputs_of(config: Config) -> DetectorInputs:
-    """What a configuration's detector reads."""
-    if (known := known_inputs(config.detector)) is not None:
-        return known
-    from msefpn.models import probe  # noqa: PLC0415  slow to import
-
-    detector = probe(config)
-    return DetectorInputs(config.detector, detector.learns_masks, detector.takes_proposals)
-
-
 class SplitData(NamedTuple):
     """Files and content of both splits, and what was wrong and fixed."""
 
@@ -46,47 +35,54 @@ class SplitData(NamedTuple):
     val: tuple[CocoData, FaultReport]
 
 
-def read_early(plan: Plan) -> SplitData | None:
+Early = SplitData | DataFiles | None
+"""What was read, or at least found, before anything that is slow to import; None: neither."""
+
+
+def read_early(plan: Plan) -> Early:
     """Read the data before anything that is slow to import, where that is quick and writes nothing.
 
     So a fault of the data is told at once; and large data is not read before all else is known to be good.
 
-    Returns:
-        The data; None where it is to be read later.
-
     Raises:
         UserError: as `read_data`.
     """
-    if plan.builtin or plan.fix_names or known_inputs(plan.config.detector) is None:
+    inputs = known_inputs(plan.config.detector)
+    if plan.builtin or plan.fix_names or inputs is None or not is_in_place(plan.data):
         return None
-    if not needs_no_copy(plan.data):
-        return None
-    files = _files_of(plan)
-    return read_data(plan) if reads_quickly(files.train_json, files.val_json) else None
+    return read_if_quick(_files_of(plan, inputs), masks=inputs.masks)
 
 
-def needs_no_copy(data: Any) -> bool:
-    """Whether data needs no other form, which would be written: it is in COCO's layout, or in none."""
-    if data is None:
-        return True
-    if not isinstance(data, (str, Path)):
-        return False
-    return has_splits(Path(data), ("train", "val")) or detect_format(Path(data)) in (None, "coco")
+def is_in_place(data: Any) -> bool:
+    """Whether data is read where it is, and not written in another form."""
+    return data is None or (isinstance(data, (str, Path)) and needs_no_copy(Path(data)))
 
 
-def read_data(plan: Plan) -> SplitData:
-    """Files and content of both splits, as a training reads them. Raises UserError."""
-    inputs = inputs_of(plan.config)
-    files = _files_of(plan)
-    if plan.run_files is None:
-        check_proposals(files, inputs)
-    return read_splits(files, masks=inputs.masks)
+def read_if_quick(files: DataFiles, *, masks: bool) -> SplitData | DataFiles:
+    """Both splits as of `read_splits` if they are small, else their files as they are."""
+    return read_splits(files, masks=masks) if reads_quickly(files.train_json, files.val_json) else files
 
 
-def _files_of(plan: Plan) -> DataFiles:
+def read_data(plan: Plan, inputs: DetectorInputs, early: Early = None) -> SplitData:
+    """Files and content of both splits, as a training reads them.
+
+    Args:
+        plan: what is asked for.
+        inputs: what its detector reads.
+        early: what `read_early` gave.
+
+    Raises:
+        UserError: the data cannot be found or used.
+    """
+    if isinstance(early, SplitData):
+        return early
+    return read_splits(early or _files_of(plan, inputs), masks=inputs.masks)
+
+
+def _files_of(plan: Plan, inputs: DetectorInputs) -> DataFiles:
     """The files of both splits. Raises UserError where a resumed run is given others than its own."""
     if plan.run_files is None:
-        return find_files(
+        files = find_files(
             plan.data,
             plan.given,
             plan.out.parent,
@@ -94,6 +90,8 @@ def _files_of(plan: Plan) -> DataFiles:
             fix_names=plan.fix_names,
             follow_links=plan.follow_links,
         )
+        check_proposals(files, inputs)
+        return files
     given = {key: real_path(path) for key, path in plan.given.items()}
     if plan.data is not None or names_data(plan.given):
         follow = plan.follow_links or plan.run_files.follow_links

@@ -57,7 +57,7 @@ class Plan:
     @property
     def builtin(self) -> bool:
         """Whether the built-in set is trained on."""
-        return self.data is None and not names_data(self.given) and not self.resume
+        return takes_builtin(self.data, self.given) and not self.resume
 
 
 def plan_training(
@@ -94,7 +94,7 @@ def plan_training(
         config, files, folder = _resumed(recipe, out, options)
         plan = Plan(config, data, dict(given), folder, files, steps, fix_names, follow_links)
     else:
-        chosen = recipe or default_recipe(builtin=data is None and not names_data(given))
+        chosen = recipe or default_recipe(builtin=takes_builtin(data, given))
         config = load_recipe(chosen, **options)
         folder = inherited_out(out) or out or free_folder(Path("runs/train"))
         if inherited_out(out) is None:
@@ -124,6 +124,11 @@ def _check_files(plan: Plan) -> None:
 def names_data(given: Mapping[str, Path]) -> bool:
     """Whether these files, fields of `DataFiles`, are images or annotations."""
     return any(not key.endswith("_proposals") for key in given)
+
+
+def takes_builtin(data: Any, given: Mapping[str, Path]) -> bool:
+    """Whether a request without data stands for the built-in set."""
+    return data is None and not names_data(given)
 
 
 def _resumed(

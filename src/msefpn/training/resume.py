@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def read_resume(path: Path) -> dict[str, Any]:
     """
     again = f"restore it, or start a new run with --init {path.with_name(LAST)}"
     try:
-        with open_file(path) as file:
+        with open_file(path) as file, warnings.catch_warnings(action="ignore"):  # of what is refused below
             _check_archive(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything on broken bytes

@@ -13,6 +13,7 @@ import torch
 from msefpn.config import Config, to_yaml
 from msefpn.data.coco import CocoData
 from msefpn.data.faults import FaultReport
+from msefpn.inference.detect import inputs_read
 from msefpn.inference.device import check_devices, pick_precision
 from msefpn.models import Detector, build, check_initial_weights, init_weights, probe, styled
 from msefpn.models.convolution import pick_method
@@ -30,7 +31,7 @@ from msefpn.runs.folder import (
 )
 from msefpn.training.anchors import resolve_anchors
 from msefpn.training.callbacks import Run, make_callbacks
-from msefpn.training.data import SplitData, read_data
+from msefpn.training.data import Early, read_data
 from msefpn.training.plan import Plan
 from msefpn.training.recorder import Recorder
 from msefpn.training.resume import DataMarks, state_to_resume
@@ -40,13 +41,13 @@ if TYPE_CHECKING:
     from msefpn.training.lightning import Training
 
 
-def train(plan: Plan, callbacks: Iterable[Any] = (), data: SplitData | None = None) -> Path:
+def train(plan: Plan, callbacks: Iterable[Any] = (), early: Early = None) -> Path:
     """Train as planned and return the run folder.
 
     Args:
         plan: what is asked for.
-        data: the plan's, where it was read already.
         callbacks: objects like `msefpn.training.callbacks.Callback`, beside those of the configuration.
+        early: what `read_early` gave.
 
     Raises:
         UserError: before anything is written, where the request cannot be met; later only for a loss that is
@@ -57,7 +58,7 @@ def train(plan: Plan, callbacks: Iterable[Any] = (), data: SplitData | None = No
     with contextlib.ExitStack() as alone:
         if first and plan.resume:
             alone.enter_context(working_in(plan.out, TRAINING))
-        plan, files, training, told = _prepare(plan, callbacks, data)
+        plan, files, training, told = _prepare(plan, callbacks, early)
         if first:
             alone.enter_context(_folder(plan, files, training.detector))
             tell_out(plan.out)
@@ -77,7 +78,7 @@ def train(plan: Plan, callbacks: Iterable[Any] = (), data: SplitData | None = No
 
 
 def _prepare(
-    plan: Plan, callbacks: Iterable[Any], data: SplitData | None
+    plan: Plan, callbacks: Iterable[Any], early: Early
 ) -> tuple[Plan, DataFiles, Training, list[str]]:
     """The plan with all choices made, its files, what is trained, and what the user is told of it.
 
@@ -89,7 +90,8 @@ def _prepare(
     precision = pick_precision(config.precision, device)
     watching = make_callbacks(config, callbacks)
     probed = probe(config)
-    files, (train_data, train_report), (val_data, val_report) = data or read_data(plan)
+    read = read_data(plan, inputs_read(probed), early)
+    files, (train_data, train_report), (val_data, val_report) = read
     on_anchors: list[str] = []
     if not plan.resume:
         strides = getattr(getattr(probed, "neck", None), "out_strides", ())

@@ -35,6 +35,7 @@ from msefpn.data.formats.createml import CreateMLFormat
 from msefpn.data.formats.labelme import LabelMeFormat
 from msefpn.data.formats.voc import VocFormat
 from msefpn.data.formats.yolo import YoloFormat
+from msefpn.data.locate import has_splits
 from msefpn.errors import UserError
 from msefpn.links import check_links
 
@@ -49,6 +50,7 @@ __all__ = [
     "assemble",
     "detect_format",
     "images_in",
+    "needs_no_copy",
     "open_source",
     "read_all",
     "size_of",
@@ -87,6 +89,11 @@ def detect_format(path: Path) -> str | None:
     table = plugins.known("format")
     names = sorted(table, key=lambda name: table[name].origin != plugins.OURS)  # stable
     return next((name for name in names if _format(name).holds(path)), None)
+
+
+def needs_no_copy(data: Path) -> bool:
+    """Whether a data set needs no other form, which would be written: it is in COCO's layout, or in none."""
+    return has_splits(data, ("train", "val")) or detect_format(data) in (None, "coco")
 
 
 def open_source(
