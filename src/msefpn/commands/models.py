@@ -107,13 +107,15 @@ def export(run: str | Path, **options: Any) -> ExportReport:
     chosen = ExportOptions.given(**options)
     about = check_run(run)
 
+    from msefpn.exporting.images import read_images_early
     from msefpn.exporting.plan import plan_export
 
     plan = plan_export(Path(run), chosen, about)
+    early = read_images_early(plan, about)
 
     from msefpn.exporting.export import export as export_run
 
-    return export_run(plan)
+    return export_run(plan, early)
 
 
 @takes(DetectionOptions)

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msefpn.exporting.images import calibration_batches, calibration_images, comparison_data
+from msefpn.exporting.calibration import calibration_batches
+from msefpn.exporting.images import ExportImages, read_images
 from msefpn.exporting.parity import Parity, check_parity
 from msefpn.exporting.plan import ExportPlan
+from msefpn.inference.detect import inputs_read
 from msefpn.inference.exported import load_exported
 from msefpn.inference.formats.base import describe
 from msefpn.models import load
@@ -56,11 +58,17 @@ class ExportReport:
         return values | {"bytes": self.bytes} | (self.parity.to_json() if self.parity else {})
 
 
-def export(plan: ExportPlan) -> ExportReport:
-    """Export a run as planned; see `msefpn.commands.models.export`."""
+def export(plan: ExportPlan, early: ExportImages | None = None) -> ExportReport:
+    """Export a run as planned; see `msefpn.commands.models.export`.
+
+    Args:
+        plan: what is asked for.
+        early: what `read_images_early` gave.
+    """
     run, options = plan.run, plan.options
     detector = load(run)
-    data, images = comparison_data(plan, detector), calibration_images(plan, detector)
+    images = early or read_images(plan, inputs_read(detector))
+    data = images.compared
     info = describe(detector, plan.size, options.precision, plan.exporter.packages)
     say(f"tracing the graph of {run}; this takes a minute or two")
     with (
@@ -68,7 +76,7 @@ def export(plan: ExportPlan) -> ExportReport:
         tempfile.TemporaryDirectory(dir=plan.out.parent, prefix=f".{plan.out.name}.") as folder,
     ):
         made, parity = Path(folder, plan.out.name), None
-        samples = calibration_batches(plan, detector, images)
+        samples = calibration_batches(plan, detector, images.calibration)
         plan.exporter.write(detector, info, made, options.precision, samples)
         if data is not None:
             parity = check_parity(detector, load_exported(made, trust=True), data, plan.limits, plan.size)
