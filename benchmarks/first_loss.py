@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from msefpn.config import Config, load_recipe, parse_size
-from msefpn.data.coco import CocoData, read_coco
+from msefpn.data.coco import CocoData
 from msefpn.data.loader import train_loader
 from msefpn.data.locate import find_split
+from msefpn.data.reader import read_coco
 from msefpn.models import build, init_weights
 
 

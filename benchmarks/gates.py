@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from msefpn.config import parse_size
-from msefpn.data.coco import read_coco
 from msefpn.data.loader import eval_loader
+from msefpn.data.reader import read_coco
 from msefpn.models import Detector, build, init_weights, load
 from msefpn.necks import GCG, MSEFPN
 from msefpn.necks.layers import strip_means

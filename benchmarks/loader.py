@@ -37,8 +37,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import v2
 
 from msefpn.config import Config
-from msefpn.data.coco import CocoData, read_coco
+from msefpn.data.coco import CocoData
 from msefpn.data.loader import train_loader
+from msefpn.data.reader import read_coco
 from msefpn.models import build
 from msefpn.runs.memory import keep_freed_memory
 

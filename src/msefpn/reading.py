@@ -33,7 +33,8 @@ MAX_YAML_VALUES = 30_000
 """Values of a YAML file, those that aliases repeat included."""
 _CHUNK = 1 << 20
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""Half of a pair of code points, as json writes it; alone, it is not Unicode."""
 _SHOWN = 80
 """Characters of a value that a message shows."""
 
@@ -94,7 +95,7 @@ def parse_json(content: bytes | str) -> Any:
         except UnicodeDecodeError:
             raise ValueError("is not UTF-8 text") from None
     text = content.removeprefix("\ufeff")
-    if _is_deep(text):
+    if is_deep(text):
         raise ValueError(f"is nested more than {MAX_DEPTH} deep")
     try:
         found = json.loads(text)
@@ -102,14 +103,16 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError(f"is not a complete json ({error})") from None
     except (ValueError, RecursionError):  # an integer of thousands of digits
         raise ValueError("has a number or a nesting that is too large") from None
-    if _ESCAPED_SURROGATE.search(text) or _SURROGATE.search(text):
+    if ESCAPED_SURROGATE.search(text) or _SURROGATE.search(text):
         check_plain(found)
     return found
 
 
-def _is_deep(text: str) -> bool:
-    """Whether brackets open more than `MAX_DEPTH` deep; those in texts are left out where that matters."""
-    return _depth(text) > MAX_DEPTH and _depth(re.sub(r'"(?:[^"\\]|\\.)*"', "", text)) > MAX_DEPTH
+def is_deep(text: str, most: int = MAX_DEPTH) -> bool:
+    """Whether a json's brackets open more than `most` deep, those in texts aside."""
+    if text.count("[") + text.count("{") <= most:
+        return False
+    return _depth(text) > most and _depth(re.sub(r'"(?:[^"\\]|\\.)*"', "", text)) > most
 
 
 def _depth(text: str) -> int:

@@ -12,7 +12,7 @@ from msefpn import plugins
 from msefpn.cli import main
 from msefpn.config import load_recipe
 from msefpn.data.advice import advise
-from msefpn.data.coco import CocoData, read_coco
+from msefpn.data.coco import CocoData
 from msefpn.data.formats import (
     LabelledImage,
     LabelledObject,
@@ -22,6 +22,8 @@ from msefpn.data.formats import (
     open_source,
     size_of,
 )
+from msefpn.data.packed import PackedNames
+from msefpn.data.reader import read_coco
 from msefpn.errors import UserError
 from msefpn.models import build, save
 from msefpn.reporting.dataset import choose_images
@@ -213,7 +215,7 @@ def _data(side: float, *, image: int = 640, labels: int = 20) -> CocoData:
     return CocoData(
         file=Path("x.json"),
         folder=Path("x"),
-        names=[f"{index}.jpg" for index in range(labels)],
+        names=PackedNames.pack([f"{index}.jpg" for index in range(labels)]),
         ids=np.arange(labels),
         sizes=np.full((labels, 2), image),
         offsets=np.arange(labels + 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from msefpn.data.coco import CocoData, scan_coco
+from msefpn.data.faults import FaultReport
 from msefpn.data.formats import ReadLog, open_source
+from msefpn.data.looking import LOOKING, Looking
+from msefpn.data.pieces import Unusual
+from msefpn.data.quick import scan_in_pieces
 from msefpn.names import DetectorInputs
 
 SIZE = (100, 80)
@@ -85,3 +91,27 @@ def boxes(root: Path, log: list[str] | None = None, **options: Any) -> dict[str,
         x1, y1, x2, y2 = data.boxes_of(index)[0].T
         found[name] = np.stack([x1, y1, x2 - x1, y2 - y1], 1).round(2).tolist()
     return found
+
+
+def scan_both(file: Path, folder: Path, how: Looking = LOOKING) -> tuple[CocoData | None, FaultReport]:
+    """Scan a json as a whole and, where it is read so, in pieces: both find the same."""
+    whole = scan_coco(file, folder, how)
+    with contextlib.suppress(Unusual, OSError):
+        parts = scan_in_pieces(file, folder, how)
+        assert parts.report.faults == whole.report.faults
+        assert_same(parts.data, whole.data)
+    return whole.data, whole.report
+
+
+def assert_same(one: CocoData | None, other: CocoData | None) -> None:
+    """All of the data is equal, but for the places in the json's list."""
+    assert (one is None) == (other is None)
+    if one is not None and other is not None:
+        for name, value in vars(one).items():
+            if name == "rows":
+                continue
+            if isinstance(value, np.ndarray):
+                assert value.dtype == getattr(other, name).dtype
+                np.testing.assert_array_equal(value, getattr(other, name))
+            else:
+                assert value == getattr(other, name), name

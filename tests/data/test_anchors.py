@@ -24,6 +24,7 @@ from msefpn.data.anchors import (
 from msefpn.data.anchors.match import meet
 from msefpn.data.anchors.rules import ANCHORS
 from msefpn.data.coco import CocoData
+from msefpn.data.packed import PackedNames
 from msefpn.errors import UserError
 from msefpn.models import build
 from msefpn.models.boxes import within
@@ -136,7 +137,7 @@ def squares(sides: list[float], *, labels: list[int] | None = None) -> CocoData:
     return CocoData(
         file=Path("x.json"),
         folder=Path("x"),
-        names=[f"{at}.jpg" for at in range(images)],
+        names=PackedNames.pack([f"{at}.jpg" for at in range(images)]),
         ids=np.arange(images),
         sizes=np.full((images, 2), 400),
         offsets=np.minimum(np.arange(images + 1) * 8, len(sides)),

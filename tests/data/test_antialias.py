@@ -15,6 +15,7 @@ from msefpn.config import Config, load_recipe
 from msefpn.data.coco import CocoData
 from msefpn.data.images import read_reduced
 from msefpn.data.loader import eval_loader, train_loader
+from msefpn.data.packed import PackedNames
 from msefpn.data.transforms import eval_transform, train_transform
 from msefpn.inference.options import View
 from msefpn.inference.predictor import Predictor
@@ -65,7 +66,7 @@ def striped(tmp_path: Path) -> CocoData:
     return CocoData(
         file=tmp_path / "x.json",
         folder=tmp_path,
-        names=["0.png"],
+        names=PackedNames.pack(["0.png"]),
         ids=np.array([1]),
         sizes=np.array([[144, 144]]),
         offsets=np.array([0, 1]),

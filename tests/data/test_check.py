@@ -8,6 +8,7 @@ import pytest
 
 from msefpn.data.check import box_sizes, inspect_splits
 from msefpn.data.coco import CocoData
+from msefpn.data.packed import PackedNames
 from msefpn.errors import UserError
 from msefpn.training.data import read_data
 from msefpn.training.plan import plan_training
@@ -21,7 +22,7 @@ def _data(boxes: list[list[float]]) -> CocoData:
     return CocoData(
         file=Path("x.json"),
         folder=Path("x"),
-        names=["a.jpg"],
+        names=PackedNames.pack(["a.jpg"]),
         ids=np.array([1]),
         sizes=np.array([[500, 1000]]),
         offsets=np.array([0, count]),

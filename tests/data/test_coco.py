@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msefpn.data.coco import read_coco, scan_coco
 from msefpn.data.faults import HANDLING, STOPS
 from msefpn.data.locate import find_split
+from msefpn.data.looking import Looking
+from msefpn.data.reader import read_coco
 from msefpn.errors import UserError
+from tests.data.sets import scan_both
 
 
 def _content() -> dict[str, Any]:
@@ -46,7 +48,7 @@ class DataSet:
     def scan(self, *, decode: bool = False) -> tuple[Any, Any]:
         """Write the json and scan it."""
         self.file.write_text(json.dumps(self.content))
-        return scan_coco(self.file, self.images, decode=decode)[:2]
+        return scan_both(self.file, self.images, Looking(decode))
 
     def add_box(self, box: list[Any]) -> None:
         """Add annotation 77 to image 3, which is 60 x 40."""

@@ -13,9 +13,9 @@ from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 
 from msefpn.data import from_hugging_face, from_torch
-from msefpn.data.coco import read_coco
 from msefpn.data.datasets import materialise
 from msefpn.data.locate import find_split
+from msefpn.data.reader import read_coco
 from msefpn.errors import UserError
 
 CLASSES = ("cat", "dog")

@@ -17,6 +17,7 @@ from msefpn.data.coco import CocoData
 from msefpn.data.formats import ReadLog, detect_format, open_source
 from msefpn.data.formats.write import as_coco, write_coco, write_yolo
 from msefpn.data.formats.yolo import _object, label_lines
+from msefpn.data.packed import PackedNames
 from msefpn.errors import UserError
 from tests import copy_to
 
@@ -357,7 +358,7 @@ def test_any_box_survives_yolo(
     data = CocoData(
         file=Path(),
         folder=Path(),
-        names=["a.jpg"],
+        names=PackedNames.pack(["a.jpg"]),
         ids=np.array([1]),
         sizes=np.array([size]),
         offsets=np.array([0, 1]),

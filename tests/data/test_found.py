@@ -16,7 +16,7 @@ from msefpn.data.coco import scan_coco
 from msefpn.data.finding import SimilarNames, files_in
 from msefpn.data.formats import detect_format, open_source
 from msefpn.errors import UserError
-from tests.data.sets import boxes, coco, labelme, picture, voc, write
+from tests.data.sets import boxes, coco, labelme, picture, scan_both, voc, write
 
 # Names.
 
@@ -99,7 +99,7 @@ def test_a_name_that_leads_out_is_refused_by_every_verb(
         assert main([verb, str(tmp_path / "data"), *out]) == 2
         assert "leads out of" in "".join(capsys.readouterr())
         assert not (tmp_path / verb).exists()
-    data, report, _ = scan_coco(tmp_path / "data/train.json", tmp_path / "data/train")
+    data, report = scan_both(tmp_path / "data/train.json", tmp_path / "data/train")
     assert data is None
     assert report.stops[0].kind == "outside image"
 
@@ -169,7 +169,7 @@ def test_boxes_made_from_outlines_and_degenerate_polygons(tmp_path: Path) -> Non
         {"image_id": 1, "bbox": [50, 10, 20, 30], "segmentation": [[50, 10, 70, 10, 70, 40], flat, [1, 2]]},
     ]
     coco(tmp_path, {1: "a.png"}, notes)
-    data, report, _ = scan_coco(tmp_path / "train.json", tmp_path / "train", masks=True)
+    data, report, *_ = scan_coco(tmp_path / "train.json", tmp_path / "train", masks=True)
     assert data is not None, report
     assert data.boxes.tolist() == [[10, 10, 30, 40], [50, 10, 70, 40]]
     assert report.counts == {"degenerate polygon": 1, "object without a box": 1}

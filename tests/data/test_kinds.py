@@ -15,7 +15,7 @@ from msefpn.data.finding import files_in
 from msefpn.data.formats import open_source
 from msefpn.data.images import read_header, read_image
 from msefpn.data.values import common_factor, flag_of
-from tests.data.sets import SIZE, boxes, coco, labelme, picture, voc, write
+from tests.data.sets import SIZE, boxes, coco, labelme, picture, scan_both, voc, write
 
 # Labels and pictures pair one to one.
 
@@ -90,7 +90,7 @@ def test_a_corner_beyond_all_numbers_drops_its_box_and_says_so(tmp_path: Path) -
     about = {"imagePath": "a.png", "imageWidth": SIZE[0], "imageHeight": SIZE[1]}
     write(tmp_path / "a.json", {"shapes": shapes, **about})
     content = open_source(tmp_path).splits["train"].content
-    data, report, _ = scan_coco(tmp_path / "a.json", tmp_path, content=content)
+    data, report, *_ = scan_coco(tmp_path / "a.json", tmp_path, content=content)
     assert data is not None
     assert data.boxes_of(0)[0].tolist() == [[10, 10, 30, 30]]
     assert report.counts == {"outside box": 1}
@@ -162,7 +162,7 @@ def test_boxes_that_fit_the_real_size_alone_are_kept(tmp_path: Path) -> None:
     picture(tmp_path / "train/a.png", (200, 160))
     coco(tmp_path, {1: "a.png"}, [{"image_id": 1, "bbox": [120, 100, 40, 40]}])
     assert boxes(tmp_path) == {"a.png": [[120, 100, 40, 40]]}
-    data, report, _ = scan_coco(tmp_path / "train.json", tmp_path / "train")
+    data, report = scan_both(tmp_path / "train.json", tmp_path / "train")
     assert data is not None
     assert report.counts == {"size differs from the json": 1}
 
@@ -172,7 +172,7 @@ def test_run_lengths_follow_a_resized_picture(tmp_path: Path) -> None:
     counts = [800, 1600, 5600]  # columns 10 to 30 of 80 rows
     shape = {"size": [80, 100], "counts": counts}
     coco(tmp_path, {1: "a.png"}, [{"image_id": 1, "bbox": [10, 0, 20, 80], "segmentation": shape}])
-    data, report, _ = scan_coco(tmp_path / "train.json", tmp_path / "train", masks=True)
+    data, report, *_ = scan_coco(tmp_path / "train.json", tmp_path / "train", masks=True)
     assert data is not None, report
     mask = data.masks_of(0)[0]
     assert mask[:, 5:15].all()
@@ -247,7 +247,7 @@ def test_frames_after_the_first_are_named(ending: str, tmp_path: Path) -> None:
     file.parent.mkdir()
     pages[0].save(file, save_all=True, append_images=pages[1:])
     coco(tmp_path, {1: file.name}, [{"image_id": 1}])
-    _, report, _ = scan_coco(tmp_path / "train.json", tmp_path / "train")
+    _, report = scan_both(tmp_path / "train.json", tmp_path / "train")
     assert "4 frames, the first is taken" in str(report)
     log: list[str] = []
     boxes(tmp_path, log)
@@ -279,7 +279,7 @@ def test_iscrowd_as_text(tmp_path: Path) -> None:
         picture(tmp_path / f"train/{number}.png")
     notes = [{"image_id": number, "iscrowd": value} for number, value in enumerate(values)]
     coco(tmp_path, {number: f"{number}.png" for number in range(5)}, notes)
-    data, report, _ = scan_coco(tmp_path / "train.json", tmp_path / "train")
+    data, report = scan_both(tmp_path / "train.json", tmp_path / "train")
     assert data is not None
     assert data.crowd.tolist() == [False, False, True, True]
     assert "iscrowd is 'maybe'" in str(report.of("unclear iscrowd")[0])
@@ -288,7 +288,7 @@ def test_iscrowd_as_text(tmp_path: Path) -> None:
 def test_an_id_beyond_64_bits_is_said_to_be_too_large(tmp_path: Path) -> None:
     picture(tmp_path / "train/a.png")
     coco(tmp_path, {2**64: "a.png"}, [])
-    _, report, _ = scan_coco(tmp_path / "train.json", tmp_path / "train")
+    _, report = scan_both(tmp_path / "train.json", tmp_path / "train")
     assert "too large" in str(report.stops[0])
 
 

@@ -13,10 +13,12 @@ from PIL import Image
 
 from msefpn import plugins
 from msefpn.data.boxes import Regions
-from msefpn.data.coco import CocoData, read_coco
+from msefpn.data.coco import CocoData
 from msefpn.data.loader import DetectionDataset, ImageSample, collate, eval_loader, train_loader
 from msefpn.data.locate import find_split
 from msefpn.data.masks import Masks, encode_mask
+from msefpn.data.packed import PackedNames
+from msefpn.data.reader import read_coco
 from msefpn.data.transforms import decoded_fit, eval_transform, train_transform
 from msefpn.errors import UserError
 
@@ -195,7 +197,7 @@ def photograph(tmp_path: Path) -> CocoData:
     return CocoData(
         file=tmp_path / "x.json",
         folder=tmp_path,
-        names=["0.jpg"],
+        names=PackedNames.pack(["0.jpg"]),
         ids=np.array([1]),
         sizes=np.array([[600, 512]]),
         offsets=np.array([0, 2]),

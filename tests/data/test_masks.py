@@ -9,10 +9,11 @@ import pytest
 import torch
 from pycocotools import mask as reference
 
-from msefpn.data.coco import CocoData, read_coco, scan_coco
+from msefpn.data.coco import CocoData, scan_coco
 from msefpn.data.loader import eval_loader, train_loader
 from msefpn.data.locate import find_split
 from msefpn.data.masks import Masks, decode_masks, encode_mask, encode_segmentation, run_lengths
+from msefpn.data.reader import read_coco
 from msefpn.errors import UserError
 
 SIZE = 40, 60

@@ -10,10 +10,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from msefpn import plugins
-from msefpn.data.coco import CocoData, read_coco
+from msefpn.data.coco import CocoData
 from msefpn.data.loader import DetectionDataset, train_loader
 from msefpn.data.locate import find_split
 from msefpn.data.mixing import Example, blended, composed, window_of
+from msefpn.data.reader import read_coco
 from msefpn.data.transforms import PROPOSAL, train_transform
 from msefpn.errors import UserError
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from msefpn.data.coco import CocoData, read_coco
+from msefpn.data.coco import CocoData
 from msefpn.data.loader import eval_loader, train_loader
 from msefpn.data.locate import find_split
 from msefpn.data.proposals import MAX_PROPOSALS, proposals_of_files, with_proposals
+from msefpn.data.reader import read_coco
 from msefpn.errors import UserError
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from msefpn.cli import main
 from msefpn.commands.data import check, convert, split
-from msefpn.data.coco import read_coco
 from msefpn.data.formats import open_source
+from msefpn.data.reader import read_coco
 from msefpn.errors import UserError
 
 

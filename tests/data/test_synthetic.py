@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from msefpn.data import synthetic
-from msefpn.data.coco import read_coco
 from msefpn.data.locate import find_split
+from msefpn.data.reader import read_coco
 from msefpn.errors import UserError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor
 
-from msefpn.data.coco import read_coco
+from msefpn.data.reader import read_coco
 from msefpn.reporting.dataset import class_paint, draw_boxes
 
 

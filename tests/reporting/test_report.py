@@ -11,8 +11,8 @@ import pytest
 
 import msefpn
 from msefpn.config import load_recipe
-from msefpn.data.coco import read_coco
 from msefpn.data.ground_truth import truth_of
+from msefpn.data.reader import read_coco
 from msefpn.errors import UserError
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.metrics.curves import mean_precision

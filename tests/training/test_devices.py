@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 import msefpn
-from msefpn.data.coco import read_coco
 from msefpn.data.loader import train_loader
 from msefpn.data.locate import find_split
+from msefpn.data.reader import read_coco
 from tests import TINY, copy_to
 
 pytestmark = pytest.mark.usefixtures("warm_processes")

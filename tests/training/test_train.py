@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import msefpn
 from msefpn.config import Config, load_recipe
-from msefpn.data.coco import read_coco
 from msefpn.data.ground_truth import category_ids_for, truth_of
 from msefpn.data.loader import train_loader
 from msefpn.data.locate import find_split
+from msefpn.data.reader import read_coco
 from msefpn.errors import UserError
 from msefpn.inference.detect import Predictions, as_results, merge_predictions
 from msefpn.inference.device import pick_precision

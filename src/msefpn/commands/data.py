@@ -48,6 +48,7 @@ def check(
     data: str | Path | None = None,
     *,
     masks: bool = False,
+    headers: bool = False,
     size: str | int | None = None,
     recipe: str | Path | None = None,
     set: Sequence[str] = (),
@@ -63,6 +64,8 @@ def check(
             VOC, YOLO, LabelMe, Create ML or a plug-in's format; also one json, a folder that is not divided,
             or a zip file of one
         masks: check the objects' masks too, which mask_rcnn learns from
+        headers: read only the headers and ends of the images, in seconds for 100,000 (default: decode them,
+            which finds damage inside)
         size: longest x shortest side, pixels, that images will be resized to fit into (default: the
             recipe's)
         recipe: name or YAML file of the training that is planned, whose anchors are compared with the
@@ -87,7 +90,7 @@ def check(
     from msefpn.data.archive import unpacked
     from msefpn.data.check import inspect_splits
     from msefpn.reporting import dataset as page
-    from msefpn.runs.console import say
+    from msefpn.runs.console import Bar, say
     from msefpn.runs.folder import check_out, new_folder
     from msefpn.training.anchors import settle_anchors
 
@@ -103,6 +106,8 @@ def check(
             place,
             **options,
             masks=masks,
+            headers=headers,
+            progress=Bar,
             size=parse_size(config.size),
             detector=chosen,
             fix_names=fix_names,

@@ -17,6 +17,8 @@ from msefpn.data.finding import examples, unlisted
 from msefpn.data.formats import LoadedDataset, detect_format, open_source
 from msefpn.data.formats.coco import coco_places
 from msefpn.data.locate import has_splits, locate_split, refuse_unread
+from msefpn.data.looking import Looking, Progress
+from msefpn.data.reader import scan_split
 from msefpn.data.split import content_marks
 from msefpn.errors import UserError
 from msefpn.links import check_links, roots_of
@@ -115,10 +117,12 @@ def inspect_splits(
     masks: bool = False,
     size: tuple[int, int] = (1333, 800),
     detector: Chosen | None = None,
+    headers: bool = False,
     fix_names: bool = False,
     follow_links: bool = False,
+    progress: Progress | None = None,
 ) -> Check:
-    """Check every image and box of a data set, decoding all images.
+    """Check every image and box of a data set.
 
     Args:
         data: a folder whose splits are found by convention, see `find_split`, one json, or one in another
@@ -130,8 +134,10 @@ def inspect_splits(
         masks: check the objects' masks too.
         size: (longest, shortest side) that images are resized to fit into, pixels.
         detector: whose anchors are compared with the training boxes; None: Faster R-CNN's.
+        headers: read the images' headers and ends; otherwise they are decoded, which finds damage inside.
         fix_names: take the picture of a similar name where one is missing.
         follow_links: read what symbolic links, or paths in YOLO's yaml, lead to outside of the data.
+        progress: shows how many images were looked at.
 
     Raises:
         UserError: there is no training split, or `data` would not be used. Other faults are in the result.
@@ -151,14 +157,7 @@ def inspect_splits(
     scans = {
         name: (
             place,
-            *scan_coco(
-                place.file,
-                place.folder,
-                decode=True,
-                masks=masks,
-                content=place.content,
-                fix_names=fix_names,
-            )[:2],
+            *_scanned(place, Looking(not headers, progress=progress), masks=masks, fix_names=fix_names),
         )
         for name, place in places.items()
     }
@@ -178,6 +177,16 @@ def inspect_splits(
         else (f"{source.path}: read as {source.format}", *source.log.lines()),
         anchors=anchors,
     )
+
+
+def _scanned(
+    place: _Place, how: Looking, *, masks: bool, fix_names: bool
+) -> tuple[CocoData | None, FaultReport]:
+    if place.content is None and not fix_names:
+        return scan_split(place.file, place.folder, decode=how.decode, masks=masks, progress=how.progress)
+    return scan_coco(place.file, place.folder, how, masks=masks, content=place.content, fix_names=fix_names)[
+        :2
+    ]
 
 
 def _advice(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from msefpn.data.jpeg import quick_size
 from msefpn.data.values import common_factor
 from msefpn.reading import open_file, reason_of
 
@@ -53,6 +54,8 @@ _BAND = 4_000_000
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 """ITU-T T.81, table B.1: markers with a length behind them, and the end of the image."""
 _JPEG_END, _JPEG_SCAN = b"\xd9", b"\xda"
+_HEAD = 1 << 16
+"""Bytes in which the first scan of a JPEG file mostly begins."""
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 """TIFF 6.0: of a tile, pixels; a decoder allocates whole ones, 2 GB for a picture of 16 x 16."""
 _MAX_SAMPLE = 281
@@ -98,6 +101,8 @@ def read_header(path: Path, size: tuple[int, int] | None = None, *, decode: bool
         ImageFault: the file is not an image, is truncated or cannot be converted.
     """
     try:
+        if not decode and (plain := _plain_header(path)) is not None:
+            return plain
         with _opened(path) as image:
             orientation = _orientation(image)
             turned = _is_turned(image, orientation, size) if orientation else None
@@ -116,6 +121,19 @@ def read_header(path: Path, size: tuple[int, int] | None = None, *, decode: bool
         raise ImageFault(_reason(error) if error.filename is None else reason_of(error)) from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise ImageFault(_reason(error)) from error
+
+
+def _plain_header(path: Path) -> Header | None:
+    """The header of an ordinary JPEG file. Raises FileNotFoundError."""
+    try:
+        found = quick_size(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError):  # it is opened again, to say what is wrong
+        return None
+    if found is None or found[0] * found[1] > _LARGE or found[2] > MAX_PICTURE:
+        return None
+    return Header(found[:2], "L" if found[3] else "RGB", alpha=False, turned=None)
 
 
 def read_image(path: Path | BinaryIO, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -208,9 +226,20 @@ def check_picture(image: Image.Image, file: BinaryIO) -> None:
         check_size(int(tags.get(_TILE_WIDTH, 1)), int(tags.get(_TILE_HEIGHT, 1)))
     if isinstance(image, JpegImageFile):
         components = 0 if image.info.get("progressive") else image.layers
-        if _has_many_scans(file.read(), components):
+        head = file.read(_HEAD)
+        if not _begins_with_all(head, components) and _has_many_scans(head + file.read(), components):
             raise ImageFault(f"it has more than {MAX_SCANS} scans of its pixels: save it again")
     file.seek(place)
+
+
+def _begins_with_all(head: bytes, components: int) -> bool:
+    """Whether the first scan of a JPEG is in these first bytes, and is the only one."""
+    place = 0
+    while (marker := _MARKER.search(head, place)) is not None and marker.end() + 2 < len(head):
+        if marker[1] == _JPEG_SCAN:
+            return head[marker.end() + 2 : marker.end() + 3] == bytes([components])
+        place = marker.end() + int.from_bytes(head[marker.end() : marker.end() + 2])
+    return False
 
 
 def _has_many_scans(data: bytes, components: int) -> bool:

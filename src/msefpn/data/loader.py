@@ -4,6 +4,7 @@ All random state is derived from (seed, epoch, image), never carried, so that a 
 unbroken one would have seen.
 """
 
+import gc
 import os
 import re
 import signal
@@ -353,8 +354,12 @@ def lost_worker(error: RuntimeError) -> UserError | None:
     )
 
 
-def _leave_signals(_: int) -> None:
-    """Let the main process decide what Ctrl-C means, and end in silence on SIGTERM."""
+def _begin_worker(_: int) -> None:
+    """Let the main process decide what Ctrl-C means, and end in silence on SIGTERM.
+
+    The garbage collector is kept from what the main process has made: by looking at it, it would copy it.
+    """
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
@@ -378,7 +383,7 @@ def _loader(dataset: DetectionDataset, keys: BatchKeys, workers: int) -> "DataLo
         batch_sampler=keys,
         num_workers=workers,
         collate_fn=_collate_guarded,
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_begin_worker,
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # otherwise each epoch draws from the global random state

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,63 +16,166 @@ from msefpn.data.faults import FaultReport
 from msefpn.data.images import Header, ImageFault, read_header
 from msefpn.data.repair import PictureNames, hint
 
+_TASK = 256
+"""Files that a thread looks at before it asks for more."""
+_MANY = 2000
+"""Files from which on the progress is shown."""
+_NOTHING_SAID = Header((0, 0), "RGB", alpha=False, turned=None)[1:]
+"""The rest of the header of a colour image that needs no change."""
+
+
+class Counter(Protocol):
+    """What shows a progress."""
+
+    def seen(self, count: int) -> None:
+        """Move on by so many."""
+
+
+Progress = Callable[[str, int], AbstractContextManager[Counter]]
+"""Makes a bar of what is done and of how many, such as `msefpn.runs.console.Bar`."""
+Stamp = tuple[int, int, int, int]
+"""Of a file: bytes, times of the last change of its content and of its entry (ns), number of the entry."""
+_Found = Header | tuple[int, int] | Exception
+"""A header; the size of a file of which nothing is to be said; or why a file is not read."""
+NO_STAMP: Stamp = (-1, -1, -1, -1)
+"""Of a file that is not there."""
+Known = Callable[[str, Stamp], tuple[int, int] | None]
+"""Height and width of an image by its name and stamp, where it was looked at before and nothing was said."""
+
+
+class Looked(NamedTuple):
+    """What was found of N images."""
+
+    sizes: NDArray[np.int64]
+    """(N, 2) height and width as they are decoded, pixels; as stated for those that cannot be read."""
+    usable: NDArray[np.bool_]
+    """(N,) those that can be read."""
+    stamps: NDArray[np.int64]
+    """(N, 4) taken before the file was opened, see `Stamp`."""
+    plain: NDArray[np.bool_]
+    """(N,) those of which nothing has to be said."""
+
+
+class Looking(NamedTuple):
+    """How image files are looked at."""
+
+    decode: bool = False
+    """Decode them, to find damage inside."""
+    skip: bool = False
+    """Report a missing image as one that cannot be read, which stops nothing."""
+    progress: Progress | None = None
+    known: Known | None = None
+
+
+LOOKING = Looking()
+"""At headers and ends."""
+
+
+def stamp_of(path: str | Path) -> Stamp:
+    """The stamp of a file; `NO_STAMP` where there is none."""
+    try:
+        about = os.stat(path)
+    except (OSError, ValueError):
+        return NO_STAMP
+    return (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino & (1 << 63) - 1)
+
+
+def stamps_of(folder: Path, names: Sequence[str]) -> NDArray[np.int64]:
+    """The stamps (N, 4) of files of a folder."""
+    return np.array([stamp_of(f"{folder}{os.sep}{name}") for name in names], np.int64).reshape(-1, 4)
+
 
 def look_at_images(
     finder: PictureNames,
-    ids: list[int],
-    names: list[str],
-    stated: list[tuple[int, int] | None],
+    ids: Sequence[int] | NDArray[np.int64],
+    names: Sequence[str],
+    stated: NDArray[np.int64],
     report: FaultReport,
-    *,
-    decode: bool,
-    skip: bool,
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Sizes (N, 2) of the images as decoded, pixels, and which of them (N,) can be read.
+    how: Looking,
+) -> Looked:
+    """Look at all images, several at a time.
 
     Args:
         finder: knows their folder, and pictures of similar names.
-        ids: of the images.
+        ids: of the N images.
         names: their files, from the folder.
-        stated: height and width that the annotation file states.
+        stated: (N, 2) height and width that the annotation file states; 0: it states none.
         report: takes the faults.
-        decode: decode them, to find damage inside.
-        skip: report a missing image as one that cannot be read, which stops nothing.
+        how: see `Looking`.
     """
-    folder = finder.folder
-
-    def look(name: str, size: tuple[int, int] | None) -> Header | Exception:
-        try:
-            return read_header(folder / name, size, decode=decode)
-        except (FileNotFoundError, ImageFault) as error:
-            return error
-
-    sizes = np.ones((len(names), 2), dtype=np.int64)
-    usable = np.zeros(len(names), dtype=np.bool_)
+    folder, count = finder.folder, len(names)
+    found = Looked(
+        sizes=np.ones((count, 2), np.int64),
+        usable=np.zeros(count, np.bool_),
+        stamps=np.zeros((count, 4), np.int64),
+        plain=np.zeros(count, np.bool_),
+    )
     outside = {fault.file for fault in report.of("outside image")}
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        headers = pool.map(look, names, stated, chunksize=64)
-        for index, header in enumerate(headers):
-            name, where = names[index], f"image {ids[index]}"
-            if name in outside:
-                pass  # named already, and not to be used even where it is there
-            elif isinstance(header, FileNotFoundError):
-                text = f"is missing in {folder}{hint(finder.similar(name))}"
-                report.add("unreadable image" if skip else "missing image", name, where, text)
-            elif isinstance(header, Exception):
-                report.add("unreadable image", name, where, str(header))
-            else:
-                sizes[index], usable[index] = header.size, True
-                _note_header(header, stated[index], name, where, report)
-            if not usable[index]:
-                sizes[index] = stated[index] or (1 << 30, 1 << 30)  # its boxes are not judged by a guess
-    return sizes, usable
+
+    def look(rows: range) -> list[_Found]:
+        said = stated[rows.start : rows.stop].tolist()
+        parts = zip(names[rows.start : rows.stop], said, strict=True)
+        pairs = [_look(folder, name, None if 0 in size else tuple(size), how) for name, size in parts]
+        found.stamps[rows.start : rows.stop] = [stamp for stamp, _ in pairs]
+        return [header for _, header in pairs]
+
+    tasks = [range(start, min(count, start + _TASK)) for start in range(0, count, _TASK)]
+    show = how.progress("look at images", count) if how.progress and count >= _MANY else nullcontext()
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool, show as bar:
+        for rows, headers in zip(tasks, _in_order(pool, look, tasks), strict=True):
+            for row, header in zip(rows, headers, strict=True):
+                if not isinstance(header, (Header, Exception)) and names[row] not in outside:
+                    found.sizes[row], found.usable[row], found.plain[row] = header, True, True
+                    continue
+                name, where = names[row], f"image {ids[row]}"
+                if name in outside:
+                    pass  # named already, and not to be used even where it is there
+                elif isinstance(header, FileNotFoundError):
+                    text = f"is missing in {folder}{hint(finder.similar(name))}"
+                    report.add("unreadable image" if how.skip else "missing image", name, where, text)
+                elif isinstance(header, Exception):
+                    report.add("unreadable image", name, where, str(header))
+                elif isinstance(header, Header):
+                    found.sizes[row], found.usable[row] = header.size, True
+                    _note_header(header, stated[row], name, where, report)
+                if not found.usable[row]:  # its boxes are not judged by a guess
+                    found.sizes[row] = stated[row] if stated[row].all() else (1 << 30, 1 << 30)
+            if bar is not None:
+                bar.seen(len(rows))
+    return found
+
+
+def _look(folder: Path, name: str, stated: tuple[int, int] | None, how: Looking) -> tuple[Stamp, _Found]:
+    """The stamp of a file, taken before it is opened, and what is known of it or read."""
+    path = f"{folder}{os.sep}{name}"
+    stamp = stamp_of(path)
+    if how.known is not None and stated is not None and (size := how.known(name, stamp)) is not None:
+        return stamp, size
+    try:
+        header = read_header(Path(path), stated, decode=how.decode)
+    except (FileNotFoundError, ImageFault) as error:
+        return stamp, error
+    return stamp, header.size if stated is not None and header == (header.size, *_NOTHING_SAID) else header
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, look: Callable[[range], list[_Found]], tasks: Sequence[range]
+) -> Iterator[list[_Found]]:
+    """The results in the order of the tasks; few are ahead, as each takes memory."""
+    waiting: list[Future[list[_Found]]] = []
+    for task in tasks:
+        waiting.append(pool.submit(look, task))
+        if len(waiting) > 64:
+            yield waiting.pop(0).result()
+    for future in waiting:
+        yield future.result()
 
 
 def _note_header(
-    header: Header, stated: tuple[int, int] | None, name: str, where: str, report: FaultReport
+    header: Header, stated: NDArray[np.int64], name: str, where: str, report: FaultReport
 ) -> None:
     height, width = header.size
-    if stated is None:
+    if not stated.all():
         report.add("size not in the json", name, where, f"{width} x {height}")
     if header.turned is not None:
         report.add("EXIF rotation", name, where, "turned upright" if header.turned else "left as stored")

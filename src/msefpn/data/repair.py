@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -41,7 +41,7 @@ class PictureNames:
         above = Path(os.path.abspath(folder)).is_relative_to(os.path.abspath(file.parent))
         self.root = file.parent if above else folder
         self.fixed: list[str] = []
-        """Names that were corrected."""
+        """PackedNames that were corrected."""
         self._similar = SimilarNames(self.root)
 
     def inside(self, name: str) -> str | None:
@@ -115,20 +115,22 @@ def hint(found: Sequence[str]) -> str:
     return f"; a picture of that name is {found[0]}{more}{use}"
 
 
-def sound_notes(raw: list[Any], merged: dict[Any, Any], report: FaultReport) -> list[Any]:
+def sound_notes(
+    raw: Iterable[tuple[int, Any]], merged: dict[Any, Any], report: FaultReport
+) -> list[tuple[int, Any]]:
     """The annotations with `iscrowd` as 0 or 1, a box, and polygons that have an area; unclear ones dropped.
 
     Args:
-        raw: the json's.
+        raw: the json's, with their place in its list.
         merged: see `sound_images`; of annotations that became equal, one is kept.
         report: what was done is added to it.
     """
-    kept: list[Any] = []
+    kept: list[tuple[int, Any]] = []
     seen: set[Any] = set()
     targets = set(merged.values())
-    for index, item in enumerate(raw):
+    for index, item in raw:
         if not isinstance(item, dict):
-            kept.append(item)
+            kept.append((index, item))
             continue
         image, where = item.get("image_id"), f"annotation {shown(item.get('id', index))}"
         note, name = item, f"image {shown(image)}"
@@ -147,7 +149,7 @@ def sound_notes(raw: list[Any], merged: dict[Any, Any], report: FaultReport) -> 
             continue
         if type(crowd) is not int:
             note = note | {"iscrowd": int(flag)}
-        kept.append(_with_outline(note, name, where, report))
+        kept.append((index, _with_outline(note, name, where, report)))
     return kept
 
 
@@ -155,7 +157,7 @@ def _with_outline(note: dict[str, Any], name: str, where: str, report: FaultRepo
     """An annotation without its degenerate polygons, and with a box if there is an outline."""
     shape = note.get("segmentation")
     if isinstance(shape, list) and shape:
-        good = [line for line in shape if not _is_degenerate(line)]
+        good = [line for line in shape if not is_degenerate(line)]
         if good and len(good) < len(shape):
             report.add("degenerate polygon", name, where, f"{len(shape) - len(good)} of {len(shape)}")
             note, shape = note | {"segmentation": good}, good
@@ -167,13 +169,18 @@ def _with_outline(note: dict[str, Any], name: str, where: str, report: FaultRepo
     return note
 
 
-def _is_degenerate(line: Any) -> bool:
+def is_degenerate(line: Any) -> bool:
     """Whether a polygon of numbers has no area; anything but a polygon is judged elsewhere."""
     if not isinstance(line, list):
         return False
     if len(line) < 6 or len(line) % 2:
         return True
-    if len(line) > _FEW_CORNERS or not all(map(is_number, line)):
+    return len(line) <= _FEW_CORNERS and all(map(is_number, line)) and has_no_area(line)
+
+
+def has_no_area(line: Sequence[float]) -> bool:
+    """Whether a polygon of numbers x, y, x, y, ... is a line or a point; that of many corners is not."""
+    if len(line) > _FEW_CORNERS:
         return False
     x, y = line[::2], line[1::2]
     twice = sum(x[n - 1] * y[n] - x[n] * y[n - 1] for n in range(len(x)))
@@ -237,52 +244,64 @@ def rescaled(note: dict[str, Any], stated: _Size, real: _Size) -> dict[str, Any]
     return new
 
 
-def fit_annotations(
-    raw: list[Any],
-    ids: list[int],
-    names: list[str],
-    stated: list[_Size | None],
+def judge_sizes(
+    boxes_of: Callable[[set[int]], dict[int, list[Any]]],
+    ids: Sequence[int] | NDArray[np.int64],
+    names: Sequence[str],
+    stated: NDArray[np.int64],
     sizes: NDArray[np.int64],
     usable: NDArray[np.bool_],
     report: FaultReport,
-) -> list[Any]:
-    """The annotations in pixels of the images as they are, and not as the json states their sizes.
+) -> dict[int, tuple[_Size, _Size]]:
+    """Report the images whose stated size is not the real one.
 
     Args:
-        raw: the json's.
+        boxes_of: the boxes of the images of these ids, as the json has them.
         ids: of the N images.
         names: their files.
-        stated: height and width that the json states.
+        stated: (N, 2) height and width that the json states; 0: it states none.
         sizes: (N, 2) as they are.
         usable: (N,) which images can be read; changed for those whose sizes contradict each other.
-        report: what was done is added to it.
+        report: what was found is added to it.
+
+    Returns:
+        Stated and real size of the images whose annotations are to be rescaled, by their id.
     """
-    differ = {
-        id: index
-        for index, id in enumerate(ids)
-        if usable[index] and stated[index] is not None and stated[index] != tuple(sizes[index].tolist())
-    }
-    if not differ:
-        return raw
-    boxes: dict[int, list[Any]] = {id: [] for id in differ}
-    for item in raw:
-        if isinstance(item, dict) and isinstance(item.get("image_id"), int) and item["image_id"] in boxes:
-            boxes[item["image_id"]].append(item.get("bbox"))
+    rows = np.flatnonzero(usable & (stated > 0).all(1) & (stated != sizes).any(1))
+    if not len(rows):
+        return {}
+    boxes = boxes_of({int(ids[row]) for row in rows.tolist()})
     scale: dict[int, tuple[_Size, _Size]] = {}
     kinds = {
         "keep": "size differs from the json",
         "scale": "resized image",
         "drop": "size of another picture",
     }
-    for id, index in differ.items():
-        said, real = stated[index], (int(sizes[index, 0]), int(sizes[index, 1]))
-        assert said is not None
-        what = resized(said, real, boxes[id])
+    for row in rows.tolist():
+        id = int(ids[row])
+        said, real = (int(stated[row, 0]), int(stated[row, 1])), (int(sizes[row, 0]), int(sizes[row, 1]))
+        what = resized(said, real, boxes.get(id, []))
         text = f"{real[1]} x {real[0]}, the json says {said[1]} x {said[0]}"
-        report.add(kinds[what], names[index], f"image {id}", text)
+        report.add(kinds[what], names[row], f"image {id}", text)
         if what == "scale":
             scale[id] = said, real
-        usable[index] &= what != "drop"
+        usable[row] &= what != "drop"
+    return scale
+
+
+def boxes_by_image(raw: Iterable[Any], ids: set[int]) -> dict[int, list[Any]]:
+    """The boxes of some images in a json's annotations, by the image's id."""
+    boxes: dict[int, list[Any]] = {}
+    for item in raw:
+        if isinstance(item, dict) and isinstance(item.get("image_id"), int) and item["image_id"] in ids:
+            boxes.setdefault(item["image_id"], []).append(item.get("bbox"))
+    return boxes
+
+
+def fit_annotations(raw: list[Any], scale: dict[int, tuple[_Size, _Size]]) -> list[Any]:
+    """The annotations in pixels of the images as they are; `scale`: see `judge_sizes`."""
+    if not scale:
+        return raw
     return [
         rescaled(item, *scale[item["image_id"]])
         if isinstance(item, dict) and isinstance(item.get("image_id"), int) and item["image_id"] in scale

@@ -8,18 +8,19 @@ from pathlib import Path
 
 from msefpn.checkpoint import DetectorInfo, place_beside
 from msefpn.config import parse_size
-from msefpn.data.coco import CocoData, read_coco, reads_quickly
+from msefpn.data.coco import CocoData
 from msefpn.data.formats import needs_no_copy
 from msefpn.data.formats.write import as_coco, with_fixed_names
 from msefpn.data.ground_truth import category_ids_for
 from msefpn.data.locate import locate_split, refuse_unread
 from msefpn.data.proposals import with_proposals
+from msefpn.data.reader import read_coco, reads_quickly
 from msefpn.errors import UserError, unknown_name
 from msefpn.inference.options import DetectionOptions
 from msefpn.links import check_links, roots_of
 from msefpn.names import DetectorInputs, check_proposals_given, known_inputs
 from msefpn.pretrained import is_named
-from msefpn.runs.console import say
+from msefpn.runs.console import Bar, say
 from msefpn.runs.folder import check_out, free_folder, read_run
 
 
@@ -162,6 +163,6 @@ def read_for(inputs: DetectorInputs, run: Path, place: tuple[Path, Path], propos
         UserError: proposals are missing or unused, or the data cannot be used.
     """
     check_proposals_given(inputs, proposals is not None, run)
-    read, report = read_coco(*place, masks=inputs.masks)
+    read, report = read_coco(*place, masks=inputs.masks, progress=Bar)
     say(*(f"{place[0].name}: {text}" for text in report.summary(changes_only=True)))
     return read if proposals is None else with_proposals(read, proposals)

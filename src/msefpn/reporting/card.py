@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from msefpn.data.coco import read_coco
+from msefpn.data.reader import read_coco
 from msefpn.errors import UserError
 from msefpn.reading import real_path
 from msefpn.reporting.images import image_groups

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from msefpn.config import Config
-from msefpn.data.coco import CocoData, read_coco
+from msefpn.data.coco import CocoData
+from msefpn.data.reader import read_coco
 from msefpn.errors import UserError
 from msefpn.metrics.curves import size_edges
 from msefpn.metrics.matching import BoxPredictions, GroundTruth

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msefpn.data.coco import CocoData, read_coco, reads_quickly
+from msefpn.data.coco import CocoData
 from msefpn.data.datasets import materialise
 from msefpn.data.faults import FaultReport
 from msefpn.data.formats import ReadLog, needs_no_copy
@@ -14,12 +14,13 @@ from msefpn.data.formats.write import as_coco, with_fixed_names
 from msefpn.data.ground_truth import category_ids_for
 from msefpn.data.locate import has_splits, locate_split, refuse_unread
 from msefpn.data.proposals import with_proposals
+from msefpn.data.reader import read_coco, reads_quickly
 from msefpn.data.synthetic import draw_builtin_set
 from msefpn.errors import UserError
 from msefpn.links import check_links, roots_of
 from msefpn.names import DetectorInputs, known_inputs
 from msefpn.reading import real_path
-from msefpn.runs.console import say
+from msefpn.runs.console import Bar, say
 from msefpn.runs.folder import DataFiles, is_first_process
 from msefpn.training.plan import Plan, names_data
 
@@ -174,8 +175,9 @@ def read_splits(files: DataFiles, *, masks: bool) -> SplitData:
         UserError: the data cannot be used, or the splits' classes differ.
     """
     files.check_links()
-    train, train_report = read_coco(files.train_json, files.train_images, masks=masks)
-    val, val_report = read_coco(files.val_json, files.val_images, masks=masks)
+    how: dict[str, Any] = {"masks": masks, "progress": Bar if is_first_process() else None}
+    train, train_report = read_coco(files.train_json, files.train_images, **how)
+    val, val_report = read_coco(files.val_json, files.val_images, **how)
     category_ids_for(train.classes, val, f"the training data {train.file}")
     if files.train_proposals is not None:
         train = with_proposals(train, files.train_proposals)

@@ -22,6 +22,7 @@ from msefpn.data.coco import CocoData, kept_content, scan_coco
 from msefpn.data.faults import FaultReport
 from msefpn.data.finding import describe_unread, examples, unread_in
 from msefpn.data.images import ImageFault, read_header
+from msefpn.data.looking import Looking
 from msefpn.data.repair import resized
 from msefpn.data.values import is_rounding
 from msefpn.errors import UserError
@@ -118,7 +119,7 @@ class Split:
 
     def scan(self, *, decode: bool = False, masks: bool = False) -> tuple[CocoData | None, FaultReport]:
         """As `scan_coco`."""
-        return scan_coco(self.file, self.folder, decode=decode, masks=masks, content=self.content)[:2]
+        return scan_coco(self.file, self.folder, Looking(decode), masks=masks, content=self.content)[:2]
 
     def read(self, log: ReadLog) -> CocoData:
         """Images and boxes, fixed where possible; what was dropped is noted. Raises UserError."""

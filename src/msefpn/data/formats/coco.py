@@ -12,6 +12,7 @@ from msefpn.data.finding import unlisted
 from msefpn.data.formats.base import SPLIT_NAMES, LabelFault, LoadedDataset, ReadLog, Split, label_json
 from msefpn.data.formats.pairs import labels_in
 from msefpn.data.locate import find_split
+from msefpn.data.looking import Looking
 from msefpn.errors import UserError
 
 _SKIPPED = ("unreadable image", "size of another picture")
@@ -115,7 +116,7 @@ def _is_there(folder: Path, name: str) -> bool:
 
 def coco_split(file: Path, folder: Path, log: ReadLog) -> Split:
     """One json as it was made plain; images that are missing or broken are skipped. Raises UserError."""
-    data, report, content = scan_coco(file, folder, fix_names=log.fix_names, skip_missing=True)
+    data, report, content, *_ = scan_coco(file, folder, Looking(skip=True), fix_names=log.fix_names)
     stops = [fault for fault in report.stops if fault.kind != "no boxes"]
     if stops or content is None:
         report.raise_if_stopped()

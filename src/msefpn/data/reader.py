@@ -1,0 +1,73 @@
+"""Annotation files as arrays, by the way that is right for each."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from msefpn.data import cache
+from msefpn.data.coco import CocoData, Scan, scan_coco
+from msefpn.data.faults import FaultReport
+from msefpn.data.looking import Looking, Progress
+from msefpn.data.pieces import Unusual
+from msefpn.data.quick import scan_in_pieces
+
+_QUICK = 1 << 24
+"""Bytes of annotations that are read in about a second."""
+MANY = 5000
+"""Images from which on what was found of them is kept."""
+
+
+def reads_quickly(*files: Path) -> bool:
+    """Whether annotation files are so small that reading them takes about a second at most."""
+    return sum(file.stat().st_size for file in files if file.is_file()) <= _QUICK
+
+
+def read_coco(
+    file: Path, folder: Path, *, decode: bool = False, masks: bool = False, progress: Progress | None = None
+) -> tuple[CocoData, FaultReport]:
+    """Read an annotation file and check its images; fix and count what can be fixed.
+
+    Args:
+        file: the COCO json.
+        folder: the folder of the images.
+        decode: decode every image, to find damage inside a file. Otherwise its header and its end are read:
+            enough to find a missing or truncated file, at some seconds per 100,000 images.
+        masks: read the objects' masks too; one without a mask is a fault then.
+        progress: shows how many images were looked at.
+
+    Raises:
+        UserError: for the first fault that only the user can fix (`faults.STOPS`).
+    """
+    data, report = scan_split(file, folder, decode=decode, masks=masks, progress=progress)
+    report.raise_if_stopped()
+    assert data is not None
+    return data, report
+
+
+def scan_split(
+    file: Path, folder: Path, *, decode: bool = False, masks: bool = False, progress: Progress | None = None
+) -> tuple[CocoData | None, FaultReport]:
+    """Like `read_coco`, but the faults that only the user can fix are reported; the data is None then.
+
+    What was read of large data is kept for the next time, see `msefpn.data.cache`.
+    """
+    place = cache.Place(file, folder, decode, masks)
+    before = cache.load(place)
+    if before is not None and before.data is not None and cache.is_current(before):
+        return before.data, before.report
+    start = time.time_ns()
+    known = None if before is None else before.pictures.known()
+    scan = _scan(file, folder, Looking(decode, progress=progress, known=known), masks=masks)
+    if scan.looked is not None and scan.digest and (len(scan.names) >= MANY or not reads_quickly(file)):
+        cache.store(place, cache.entry_of(scan, start))
+    return scan.data, scan.report
+
+
+def _scan(file: Path, folder: Path, how: Looking, *, masks: bool) -> Scan:
+    if not masks:
+        try:
+            return scan_in_pieces(file, folder, how)
+        except (Unusual, OSError):  # it is read again, to say what is wrong
+            pass
+    return scan_coco(file, folder, how, masks=masks)
