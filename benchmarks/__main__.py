@@ -2,7 +2,8 @@
 
 predict, train: torchvision and ours with the same weights, each side in a process of its own, called in turn;
 necks: each neck in FPN's place; roofline: how far each part is from the machine's peak; startup; coco:
-the evaluation; loader: from files to batches. Ratios of medians are what counts.
+the evaluation; loader: from files to batches; data: sets of the size of COCO's and
+Objects365. Ratios of medians are what counts.
 """
 
 import argparse
@@ -15,13 +16,15 @@ from typing import Any
 import torch
 import torchvision
 
-from benchmarks import coco, loader, roofline, startup
+from benchmarks import coco, data, loader, roofline, startup
 from benchmarks.interleave import ROOT, Outcome, interleaved
 from benchmarks.sides import SIDES, Case, agreement, sides_on
 from msefpn.config import parse_size
 from msefpn.necks import NECKS
 
-SECTIONS = ("predict", "train", "necks", "roofline", "startup", "coco", "loader")
+SECTIONS = ("predict", "train", "necks", "roofline", "startup", "coco", "loader", "data")
+LARGE = "data"
+"""It needs minutes and gigabytes, and is measured where it is named."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -151,7 +154,8 @@ def sizes_of(text: str) -> tuple[int, int]:
 def main() -> None:
     """Measure and print the sections."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; none: all")
+    known = f"{', '.join(SECTIONS)}; none: all but {LARGE}"
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=known)
     parser.add_argument("--rounds", type=int, default=5, help="counted calls of each side (5)")
     parser.add_argument("--processor", action="store_true", help="count its seconds, not the clock's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -164,6 +168,8 @@ def main() -> None:
     parser.add_argument("--necks", nargs="+", help="beside fpn; none: all")
     parser.add_argument("--matrix", type=int, default=4096, help="side of the matrices of the peak (4096)")
     parser.add_argument("--images", help="photographs for the loader (.jpg); else they are made up")
+    parser.add_argument("--folder", help="where data's sets are made and stay; else they are removed")
+    parser.add_argument("--sets", nargs="+", default=["train2017"], help="of data: train2017, objects365")
     args = parser.parse_args()
     if unknown := set(args.sections) - set(SECTIONS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
@@ -178,13 +184,16 @@ def main() -> None:
         f"commit {commit.stdout.strip() or 'unknown'}, medians of {args.rounds}",
         flush=True,
     )
-    for section in args.sections or SECTIONS:
+    for section in args.sections or [name for name in SECTIONS if name != LARGE]:
         if section in ("predict", "train"):
             for detector in args.detectors:
                 compare(detector, args, train=section == "train")
         elif section == "coco":
             print("\n### COCO's evaluation\n")
             coco.main(["--rounds", str(args.rounds)])
+        elif section == LARGE:
+            print("\n### Data at full size\n")
+            data.main(["--sets", *args.sets, *(["--folder", args.folder] if args.folder else [])])
         elif section == "loader":
             print("\n### Loader\n")
             loader.main(["--rounds", str(args.rounds), *(["--images", args.images] if args.images else [])])

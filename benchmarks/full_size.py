@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from benchmarks.loader import noise
+from PIL import Image
 
 LINKS = 60_000
 """Hard links of one file; ext4 allows 65,000."""
@@ -33,6 +32,20 @@ class Size(NamedTuple):
 
 TRAIN2017 = Size("train2017", 118_287, 860_001, 80, 27.0)
 OBJECTS365 = Size("objects365", 1_700_000, 25_000_000, 365, 0.0)
+
+
+def noise(width: int, height: int, seed: int) -> Image.Image:
+    """A picture with a photograph's spectrum: octaves of noise, weaker towards the finer ones."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((height, width, 3), np.float32)
+    cells, strength = 4, 48.0
+    while cells <= max(width, height):
+        rows, columns = max(2, cells * height // width), cells
+        grid = Image.fromarray(rng.integers(0, 256, (rows, columns, 3), dtype=np.uint8))
+        octave = grid.resize((width, height), Image.Resampling.BICUBIC)
+        total += (np.asarray(octave, dtype=np.float32) / 127.5 - 1) * strength
+        cells, strength = cells * 2, strength * 0.65
+    return Image.fromarray(np.clip(total + 128, 0, 255).astype(np.uint8))
 
 
 def _outlines(rng: np.random.Generator, corners: float) -> list[str]:

@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import PIL
 import torch
 import torchvision
@@ -33,9 +32,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
+from torchvision.io import ImageReadMode, decode_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import v2
 
+from benchmarks.full_size import noise
 from msefpn.config import Config
 from msefpn.data.coco import CocoData
 from msefpn.data.loader import train_loader
@@ -84,14 +85,20 @@ class Row(NamedTuple):
 
 
 class Reference(Dataset[Any]):
-    """Decodes with Pillow and augments as torchvision's detection preset `hflip` does on that backend."""
+    """Decodes and augments as torchvision's detection preset `hflip` does on its backends.
 
-    def __init__(self, data: CocoData) -> None:
+    Args:
+        data: what to load.
+        by_torchvision: decode with `decode_image`, not with Pillow.
+    """
+
+    def __init__(self, data: CocoData, *, by_torchvision: bool = False) -> None:
         self.data = data
+        self.by_torchvision = by_torchvision
         self.transform = v2.Compose(
             [
                 v2.RandomHorizontalFlip(0.5),
-                v2.PILToTensor(),
+                v2.ToImage() if by_torchvision else v2.PILToTensor(),
                 v2.ToDtype(torch.float32, scale=True),
                 v2.SanitizeBoundingBoxes(),
                 v2.ToPureTensor(),
@@ -103,31 +110,20 @@ class Reference(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         """An image (3, H, W) of floats and its target."""
-        with Image.open(self.data.path_of(index)) as file:
-            image = file.convert("RGB")
+        if self.by_torchvision:
+            image: Any = decode_image(str(self.data.path_of(index)), mode=ImageReadMode.RGB)
+            size = (image.shape[1], image.shape[2])
+        else:
+            with Image.open(self.data.path_of(index)) as file:
+                image = file.convert("RGB")
+            size = (image.height, image.width)
         boxes, labels, _ = self.data.boxes_of(index)
         corners = torch.from_numpy(boxes)
         target = {
-            "boxes": tv_tensors.BoundingBoxes(
-                corners, format="XYXY", canvas_size=(image.height, image.width)
-            ),
+            "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=size),
             "labels": torch.from_numpy(labels),
         }
         return self.transform(image, target)
-
-
-def noise(width: int, height: int, seed: int) -> Image.Image:
-    """A picture with a photograph's spectrum: octaves of noise, weaker towards the finer ones."""
-    rng = np.random.default_rng(seed)
-    total = np.zeros((height, width, 3), np.float32)
-    cells, strength = 4, 48.0
-    while cells <= max(width, height):
-        rows, columns = max(2, cells * height // width), cells
-        grid = Image.fromarray(rng.integers(0, 256, (rows, columns, 3), dtype=np.uint8))
-        octave = grid.resize((width, height), Image.Resampling.BICUBIC)
-        total += (np.asarray(octave, dtype=np.float32) / 127.5 - 1) * strength
-        cells, strength = cells * 2, strength * 0.65
-    return Image.fromarray(np.clip(total + 128, 0, 255).astype(np.uint8))
 
 
 def make_set(folder: Path, case: Case, source: Path | None) -> CocoData:

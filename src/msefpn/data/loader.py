@@ -4,10 +4,7 @@ All random state is derived from (seed, epoch, image), never carried, so that a 
 unbroken one would have seen.
 """
 
-import gc
-import os
 import re
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -32,6 +29,7 @@ from msefpn.data.transforms import (
     reduced_fit,
     train_transform,
 )
+from msefpn.data.worker import begin_worker
 from msefpn.errors import UserError
 from msefpn.structures import Batch, Proposals, Targets
 
@@ -354,16 +352,6 @@ def lost_worker(error: RuntimeError) -> UserError | None:
     )
 
 
-def _begin_worker(_: int) -> None:
-    """Let the main process decide what Ctrl-C means, and end in silence on SIGTERM.
-
-    The garbage collector is kept from what the main process has made: by looking at it, it would copy it.
-    """
-    gc.freeze()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-
-
 class _Loader(DataLoader[Any]):
     """A DataLoader that raises the UserError that a worker passed on."""
 
@@ -383,7 +371,7 @@ def _loader(dataset: DetectionDataset, keys: BatchKeys, workers: int) -> "DataLo
         batch_sampler=keys,
         num_workers=workers,
         collate_fn=_collate_guarded,
-        worker_init_fn=_begin_worker,
+        worker_init_fn=begin_worker,
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # otherwise each epoch draws from the global random state

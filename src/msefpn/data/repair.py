@@ -41,7 +41,7 @@ class PictureNames:
         above = Path(os.path.abspath(folder)).is_relative_to(os.path.abspath(file.parent))
         self.root = file.parent if above else folder
         self.fixed: list[str] = []
-        """PackedNames that were corrected."""
+        """Names that were corrected."""
         self._similar = SimilarNames(self.root)
 
     def inside(self, name: str) -> str | None:

@@ -81,7 +81,7 @@ _SHAPES: dict[str, Callable[[], _Floats]] = {
     "crescent": _crescent,
 }
 CLASSES = tuple(_SHAPES)
-"""PackedNames of the classes; the category ids are 1 to 7 in this order."""
+"""Names of the classes; the category ids are 1 to 7 in this order."""
 
 
 class _Object(NamedTuple):

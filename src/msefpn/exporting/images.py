@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from msefpn.checkpoint import DetectorInfo, place_beside
-from msefpn.data.coco import CocoData, reads_quickly
+from msefpn.data.coco import CocoData
 from msefpn.data.formats import needs_no_copy
 from msefpn.data.formats.write import as_coco
 from msefpn.data.locate import locate_split
+from msefpn.data.reader import reads_quickly
 from msefpn.errors import UserError
 from msefpn.exporting.plan import ExportPlan
 from msefpn.inference.plan import read_for
