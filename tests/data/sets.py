@@ -14,6 +14,7 @@ from msefpn.data.coco import CocoData, scan_coco
 from msefpn.data.faults import FaultReport
 from msefpn.data.formats import ReadLog, open_source
 from msefpn.data.looking import LOOKING, Looking
+from msefpn.data.masks import Masks
 from msefpn.data.pieces import Unusual
 from msefpn.data.quick import scan_in_pieces
 from msefpn.names import DetectorInputs
@@ -113,5 +114,7 @@ def assert_same(one: CocoData | None, other: CocoData | None) -> None:
             if isinstance(value, np.ndarray):
                 assert value.dtype == getattr(other, name).dtype
                 np.testing.assert_array_equal(value, getattr(other, name))
+            elif isinstance(value, Masks):
+                assert value.counts(range(len(value))) == getattr(other, name).counts(range(len(value)))
             else:
                 assert value == getattr(other, name), name

@@ -123,6 +123,7 @@ def evaluate(
     workers: int = 2,
     fix_names: bool = False,
     follow_links: bool = False,
+    submit: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Evaluate a run by COCO's protocol: 12 numbers and AP per class, of boxes and of masks if it draws them.
@@ -142,6 +143,8 @@ def evaluate(
         workers: processes that load images; 0: none but the command itself
         fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
         follow_links: follow symbolic links that lead out of the data folder
+        submit: name of the method: write detections_test-dev2017_NAME_results.zip for COCO's server into out;
+            --json image_info_test-dev2017.json (or instances_val2017.json) and --images name its data
 
     Returns:
         The numbers by name, and `per_class`: name -> AP; under `mask`, the same for masks.
@@ -170,6 +173,7 @@ def evaluate(
         options=chosen,
         fix_names=fix_names,
         follow_links=follow_links,
+        submit=submit,
     )
 
     import_models()

@@ -132,6 +132,7 @@ def scan_coco(
     masks: bool = False,
     content: dict[str, Any] | None = None,
     fix_names: bool = False,
+    truth: bool = True,
 ) -> Scan:
     """Read an annotation file as a whole, and check its images.
 
@@ -142,9 +143,10 @@ def scan_coco(
         masks: see `read_coco`.
         content: what the json would hold, where `file` is of another format.
         fix_names: take the picture of a similar name where one is missing.
+        truth: read the annotations; otherwise there need not be any, and none are read.
     """
     report = FaultReport(file)
-    whole, digest = _load(file, report) if content is None else (content, "")
+    whole, digest = _load(file, report, truth=truth) if content is None else (content, "")
     if whole is None:
         return Scan(None, report)
     classes = read_categories(whole["categories"], report)
@@ -156,17 +158,19 @@ def scan_coco(
     for text in finder.fixed:
         report.add("corrected name", text)
     ids, names, stated = read_images(entries, report)
-    raw = [item for _, item in sound_notes(enumerate(whole["annotations"]), merged, report)]
+    pairs = sound_notes(enumerate(whole["annotations"]), merged, report)
+    places, raw = np.array([place for place, _ in pairs], np.int64), [item for _, item in pairs]
     looked = look_at_images(finder, ids, names, stated, report, how)
     sizes, usable = looked.sizes, looked.usable
     boxes_of = functools.partial(boxes_by_image, raw)
     raw = fit_annotations(raw, judge_sizes(boxes_of, ids, names, stated, sizes, usable, report))
     plain = whole | {"images": entries, "annotations": raw}
     position_of = {id: index for index, id in enumerate(ids)}.get
-    notes = read_annotations(enumerate(raw), position_of, classes, names, report)
-    notes = replace(notes, listed=len(raw))
+    notes = read_annotations(zip(places.tolist(), raw, strict=True), position_of, classes, names, report)
+    assert notes.row is not None
+    notes = replace(notes, listed=len(raw), row=np.searchsorted(places, notes.row))
     listed = ListedImages(file, folder, np.array(ids, dtype=np.int64), names, sizes, usable)
-    data = arranged(listed, classes, notes, report, masks=masks)
+    data = arranged(listed, classes, notes, report, masks=masks, truth=truth)
     return Scan(data, report, plain, names, looked, digest)
 
 
@@ -185,7 +189,13 @@ class ListedImages(NamedTuple):
 
 
 def arranged(
-    images: ListedImages, classes: dict[int, str], notes: Annotations, report: FaultReport, *, masks: bool
+    images: ListedImages,
+    classes: dict[int, str],
+    notes: Annotations,
+    report: FaultReport,
+    *,
+    masks: bool,
+    truth: bool = True,
 ) -> CocoData | None:
     """Images with their usable annotations; None where a fault stops a run.
 
@@ -195,6 +205,7 @@ def arranged(
         notes: the annotations of known images and categories.
         report: takes the faults.
         masks: read the objects' masks too.
+        truth: report images without objects, and a json without boxes.
     """
     sizes, names = images.sizes, images.names
     kept = find_usable_boxes(notes, sizes, names, report)
@@ -221,9 +232,9 @@ def arranged(
         left_out=frozenset(images.ids[~images.usable].tolist()),
     )
     data = data if images.usable.all() else data.subset(np.flatnonzero(images.usable))
-    for index in np.flatnonzero(np.diff(data.offsets) == 0).tolist():
+    for index in np.flatnonzero(np.diff(data.offsets) == 0).tolist() if truth else ():
         report.add("image without objects", data.names[index], f"image {data.ids[index]}")
-    if not len(data.boxes) and not report.stops:
+    if truth and not len(data.boxes) and not report.stops:
         reasons = ", ".join(counted(kind, count) for kind, count in report.counts.items())
         text = f"{notes.listed} annotations, none usable ({reasons})"
         report.add("no boxes", str(images.file), text=text)
@@ -242,7 +253,7 @@ def kept_content(content: dict[str, Any], data: CocoData) -> dict[str, Any]:
     return content | {"images": images, "annotations": notes}
 
 
-def _load(file: Path, report: FaultReport) -> tuple[dict[str, Any] | None, str]:
+def _load(file: Path, report: FaultReport, *, truth: bool) -> tuple[dict[str, Any] | None, str]:
     """COCO's object and the digest of its file; None after a fault."""
     try:
         text = read_bytes(file, MAX_JSON)
@@ -256,6 +267,7 @@ def _load(file: Path, report: FaultReport) -> tuple[dict[str, Any] | None, str]:
     if not isinstance(content, dict):
         report.add("not JSON", str(file), text="is not a COCO object")
         return None, ""
+    content = content if truth else content | {"annotations": []}
     for key in ("images", "annotations", "categories"):
         if key not in content:
             report.add("missing key", str(file), text=f"has no '{key}'")

@@ -45,6 +45,16 @@ def read_coco(
     return data, report
 
 
+def read_images_alone(
+    file: Path, folder: Path, *, progress: Progress | None = None
+) -> tuple[CocoData, FaultReport]:
+    """Read the images and classes of a json that may have no annotations; arguments and errors as above."""
+    data, report, *_ = scan_coco(file, folder, Looking(progress=progress), truth=False)
+    report.raise_if_stopped()
+    assert data is not None
+    return data, report
+
+
 def scan_split(
     file: Path, folder: Path, *, decode: bool = False, masks: bool = False, progress: Progress | None = None
 ) -> tuple[CocoData | None, FaultReport]:

@@ -24,7 +24,7 @@ def begin_worker(_: int) -> None:
 def _return_freed_memory() -> None:
     """Have glibc return large buffers: the main process may keep them (`msefpn.runs.memory`).
 
-    A picture of COCO's is smaller than the bound: at half of it, a worker would hold 8 MB less and need a third
+    A picture of COCO's is smaller than the bound: at half of it, a worker holds 8 MB less and takes a third
     more time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -21,8 +21,9 @@ from msefpn.inference.detect import (
     no_predictions,
 )
 from msefpn.inference.device import telling_memory
-from msefpn.inference.plan import EvaluationPlan, read_for
+from msefpn.inference.plan import EvaluationPlan
 from msefpn.inference.predictor import Predictor, open_detector
+from msefpn.inference.submission import write_submission
 from msefpn.inference.views import apply_options
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.runs.console import Bar, say, show_dropped, show_numbers
@@ -38,7 +39,7 @@ def evaluate(plan: EvaluationPlan) -> dict[str, Any]:
     config = detector.config
     sides = plan.sides or parse_size(config.size)
     merged = apply_options(detector, options, run, sides)
-    read = read_for(inputs_read(detector), run, *plan.found) if plan.read is None else plan.read
+    read = plan.read_data(inputs_read(detector))
     batch = plan.batch or config.batch // (config.devices * config.accumulate)
     category_ids = category_ids_for(detector.classes, read, f"the run {run}")
     loading |= {"batch": batch, "antialias": config.antialias}
@@ -50,14 +51,22 @@ def evaluate(plan: EvaluationPlan) -> dict[str, Any]:
                 predictor = Predictor(detector, sides, where, merged)
                 found = _of_views(predictor, eval_loader(read, size=None, **loading), bar.seen)
         results = as_results(found, category_ids)
-        evaluation = evaluate_coco(truth_of(read), results, masks=detector.learns_masks)
-        numbers: dict[str, Any] = evaluation.to_json()
+        numbers: dict[str, Any] = {}
+        if len(read.boxes):
+            evaluation = evaluate_coco(truth_of(read), results, masks=detector.learns_masks)
+            numbers = evaluation.to_json()
         numbers |= {"images": len(read), "detections": len(results), "num_dropped": found.num_dropped}
         if options.flags():
             numbers["detection"] = {key: value for key, value in asdict(options).items() if key != "trust"}
+        submission = None
+        if plan.submit is not None:
+            submission = write_submission(plan.out, plan.submit, results, read)
         write_text(plan.out / PREDICTIONS, json.dumps(results))
         write_text(plan.out / METRICS, json.dumps(numbers, indent=2))
-    show_numbers(numbers)
+    if len(read.boxes):
+        show_numbers(numbers)
+    if submission is not None:
+        say(f"for COCO's server: {submission}")
     show_dropped(found.num_dropped)
     say(f"{len(read)} images of {read.file}: {plan.out / METRICS}, {plan.out / PREDICTIONS}")
     return numbers

@@ -14,9 +14,10 @@ from msefpn.data.formats.write import as_coco, with_fixed_names
 from msefpn.data.ground_truth import category_ids_for
 from msefpn.data.locate import locate_split, refuse_unread
 from msefpn.data.proposals import with_proposals
-from msefpn.data.reader import read_coco, reads_quickly
+from msefpn.data.reader import read_coco, read_images_alone, reads_quickly
 from msefpn.errors import UserError, unknown_name
 from msefpn.inference.options import DetectionOptions
+from msefpn.inference.submission import check_images, check_method, has_truth, split_of
 from msefpn.links import check_links, roots_of
 from msefpn.names import DetectorInputs, check_proposals_given, known_inputs
 from msefpn.pretrained import is_named
@@ -45,6 +46,8 @@ class EvaluationPlan:
     options: DetectionOptions
     fix_names: bool
     follow_links: bool
+    submit: str | None = None
+    """The method's name in a submission to COCO's server; None: there is none."""
     read: CocoData | None = None
     """The data, where it was read already."""
 
@@ -74,6 +77,18 @@ class EvaluationPlan:
             say(*log.lines())
         return place, self.proposals
 
+    def read_data(self, inputs: DetectorInputs) -> CocoData:
+        """The data, without annotations where a submission needs none. Raises UserError."""
+        if self.read is not None:
+            return self.read
+        place, proposals = self.found
+        if self.submit is None:
+            return read_for(inputs, self.run, place, proposals)
+        split_of(place[0])
+        read = read_for(inputs, self.run, place, proposals, truth=has_truth(place[0]))
+        check_images(read)
+        return read
+
 
 def plan_evaluation(
     run: Path,
@@ -92,13 +107,14 @@ def plan_evaluation(
     options: DetectionOptions,
     fix_names: bool,
     follow_links: bool,
+    submit: str | None,
 ) -> EvaluationPlan:
     """Check a request; read its data, where that is quick and writes nothing.
 
     Args:
         about: what the run's weights describe; None: not known yet.
         run, data, split, file, images, proposals, out, batch, size, device, workers, options, fix_names,
-            follow_links: see `msefpn.commands.predict.evaluate`.
+            follow_links, submit: see `msefpn.commands.predict.evaluate`.
 
     Raises:
         UserError: it cannot be met.
@@ -109,6 +125,8 @@ def plan_evaluation(
         raise UserError(f"workers is {workers}: it must be at least 0")
     if split not in ("train", "val"):
         raise unknown_name("split", split, ("train", "val"))
+    if submit is not None:
+        check_method(submit)
     options.check_size(size)
     sides = None if size is None else parse_size(size)
     refuse_unread(data, file)
@@ -131,6 +149,7 @@ def plan_evaluation(
         options,
         fix_names,
         follow_links,
+        submit,
     )
     return plan if about is None else _read_early(plan, about)
 
@@ -142,15 +161,24 @@ def _read_early(plan: EvaluationPlan, about: DetectorInfo) -> EvaluationPlan:
         return plan
     if plan.data is not None and plan.data.exists() and not needs_no_copy(plan.data):
         return plan
-    place, proposals = plan.found
+    place, _ = plan.found
+    if plan.submit is not None:
+        split_of(place[0])
     if not reads_quickly(place[0]):
         return plan
-    read = read_for(inputs, plan.run, place, proposals)
+    read = plan.read_data(inputs)
     category_ids_for(about.classes, read, f"the run {plan.run}")
     return replace(plan, read=read)
 
 
-def read_for(inputs: DetectorInputs, run: Path, place: tuple[Path, Path], proposals: Path | None) -> CocoData:
+def read_for(
+    inputs: DetectorInputs,
+    run: Path,
+    place: tuple[Path, Path],
+    proposals: Path | None,
+    *,
+    truth: bool = True,
+) -> CocoData:
     """Read a json and its image folder with the masks and proposals that a detector needs.
 
     Args:
@@ -158,11 +186,15 @@ def read_for(inputs: DetectorInputs, run: Path, place: tuple[Path, Path], propos
         run: its name in messages.
         place: the json, and the folder of its images.
         proposals: json in COCO's result format; None: there are none.
+        truth: read the annotations; otherwise the json needs none.
 
     Raises:
         UserError: proposals are missing or unused, or the data cannot be used.
     """
     check_proposals_given(inputs, proposals is not None, run)
-    read, report = read_coco(*place, masks=inputs.masks, progress=Bar)
+    if truth:
+        read, report = read_coco(*place, masks=inputs.masks, progress=Bar)
+    else:
+        read, report = read_images_alone(*place, progress=Bar)
     say(*(f"{place[0].name}: {text}" for text in report.summary(changes_only=True)))
     return read if proposals is None else with_proposals(read, proposals)
