@@ -151,14 +151,12 @@ def workers(count: int, images: int, file: Path, folder: Path) -> dict[str, Any]
 
 def load(side: str, images: int, file: Path, folder: Path) -> dict[str, Any]:
     """Load images with one worker: seconds to the first batch, images per second of clock and processor."""
-    import torch  # noqa: PLC0415
     from torch.utils.data import DataLoader  # noqa: PLC0415
 
     from benchmarks.loader import Reference  # noqa: PLC0415
     from msefpn.data.loader import eval_loader, train_loader  # noqa: PLC0415
     from msefpn.data.reader import read_coco  # noqa: PLC0415
 
-    torch.set_num_threads(1)
     data, _ = read_coco(file, folder)
     if side == "ours":
         loader: Any = train_loader(

@@ -184,3 +184,28 @@ def test_loader_is_measured(loader: Any) -> None:
     assert min(row[1:]) > 0
     assert row.ratio == row.ours_floats / row.theirs_floats
     assert torch.get_num_threads() == threads
+
+
+def test_data_at_full_size_is_made_and_read(
+    module: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MSEFPN_CACHE", "off")
+    full_size, data = module("full_size"), module("data")
+    place = full_size.make(tmp_path, full_size.Size("tiny", 60, 400, 5, 12.0))
+    content = json.loads(place[0].read_text())
+    assert [len(content[key]) for key in ("images", "annotations", "categories")] == [60, 400, 5]
+    assert {(place[1] / item["file_name"]).stat().st_nlink for item in content["images"]} == {60}
+    assert all(data.parse(name, False, place[0])["result"] == 400 for name in data.parsers())
+    assert data.start("columns", *place)["result"] == data.start("split", *place)["result"] == 400
+    assert data.check(*place)["result"] == 60
+    own = data.workers(1, 60, *place)
+    assert 0 < own["first"][0] < 500
+    speeds = data.load("torchvision, decode_image", 4, *place)
+    assert min(speeds.values()) > 0
+
+
+def test_boxes_without_outlines_are_made(module: Callable[[str], Any], tmp_path: Path) -> None:
+    full_size = module("full_size")
+    file, folder = full_size.make(tmp_path, full_size.Size("tiny", 9, 30, 5, 0.0), images=False)
+    assert all("segmentation" not in note for note in json.loads(file.read_text())["annotations"])
+    assert not folder.exists()

@@ -157,7 +157,7 @@ def test_an_entry_of_another_file_or_version_is_not_believed(
     kept.read()
     other = Kept(tmp_path / "other")
     other.write([5, 5, 9, 9])
-    place = cache.Place(other.file, other.images, decode=False, masks=False).path()
+    place = cache.EntryKey(other.file, other.images, decode=False, masks=False).path()
     assert place is not None
     shutil.copy(kept.entry, place)
     other.read()
@@ -181,7 +181,7 @@ def test_a_cache_that_cannot_be_is_none(kept: Kept, tmp_path: Path, monkeypatch:
 
 def test_writers_at_once_and_old_entries(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     kept.read()
-    place = cache.Place(kept.file, kept.images, decode=False, masks=False)
+    place = cache.EntryKey(kept.file, kept.images, decode=False, masks=False)
     entry = cache.load(place)
     assert entry is not None
     writers = [threading.Thread(target=cache.store, args=(place, entry)) for _ in range(4)]

@@ -160,6 +160,16 @@ def test_what_is_refused_as_a_whole_is_not_read_in_pieces(name: str, images: Pat
     assert reader.scan_split(file, images)[1].faults == expected.report.faults
 
 
+def test_a_file_too_large_to_be_read_at_once_is_named(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(BROKEN["cut off"](sound()))
+    monkeypatch.setattr("msefpn.data.reader.MAX_JSON", 10)
+    _, report = reader.scan_split(file, images)
+    assert "is not a complete json, or has a large record, near byte " in str(report)
+
+
 def test_keys_that_are_there_twice(images: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     text = sound().replace('"bbox": [1, 2', '"bbox": [7, 7, 7, 7], "bbox": [1, 2', 1)

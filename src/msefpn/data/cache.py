@@ -28,7 +28,7 @@ from msefpn.data.masks import Masks
 from msefpn.data.packed import PackedNames
 from msefpn.reading import open_file, parse_json, real_path
 
-PLACE = "MSEFPN_CACHE"
+VARIABLE = "MSEFPN_CACHE"
 """Variable of the environment: the folder of the cache, or "off"."""
 FORM = 1
 """Of the entries; a new one where a reader gives something else for the same files."""
@@ -58,7 +58,7 @@ _PICTURES: dict[str, tuple[str, int]] = {
 }
 
 
-class Place(NamedTuple):
+class EntryKey(NamedTuple):
     """What an entry is of."""
 
     file: Path
@@ -141,7 +141,7 @@ def is_current(entry: Entry) -> bool:
 
 def cache_folder() -> Path | None:
     """The folder of the cache: that of `MSEFPN_CACHE`, else `msefpn` in the user's; None: there is none."""
-    given = os.environ.get(PLACE)
+    given = os.environ.get(VARIABLE)
     if given is not None:
         return None if given.strip().lower() in ("", "off", "0") else Path(given)
     home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
@@ -157,7 +157,7 @@ def digest_of(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()  # type: ignore[arg-type]  # it has readinto
 
 
-def load(place: Place) -> Entry | None:
+def load(place: EntryKey) -> Entry | None:
     """The entry of a split; None where there is none that is whole and of this version."""
     path = place.path()
     try:
@@ -171,7 +171,7 @@ def load(place: Place) -> Entry | None:
     return entry
 
 
-def store(place: Place, entry: Entry) -> None:
+def store(place: EntryKey, entry: Entry) -> None:
     """Keep an entry, in the place of an older one; nothing happens where that cannot be."""
     path = place.path()
     if path is None or len(entry.report.faults) > MAX_FAULTS:
@@ -216,7 +216,7 @@ def _version() -> list[Any]:
     return [FORM, np.__version__, PIL.__version__]
 
 
-def _packed(place: Place, entry: Entry) -> dict[str, NDArray[Any]]:
+def _packed(place: EntryKey, entry: Entry) -> dict[str, NDArray[Any]]:
     """The arrays of an entry's file."""
     pictures, data = entry.pictures, entry.data
     about: dict[str, Any] = {
@@ -246,7 +246,7 @@ def _packed(place: Place, entry: Entry) -> dict[str, NDArray[Any]]:
     return arrays | {"about": np.frombuffer(text, np.uint8)}
 
 
-def _unpacked(arrays: dict[str, NDArray[Any]], place: Place) -> Entry:
+def _unpacked(arrays: dict[str, NDArray[Any]], place: EntryKey) -> Entry:
     """An entry from its file's arrays. Raises whatever a wrong one leads to."""
     about = parse_json(arrays["about"].tobytes())
     if about["version"] != _version() or about["place"] != [str(part) for part in place]:
@@ -271,7 +271,7 @@ def _unpacked(arrays: dict[str, NDArray[Any]], place: Place) -> Entry:
 
 
 def _data(
-    arrays: dict[str, NDArray[Any]], about: dict[str, Any], pictures: KnownImages, place: Place
+    arrays: dict[str, NDArray[Any]], about: dict[str, Any], pictures: KnownImages, place: EntryKey
 ) -> CocoData:
     """The images and boxes of an entry. Raises whatever wrong arrays lead to."""
     _check(arrays, _COLUMNS)

@@ -17,7 +17,7 @@ from msefpn.data.faults import FaultReport, counted
 from msefpn.data.looking import LOOKING, Looked, Looking, look_at_images
 from msefpn.data.masks import Masks, decode_masks
 from msefpn.data.packed import PackedNames
-from msefpn.data.records import read_annotations, read_categories, read_images, read_masks
+from msefpn.data.records import image_entries, read_annotations, read_categories, read_masks
 from msefpn.data.repair import (
     PictureNames,
     boxes_by_image,
@@ -157,7 +157,7 @@ def scan_coco(
     entries, merged = sound_images(whole["images"], finder, report)
     for text in finder.fixed:
         report.add("corrected name", text)
-    ids, names, stated = read_images(entries, report)
+    ids, names, stated = image_entries(entries, report)
     pairs = sound_notes(enumerate(whole["annotations"]), merged, report)
     places, raw = np.array([place for place, _ in pairs], np.int64), [item for _, item in pairs]
     looked = look_at_images(finder, ids, names, stated, report, how)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from msefpn.data.pieces import Unusual
 from msefpn.data.records import area_of, is_bbox, is_id, stated_size
 from msefpn.data.repair import has_no_area, is_degenerate
+from msefpn.reading import shown
 
 _PLAIN = str | int | float | bool | None
 _EXTRA = _PLAIN | list[_PLAIN]
@@ -107,10 +108,9 @@ class ImageReader(_Reader):
 
     def careful(self, item: Any) -> None:
         """Take one. Raises Unusual where it has no id or no name."""
-        if not isinstance(item, dict) or not is_id(item.get("id")):
-            raise Unusual
-        if not isinstance(item.get("file_name"), str):
-            raise Unusual
+        whole = isinstance(item, dict) and is_id(item.get("id")) and isinstance(item.get("file_name"), str)
+        if not whole:
+            raise Unusual(f"has {shown(item)} in 'images', without an id or a file_name")
         self._learn(item)
         self._ids.append(item["id"])
         self.names.append(item["file_name"])

@@ -38,7 +38,7 @@ _DECODE = json.JSONDecoder().raw_decode
 
 
 class Unusual(Exception):  # noqa: N818  (no error: the file is read in another way)
-    """A file that is not read in pieces."""
+    """A file that is not read in pieces; the message says why, in the words of a fault."""
 
 
 class Pieces:
@@ -59,9 +59,10 @@ class Pieces:
         self._file: BinaryIO = open_file(file)
         self._hash = hashlib.sha256()
         self._buffer, self._at, self._ended = b"", 0, False
+        self._before = 0
         self.digest = ""
         if os.fstat(self._file.fileno()).st_size > MAX_PIECES:
-            raise Unusual
+            raise Unusual(f"has more than {MAX_PIECES >> 30} GB, which is the limit")
 
     def lists(self) -> Iterator[str]:
         """The keys whose values are lists; each list's records must be taken before the next key.
@@ -71,14 +72,14 @@ class Pieces:
         with self._file:
             self._need(4)
             if not json.detect_encoding(self._buffer[:4]).startswith("utf-8"):
-                raise Unusual
+                raise Unusual("is not UTF-8 text")
             self._at = len(_BOM) if self._buffer.startswith(_BOM) else 0
             self._take(b"{")
             seen: set[str] = set()
             while True:
                 key = self._value()
                 if not isinstance(key, str) or key in seen or len(seen) > _KEYS:
-                    raise Unusual
+                    raise self._unusual("has a key that is none, there twice, or one of too many,")
                 seen.add(key)
                 self._take(b":")
                 if self._next() == b"[":
@@ -91,7 +92,7 @@ class Pieces:
                 self._take(b",")
             self._at += 1
             if self._next() or not self._ended:
-                raise Unusual
+                raise self._unusual("has more than one json,")
             self.digest = self._hash.hexdigest()
 
     def records(self, quick: Callable[[bytes], bool], careful: Callable[[Any], None]) -> None:
@@ -164,7 +165,7 @@ class Pieces:
             except (ValueError, RecursionError):  # cut off, or wrong
                 pass
             if self._ended or size > MAX_RECORD:
-                raise Unusual
+                raise self._unusual("is not a complete json, or has a large record,")
             size *= 2
             self._need(size)
         self._at += len(text[:end].encode())
@@ -176,7 +177,10 @@ class Pieces:
         try:
             return codecs.getincrementaldecoder("utf-8")().decode(self._buffer[self._at :], self._ended)
         except UnicodeDecodeError:
-            raise Unusual from None
+            raise self._unusual("is not UTF-8 text") from None
+
+    def _unusual(self, text: str) -> Unusual:
+        return Unusual(f"{text} near byte {self._before + self._at}")
 
     def _next(self) -> bytes:
         """The byte at which the next value or sign begins; empty at the end of the file."""
@@ -190,7 +194,7 @@ class Pieces:
 
     def _take(self, sign: bytes) -> None:
         if self._next() != sign:
-            raise Unusual
+            raise self._unusual(f"has no {sign.decode()}")
         self._at += 1
 
     def _need(self, count: int) -> None:
@@ -202,6 +206,7 @@ class Pieces:
         self._hash.update(more)
         self._ended = len(more) < max(PIECE, missing)
         self._buffer = self._buffer[self._at :] + more
+        self._before += self._at
         self._at = 0
 
 
@@ -214,9 +219,9 @@ def _skip(text: str, place: int) -> int:
 def _check(text: str, value: Any, depth: int) -> None:
     """Raise Unusual where `parse_json` would refuse a part of a file."""
     if is_deep(text, depth):
-        raise Unusual
+        raise Unusual(f"is nested more than {MAX_DEPTH} deep")
     if ESCAPED_SURROGATE.search(text):
         try:
             check_plain(value)
-        except ValueError:
-            raise Unusual from None
+        except ValueError as error:
+            raise Unusual(str(error)) from None

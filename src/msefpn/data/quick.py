@@ -44,12 +44,12 @@ def scan_in_pieces(file: Path, folder: Path, how: Looking) -> Scan:
     images, notes, categories, digest = _read(file)
     classes = read_categories(categories, report)
     if not folder.is_dir() or report.stops:
-        raise Unusual
+        raise Unusual(f"has faults in its categories, or '{folder}' is missing")
     ids, stated = images.ids, images.stated
     finder = PictureNames(file, folder, fix=False)
     names = _names(images.names, finder)
     if not names or len(np.unique(ids)) < len(ids):
-        raise Unusual
+        raise Unusual("lists no images, or an id of an image twice")
     odd = sound_notes(notes.odd, {}, report)
     dropped = notes.count - (notes.count - len(notes.odd) + len(odd))
     looked = look_at_images(finder, ids, names, stated, report, how)
@@ -62,7 +62,7 @@ def scan_in_pieces(file: Path, folder: Path, how: Looking) -> Scan:
         return boxes
 
     if judge_sizes(boxes_of, ids, names, stated, looked.sizes, looked.usable, report):
-        raise Unusual
+        raise Unusual("states other sizes of images than they have")
     found = _annotations(columns, notes.count, notes.odd, odd, _Positions(ids), classes, names, report)
     listed = ListedImages(file, folder, ids, names, looked.sizes, looked.usable)
     data = arranged(listed, classes, replace(found, listed=notes.count - dropped), report, masks=False)
@@ -84,7 +84,7 @@ def _read(file: Path) -> tuple[ImageReader, NoteReader, list[Any], str]:
         missing.discard(key)
         pieces.records(*readers.get(key, (_never, _ignore)))
     if missing:
-        raise Unusual
+        raise Unusual(f"has no list '{min(missing)}'")
     return images, notes, categories, pieces.digest
 
 
@@ -103,11 +103,11 @@ def _names(given: Sequence[str], finder: PictureNames) -> list[str]:
         if not _PLAIN_NAME.fullmatch(name):
             path = finder.inside(name)
             if path is None:
-                raise Unusual
+                raise Unusual("names an image outside of the data folder")
             name = path
         names.append(name)
     if len(set(names)) < len(names):
-        raise Unusual
+        raise Unusual("lists an image file twice")
     return names
 
 

@@ -11,6 +11,7 @@ from msefpn.data.faults import FaultReport
 from msefpn.data.looking import Looking, Progress
 from msefpn.data.pieces import Unusual
 from msefpn.data.quick import scan_in_pieces
+from msefpn.reading import MAX_JSON
 
 _QUICK = 1 << 24
 """Bytes of annotations that are read in about a second."""
@@ -62,7 +63,7 @@ def scan_split(
 
     What was read of large data is kept for the next time, see `msefpn.data.cache`.
     """
-    place = cache.Place(file, folder, decode, masks)
+    place = cache.EntryKey(file, folder, decode, masks)
     before = cache.load(place)
     if before is not None and before.data is not None and cache.is_current(before):
         return before.data, before.report
@@ -78,6 +79,11 @@ def _scan(file: Path, folder: Path, how: Looking, *, masks: bool) -> Scan:
     if not masks:
         try:
             return scan_in_pieces(file, folder, how)
-        except (Unusual, OSError):  # it is read again, to say what is wrong
+        except OSError:  # it is read again, to say what is wrong
             pass
+        except Unusual as error:
+            if file.stat().st_size > MAX_JSON:  # too large to be read at once
+                report = FaultReport(file)
+                report.add("not JSON", str(file), text=str(error))
+                return Scan(None, report)
     return scan_coco(file, folder, how, masks=masks)

@@ -62,7 +62,7 @@ def read_categories(raw: list[Any], report: FaultReport) -> dict[int, str]:
     return dict(sorted(classes.items()))
 
 
-def read_images(raw: list[Any], report: FaultReport) -> tuple[list[int], list[str], NDArray[np.int64]]:
+def image_entries(raw: list[Any], report: FaultReport) -> tuple[list[int], list[str], NDArray[np.int64]]:
     """Ids, file names and stated sizes (N, 2) of the images: height and width, 0 where there is none."""
     ids: list[int] = []
     names: list[str] = []

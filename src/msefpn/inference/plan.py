@@ -17,7 +17,7 @@ from msefpn.data.proposals import with_proposals
 from msefpn.data.reader import read_coco, read_images_alone, reads_quickly
 from msefpn.errors import UserError, unknown_name
 from msefpn.inference.options import DetectionOptions
-from msefpn.inference.submission import check_images, check_method, has_truth, split_of
+from msefpn.inference.submission import check_images, check_method, coco_split_of, has_truth
 from msefpn.links import check_links, roots_of
 from msefpn.names import DetectorInputs, check_proposals_given, known_inputs
 from msefpn.pretrained import is_named
@@ -84,7 +84,7 @@ class EvaluationPlan:
         place, proposals = self.found
         if self.submit is None:
             return read_for(inputs, self.run, place, proposals)
-        split_of(place[0])
+        coco_split_of(place[0])
         read = read_for(inputs, self.run, place, proposals, truth=has_truth(place[0]))
         check_images(read)
         return read
@@ -163,7 +163,7 @@ def _read_early(plan: EvaluationPlan, about: DetectorInfo) -> EvaluationPlan:
         return plan
     place, _ = plan.found
     if plan.submit is not None:
-        split_of(place[0])
+        coco_split_of(place[0])
     if not reads_quickly(place[0]):
         return plan
     read = plan.read_data(inputs)

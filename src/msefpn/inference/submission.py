@@ -33,7 +33,7 @@ def check_method(method: str) -> None:
         raise UserError(f"submit is '{method}': name the method with letters, digits, '.', '-' and '_'")
 
 
-def split_of(file: Path) -> str:
+def coco_split_of(file: Path) -> str:
     """The split of COCO that an annotation file is of, by its name. Raises UserError where it is of none."""
     found = _FILE.fullmatch(file.name)
     if found is None:
@@ -45,7 +45,7 @@ def split_of(file: Path) -> str:
 
 
 def has_truth(file: Path) -> bool:
-    """Whether a file of `split_of` has annotations."""
+    """Whether a file of `coco_split_of` has annotations."""
     return not file.name.startswith(_UNLABELLED)
 
 
@@ -91,7 +91,7 @@ def write_submission(folder: Path, method: str, results: Sequence[dict[str, Any]
         UserError: the server would refuse it, or the file cannot be written.
     """
     check_results(results, data)
-    name = f"detections_{split_of(data.file)}_{method}_results"
+    name = f"detections_{coco_split_of(data.file)}_{method}_results"
     path = folder / f"{name}.zip"
     with replacing(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"{name}.json", json.dumps(results))
