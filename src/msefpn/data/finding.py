@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import unicodedata
 import urllib.parse
@@ -29,7 +30,7 @@ def files_in(folder: Path, *, deep: bool = False) -> list[Path]:
 
     Symbolic links are followed, except for one that leads to a folder that it lies in.
     """
-    return sorted(_walk(folder, deep, (os.path.realpath(folder),)))
+    return sorted(_walk(folder, deep, (os.path.realpath(folder),)), key=operator.attrgetter("parts"))
 
 
 def _walk(folder: Path, deep: bool, above: tuple[str, ...]) -> Iterator[Path]:
@@ -51,7 +52,7 @@ def _walk(folder: Path, deep: bool, above: tuple[str, ...]) -> Iterator[Path]:
 
 def is_image_name(name: str | Path) -> bool:
     """Whether a file of that name is taken as an image."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def images_in(folder: Path, *, deep: bool = False) -> list[Path]:
@@ -64,19 +65,24 @@ def unlisted(listed: Iterable[Path]) -> list[str]:
     files = {os.path.abspath(file) for file in listed}
     texts = []
     for folder in sorted({place for file in files if os.path.isdir(place := os.path.dirname(file))}):
-        rest = [file.name for file in images_in(Path(folder)) if os.path.abspath(file) not in files]
+        there = files_in(Path(folder))
+        rest = [file.name for file in there if os.path.abspath(file) not in files and is_image_name(file)]
         if rest:
             texts.append(
                 f"{len(rest)} images in '{folder}' are not listed and are skipped ({examples(rest)})"
             )
-        if text := describe_unread(unread_in(Path(folder))):
+        if text := describe_unread(file for file in there if _is_unread(file)):
             texts.append(f"'{folder}': {text}")
     return texts
 
 
 def unread_in(folder: Path, *, deep: bool = False) -> list[Path]:
     """The pictures of a folder that are not read for their suffix, see `files_in`."""
-    return [file for file in files_in(folder, deep=deep) if file.suffix.lower() in UNREAD_SUFFIXES]
+    return [file for file in files_in(folder, deep=deep) if _is_unread(file)]
+
+
+def _is_unread(file: Path) -> bool:
+    return os.path.splitext(file)[1].lower() in UNREAD_SUFFIXES
 
 
 def describe_unread(files: Iterable[Path]) -> str:
