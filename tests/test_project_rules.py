@@ -29,7 +29,7 @@ FLOORS: list[set[str]] = [
     {"plain", "structures", "necks"},
     {"errors"},
     {"reading"},
-    {"links", "plugins", "pretrained", "static", "writing"},
+    {"links", "plugins", "pretrained", "remote", "static", "writing"},
     {"config"},
     {"checkpoint", "names"},
     {"data", "models", "metrics", "html"},
@@ -60,7 +60,7 @@ APART = {
 }
 """Parts that may import less than all below."""
 NO_HEAVY_IMPORT = {"__init__", "__main__", "checkpoint", "cli", "commands", "config", "errors", "plugins"}
-NO_HEAVY_IMPORT |= {"links", "plain", "pretrained", "reading"}
+NO_HEAVY_IMPORT |= {"links", "plain", "pretrained", "reading", "remote"}
 HEAVY = {
     "torch",
     "torchvision",
@@ -75,6 +75,9 @@ EXTRAS = {
     "av": {"inference/video.py"},
     "tensorboard": set[str](),
     "hotcoco": {"metrics/coco.py"},
+    "fsspec": set[str](),
+    "s3fs": set[str](),
+    "gcsfs": set[str](),
     "wandb": set[str](),
     "mlflow": set[str](),
     "trackio": set[str](),

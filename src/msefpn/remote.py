@@ -1,0 +1,261 @@
+"""Files at addresses of other file systems, such as s3://BUCKET/PATH, through fsspec.
+
+An address is a text PROTOCOL://PATH of any protocol that fsspec knows; http, the Hugging Face hub and cameras
+have readers of their own and are none. Every function raises `UserError` for what a user can cause: one line
+that names the address without the password that may be in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import posixpath
+import re
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from msefpn.errors import UserError, missing_extra
+
+EXTRA = "remote"
+"""The extra with the packages for s3:// and gs://."""
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_OTHERS = frozenset(("http", "https", "hf", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp"))
+"""Protocols of what is read elsewhere in this package."""
+_OBJECTS = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss"))
+"""Protocols of object stores: there a file appears when all of it has arrived, and renaming it copies it."""
+_WITH_EXTRA = frozenset(("s3", "s3a", "gs", "gcs"))
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LONGEST = 160
+"""Characters of what a file system says that a message repeats."""
+
+
+class Entry(NamedTuple):
+    """A file at an address."""
+
+    address: str
+    size: int
+    """Bytes."""
+
+
+def is_address(value: object) -> bool:
+    """Whether a value is a text PROTOCOL://... of a file system; which may be one that is not known."""
+    found = _ADDRESS.match(value) if isinstance(value, str) else None
+    return found is not None and found[1].lower() not in _OTHERS
+
+
+def address_name(address: str) -> str:
+    """The last part of an address: a file's name."""
+    return posixpath.basename(address.rstrip("/"))
+
+
+def below(address: str, *parts: str) -> str:
+    """The address of a file below."""
+    return "/".join([address.rstrip("/"), *parts])
+
+
+def without_secrets(text: str) -> str:
+    """A text with addresses, without passwords and signatures that are in them."""
+    text = re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", text)
+    return re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1?***", text)
+
+
+def check_address(address: str) -> None:
+    """Raise UserError where the protocol is not known, or a package that it needs is missing."""
+    _system(address, "used")
+
+
+def kind_at(address: str) -> str | None:
+    """What is at an address: "file", "directory", or None where nothing is. Raises UserError."""
+    system, path = _system(address, "read")
+    with _telling(address, "read"):
+        system.invalidate_cache()
+        try:
+            return str(system.info(path)["type"])
+        except FileNotFoundError:
+            return None
+
+
+def files_below(address: str) -> list[Entry]:
+    """Find all files below a folder, sorted by address.
+
+    Raises:
+        UserError: there is no folder, or it cannot be read.
+    """
+    return _listed(address, lambda system, path: system.find(path, detail=True))
+
+
+def files_matching(pattern: str) -> list[Entry]:
+    """Find the files that match an address with *, ?, [...] or **, sorted by address. Raises UserError."""
+    return _listed(pattern, lambda system, path: system.glob(path, detail=True))
+
+
+def _listed(address: str, find: Any) -> list[Entry]:
+    system, path = _system(address, "read")
+    with _telling(address, "read"):
+        system.invalidate_cache()
+        found = find(system, path)
+        if not found and not re.search(r"[*?\[]", address):
+            system.info(path)  # says why
+        entries = [
+            Entry(str(system.unstrip_protocol(name)), int(about.get("size") or 0))
+            for name, about in sorted(found.items())
+            if about.get("type") == "file" and not name.endswith("/")
+        ]
+    return entries
+
+
+@contextlib.contextmanager
+def open_address(address: str) -> Iterator[BinaryIO]:
+    """Open a file to read it.
+
+    Raises:
+        UserError: it cannot be opened, or a read fails inside the body.
+    """
+    system, path = _system(address, "read")
+    with _telling(address, "read"):
+        file: BinaryIO = system.open(path, "rb")
+    with file, _telling(address, "read", only=(OSError,)):
+        yield file
+
+
+def read_address(address: str, most: int) -> bytes:
+    """The bytes of a file of at most `most` bytes. Raises UserError."""
+    with open_address(address) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(
+            f"'{without_secrets(address)}' has more than {most / 2**20:.0f} MB, which is the limit"
+        )
+    return content
+
+
+def copy_from(address: str, path: Path) -> None:
+    """Copy a file to this machine. Raises UserError; then nothing is at `path`."""
+    system, remote = _system(address, "read")
+    try:
+        with _telling(address, "read"):
+            system.get_file(remote, str(path))
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def copy_to(path: Path, address: str) -> None:
+    """Put a file at an address, whole or not at all: what was there before stays until then.
+
+    An object store shows a file when all of it has arrived. Elsewhere it is written beside its place, under a
+    name that begins with a dot, and renamed.
+
+    Raises:
+        UserError: the file system refuses, or cannot be reached.
+    """
+    system, remote = _system(address, "written")
+    with _telling(address, "written"):
+        if _protocol(address) in _OBJECTS:
+            system.put_file(str(path), remote)
+            return
+        folder, name = posixpath.split(remote)
+        if system.exists(remote) and system.info(remote)["type"] != "file":
+            raise UserError(
+                f"'{without_secrets(address)}' cannot be written: it is not a regular file: name another"
+            )
+        system.makedirs(folder, exist_ok=True)
+        part = posixpath.join(folder, f".{name}.{secrets.token_hex(4)}.part")
+        try:
+            system.put_file(str(path), part)
+            system.mv(part, remote)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                system.rm_file(part)
+            raise
+
+
+@contextlib.contextmanager
+def writing_to(address: str) -> Iterator[Path]:
+    """Give a path on this machine to write to, and upload that file when the body has ended well.
+
+    Raises:
+        UserError: the file system refuses, or cannot be reached.
+    """
+    check_address(address)
+    with tempfile.TemporaryDirectory(prefix="msefpn-") as folder:
+        path = Path(folder) / address_name(address)
+        yield path
+        copy_to(path, address)
+
+
+def rename_at(source: str, target: str) -> None:
+    """Rename a file of one file system, in the place of what is at `target`. Raises UserError."""
+    system, path = _system(source, "written")
+    with _telling(target, "written"):
+        system.mv(path, _system(target, "written")[1])
+
+
+def remove_at(address: str) -> None:
+    """Remove a file; one that is not there is no fault. Raises UserError."""
+    system, path = _system(address, "written")
+    with _telling(address, "removed"), contextlib.suppress(FileNotFoundError):
+        system.rm_file(path)
+
+
+def _protocol(address: str) -> str:
+    found = _ADDRESS.match(address)
+    if found is None:
+        raise UserError(f"'{address}' is not an address: write PROTOCOL://PATH, such as s3://bucket/folder")
+    return found[1].lower()
+
+
+def _system(address: str, verb: str) -> tuple[Any, str]:
+    """The file system of an address, and the path in it. Raises UserError."""
+    import fsspec  # noqa: PLC0415  most commands need none of it
+
+    protocol = _protocol(address)
+    if protocol not in fsspec.available_protocols():
+        raise UserError(
+            f"'{without_secrets(address)}' is of an unknown kind: known are s3://, gs://, file:// and others "
+            "of fsspec"
+        )
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        if protocol in _WITH_EXTRA:
+            raise missing_extra(f"'{without_secrets(address)}'", EXTRA) from None
+        said = " ".join(str(error).split())
+        raise UserError(f"'{without_secrets(address)}' needs another package: {said}") from None
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints tracebacks of what is told below
+    with _telling(address, verb):
+        system, path = fsspec.core.url_to_fs(address)
+    return system, str(path)
+
+
+@contextlib.contextmanager
+def _telling(address: str, verb: str, only: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Say in one line what a file system refuses: each has exceptions of its own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except only as error:
+        raise _told(address, verb, error) from None
+
+
+def _told(address: str, verb: str, error: Exception) -> UserError:
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    said = without_secrets(" ".join(str(error).split()))[:_LONGEST] or type(error).__name__
+    start = f"'{without_secrets(address)}' cannot be {verb}"
+    if isinstance(error, FileNotFoundError):
+        what = "bucket or folder does not exist" if verb == "written" else "it does not exist"
+        return UserError(f"{start}: {what}: check the address")
+    refused = isinstance(error, PermissionError) or getattr(error, "code", None) in (401, 403)
+    if refused or any("Credentials" in kind or "RefreshError" in kind for kind in kinds):
+        return UserError(f"{start}: {said}: check the rights, and the credentials that are used")
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return UserError(f"{start}: {error.strerror}: free some space there, or name another place")
+    lost = ("ConnectionError", "HTTPClientError", "TimeoutError", "ClientConnectionError", "TransportError")
+    if kinds.intersection(lost):
+        return UserError(f"{start}: {said}: check the network and the endpoint, then try again")
+    return UserError(f"{start}: {said}: remove the cause, or name another place")
