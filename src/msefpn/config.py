@@ -151,6 +151,10 @@ class Config:
         choices=CONVOLUTIONS,
     )
     compile: bool = option(False, "compile the detector first (inductor); it takes a minute or more")
+    checkpoint_every: str = option(
+        "15min", "steps or time between two states that are kept within an epoch: 500, 90s, 15min, 2h"
+    )
+    keep: int = option(1, "states that are kept: resume.ckpt, and older ones as resume-STEP.ckpt", low=1)
     workers: int = option(2, "processes that load images, per device", low=0)
     plugins: dict[str, str] = option(
         {}, "where names come from that are not the package's own; written by runs", flag=False

@@ -244,8 +244,11 @@ def train_loader(
     world: int = 1,
     keep_empty: bool = True,
     antialias: bool = True,
+    skip: int = 0,
 ) -> "DataLoader[Any]":
     """Build the loader of one epoch for one of `world` processes, each with the same number of batches.
+
+    The first `skip` batches are left out, and their images not read.
 
     Landscape images and the others come in batches of their own, and the last batches of a group are filled
     up with images of the group, as mmdetection's GroupSampler does. Its data set also leaves out images that
@@ -261,7 +264,7 @@ def train_loader(
                 f"{data.file} has no image with an annotation and sides of {_LEAST} pixels or more: set "
                 "keep_empty: true"
             )
-    batches = _grouped(data.sizes, chosen, batch, mixed_seed(seed, epoch, 0, 1), world)[rank::world]
+    batches = _grouped(data.sizes, chosen, batch, mixed_seed(seed, epoch, 0, 1), world)[rank::world][skip:]
     transform = train_transform(augment, size, antialias=antialias)
     fit = decoded_fit(augment, size) if antialias else None
     dataset = DetectionDataset(data, transform, seed=seed, fit=fit, others=chosen)

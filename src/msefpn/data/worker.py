@@ -13,8 +13,10 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 
 
 def begin_worker(_: int) -> None:
-    """Let the main process decide what Ctrl-C means, end in silence on SIGTERM, and hold little memory."""
+    """Let the main process decide what Ctrl-C and SIGUSR1 mean, end in silence on SIGTERM, and hold little memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     # The collector would look at all that the main process has made, and so copy it.
     gc.freeze()

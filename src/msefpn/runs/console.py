@@ -201,12 +201,12 @@ class TrainingProgress:
         )
         self.task: TaskID | None = None
 
-    def start(self, text: str, batches: int) -> None:
-        """Begin a part: an epoch's training or its evaluation."""
+    def start(self, text: str, batches: int, done: int = 0) -> None:
+        """Begin a part: an epoch's training or its evaluation, where `done` batches of it are done."""
         if self.task is not None:
             self.progress.remove_task(self.task)
         self.progress.start()
-        self.task = self.progress.add_task(text, total=batches, speed="")
+        self.task = self.progress.add_task(text, total=batches, completed=done, speed="")
 
     def step(self, values: Mapping[str, float], clock: Speed) -> None:
         """Show one batch: its losses and the learning rate."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: both end what is running in the same way, at once and only once."""
+"""Ctrl-C and SIGTERM: both end what is running in the same way, at once and only once; SIGUSR1: a request."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+REQUEST: signal.Signals | None = getattr(signal, "SIGUSR1", None)
+"""The signal that asks a training to keep its state; Windows has none."""
 GRACE = 5.0
 """Seconds after the first signal in which more of them change nothing: launchers send several."""
 
@@ -23,12 +25,19 @@ class Interruption:
         self.process = os.getpid()
         self.at: float | None = None
         """When the first signal came."""
+        self.requested = False
+        """Whether `REQUEST` has come; who does what it asks for sets it back."""
         self.holding = False
         self.active = False
         """Whether the signals come here."""
+        self.heeding = False
+        """Whether `REQUEST` comes here too, where the others do."""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
+        if number == REQUEST:
+            self.requested = True
+            return
         if os.getpid() != self.process:
             os._exit(0)  # a process that loads images: the one that started it tells
         now = time.monotonic()
@@ -46,6 +55,8 @@ class Interruption:
         for number in (signal.SIGINT, signal.SIGTERM):
             if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self)
+        if self.heeding and REQUEST is not None:
+            signal.signal(REQUEST, self)
 
     def check(self) -> None:
         """Raise KeyboardInterrupt where a signal has come: one that is raised in a finaliser is lost."""
@@ -54,14 +65,29 @@ class Interruption:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Let a first signal wait until the body has ended."""
+        """Let a first signal wait: until `check`, or until the outermost such body has ended."""
         self.check()
-        self.holding = True
+        before, self.holding = self.holding, True
         try:
             yield
         finally:
-            self.holding = False
-        self.check()
+            self.holding = before
+        if not before:
+            self.check()
+
+    @contextlib.contextmanager
+    def heeding_requests(self) -> Iterator[None]:
+        """Let `REQUEST` set `requested` instead of ending the process, where the other signals come here."""
+        if not self.active or REQUEST is None or self.heeding:
+            yield
+            return
+        before, self.heeding = signal.getsignal(REQUEST), True
+        self.install()
+        try:
+            yield
+        finally:
+            self.heeding = False
+            signal.signal(REQUEST, before)
 
 
 @contextlib.contextmanager

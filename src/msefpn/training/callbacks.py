@@ -55,7 +55,10 @@ class Callback:
     run: Run
 
     def start(self, run: Run) -> None:
-        """Before the first step; nothing may be written before. A resumed run starts again."""
+        """Before the first step; nothing may be written before.
+
+        A resumed run starts again, with `run.step` steps that are done: later ones come once more.
+        """
         self.run = run
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
@@ -69,6 +72,9 @@ class Callback:
 
     def end(self, reason: str) -> None:
         """At the end, also of a run that fails: why it ended early; empty where it did not."""
+
+    def flush(self) -> None:
+        """Before a state within an epoch is kept: have the disk hold what was written. May be missing."""
 
 
 class Callbacks(Callback):
@@ -104,6 +110,12 @@ class Callbacks(Callback):
             with _telling(member):
                 member.evaluation(epoch, step, values)
 
+    def flush(self) -> None:
+        """Tell all that have it."""
+        for member in self.members:
+            with _telling(member):
+                getattr(member, "flush", _nothing)()
+
     def end(self, reason: str) -> None:
         """End all that were started, also where one fails; one whose start failed may fail in silence."""
         failures: list[Exception] = []
@@ -115,6 +127,10 @@ class Callbacks(Callback):
                 failures.append(error)
         if failures and len(self.started) == len(self.members):
             raise failures[0]
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ class Ema:
         self.weights: dict[str, Tensor] = {
             name: value.detach().clone() for name, value in module.state_dict().items()
         }
+        self.aside: dict[str, Tensor] | None = None
+        """The module's own weights while the averages are in their place."""
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -40,9 +42,10 @@ class Ema:
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
         """Put the averages into the module for as long as the body runs."""
-        own = {name: value.clone() for name, value in self.module.state_dict().items()}
+        self.aside = {name: value.clone() for name, value in self.module.state_dict().items()}
         self.module.load_state_dict(self.weights)
         try:
             yield
         finally:
-            self.module.load_state_dict(own)
+            self.module.load_state_dict(self.aside)
+            self.aside = None

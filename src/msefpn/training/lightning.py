@@ -1,44 +1,55 @@
 """Training on pytorch-lightning; no other file imports it.
 
 All random state is derived from (seed, process, epoch, batch), and the learning rate from the step, so that
-nothing has to be carried over an interruption but weights, optimizer and averages.
+nothing has to be carried over an interruption but weights, optimizer, averages and how far the epoch is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import signal
 import warnings
-from collections import Counter
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
-from torch import Tensor, distributed
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 from torch.optim import Optimizer
 
 from msefpn.config import parse_size
 from msefpn.data.coco import CocoData
 from msefpn.data.ground_truth import category_ids_for, truth_of
-from msefpn.data.loader import eval_loader, mixed_seed, train_loader
+from msefpn.data.loader import mixed_seed, train_loader
 from msefpn.errors import UserError
-from msefpn.inference.detect import Predictions, as_results, detect, merge_predictions
+from msefpn.inference.detect import Predictions, as_results
 from msefpn.inference.device import telling_compiler, telling_memory
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.models import Detector
 from msefpn.runs.console import TrainingProgress, say, show_dropped
 from msefpn.runs.signals import Interruption, interruptible
 from msefpn.structures import Batch
+from msefpn.training.agreement import infinite, refuse_infinite
 from msefpn.training.callbacks import Callbacks, Run
 from msefpn.training.clock import Clock
+from msefpn.training.counts import Counts
 from msefpn.training.ema import Ema
+from msefpn.training.evaluating import detect_together
+from msefpn.training.keeper import Keeper
+from msefpn.training.position import (
+    Position,
+    average_statistics,
+    gather_statistics,
+    restore_statistics,
+    statistics_of,
+)
 from msefpn.training.processes import what_ended
 from msefpn.training.recorder import Recorder
-from msefpn.training.resume import DataMarks, settings_of
+from msefpn.training.resume import DataMarks, about_run
 from msefpn.training.schedule import lr_factor, make_optimizer
+from msefpn.training.timetable import parse_every
 
 
 class Training(pl.LightningModule):
@@ -78,20 +89,29 @@ class Training(pl.LightningModule):
             detector.classes, val_data, f"the training data {train_data.file}"
         )
         self.state, self.marks = state, marks
+        self.position = None if state is None else Position.of_state(state)
         self.recorder, self.callbacks = recorder, callbacks
         self.limit = steps
         self.step = run.step
-        self.stop = Interruption()
+        every = parse_every(self.config.checkpoint_every)
+        self.keeper = Keeper(every, run.step, recorder, callbacks)
+        self.began = self.evaluated = run.epoch
+        self.skipped = 0
         self.ema: Ema | None = None
         self.lr = 0.0
-        self.sums: Counter[str] = Counter()
         self.clock = Clock(self.config.epochs - run.epoch)
+        self.counts = Counts(self.clock)
         self.progress = TrainingProgress(self.config.epochs) if recorder is not None else None
 
     @property
     def epoch(self) -> int:
         """Epochs of the whole run that are done; Lightning counts those of this process."""
-        return self.run.epoch + self.current_epoch
+        return self.began + self.current_epoch
+
+    @property
+    def stop(self) -> Interruption:
+        """The signals that have come."""
+        return self.keeper.stop
 
     @property
     def per_pass(self) -> int:
@@ -100,11 +120,29 @@ class Training(pl.LightningModule):
 
     @property
     def batches(self) -> int:
-        """Batches of an epoch on one device."""
-        return int(self.trainer.num_training_batches)
+        """Batches of an epoch on one device, those that were done before included."""
+        return self.skipped + int(self.trainer.num_training_batches)
+
+    @property
+    def weights(self) -> list[dict[str, Tensor]]:
+        """Those of the detector, and their averages where there are such."""
+        own: dict[str, Tensor] = self.detector.state_dict()
+        if self.ema is None:
+            return [own]
+        return [own if self.ema.aside is None else self.ema.aside, self.ema.weights]
 
     def train_dataloader(self) -> Any:
         """Lightning asks for it at the start of every epoch."""
+        self.skipped = 0
+        if self.state is not None and self.position is not None:
+            rest = self._loader(self.run.epoch, self.position.batches)
+            if len(rest):
+                self.skipped = self.position.batches
+                return rest
+            self.began += 1  # only the evaluation is left of that epoch
+        return self._loader(self.epoch)
+
+    def _loader(self, epoch: int, skip: int = 0) -> Any:
         return train_loader(
             self.train_data,
             size=parse_size(self.config.size),
@@ -112,7 +150,8 @@ class Training(pl.LightningModule):
             batch=self.per_pass,
             workers=self.config.workers,
             seed=self.config.seed,
-            epoch=self.epoch,
+            epoch=epoch,
+            skip=skip,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
             keep_empty=self.config.keep_empty,
@@ -132,25 +171,45 @@ class Training(pl.LightningModule):
             self.stop.install()
 
     def on_train_start(self) -> None:
-        """Begin the averages, when the weights are on their device."""
+        """Begin the averages, when the weights are on their device, and what the state has left to do."""
+        self.stop.holding = True
         if self.config.ema:
             self.ema = Ema(self.detector, self.config.ema)
             if self.state is not None and self.state["ema"] is not None:
                 self.ema.load(self.state["ema"])
+        if self.state is not None and self.state.get("scaler"):
+            self.trainer.precision_plugin.load_state_dict(self.state["scaler"])
+        if self.position is not None:
+            kept, world = self.position.statistics, self.trainer.world_size
+            restore_statistics(self.weights, kept, self.global_rank, world)
         self.state = None
         if self.callbacks is not None:
             self.callbacks.start(self.run)
+        if self.position is not None and self.skipped:
+            self.clock.epochs -= self.skipped / self.batches
+        elif self.position is not None:
+            self.trainer.fit_loop.max_epochs = self.config.epochs - self.began
+            self._finish_before(self.position)
+
+    def _finish_before(self, position: Position) -> None:
+        """Evaluate the epoch of which only that was left."""
+        self.detector.train()
+        self.counts.begin(position.batches, position)
+        self.lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        if position.statistics:
+            average_statistics(self.weights, statistics_of(self.detector), self.trainer.world_size)
+        self._finish()
 
     def on_train_epoch_start(self) -> None:
         """Begin to count anew."""
         self.detector.train()
-        self.sums.clear()
+        self.counts.begin(self.batches, self.position if self.skipped else None)
         if self.limit is not None:
             steps = (self.limit - self.run.step) * self.config.accumulate
             self.clock.epochs = min(self.clock.epochs, steps / self.batches)
-        self.clock.start_epoch()
         if self.progress is not None:
-            self.progress.start(f"epoch {self.epoch + 1}/{self.config.epochs}", self.batches)
+            text = f"epoch {self.epoch + 1}/{self.config.epochs}"
+            self.progress.start(text, self.batches, self.skipped)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate, and seed what is random inside the model, like the samplers."""
@@ -158,18 +217,19 @@ class Training(pl.LightningModule):
         self.lr = self.config.scaled_lr * lr_factor(self.config, self.step, steps_per_epoch)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.lr
-        torch.manual_seed(mixed_seed(self.config.seed, self.global_rank, self.epoch, batch_idx))
+        number = self.skipped + batch_idx
+        torch.manual_seed(mixed_seed(self.config.seed, self.global_rank, self.epoch, number))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the losses. Raises UserError in every process where it is not finite in one."""
-        self.stop.check()
         losses = self.losses(batch.images, batch.sizes, batch.targets, batch.proposals)
         total = torch.stack(list(losses.values())).sum()
         values = {name: float(value.detach()) for name, value in losses.items()}
-        self._stop_if_not_finite(values, batch)
+        world, bad = self.trainer.world_size, bool(infinite(values))
+        if self.keeper.agree(self.step + 1, self.device, world, fail=bad).fail:
+            refuse_infinite(values, batch, self.step, self.global_rank, world)
         values["loss"] = sum(values.values())
-        self.sums.update(values)
-        self.clock.seen(len(batch.images) * self.trainer.world_size, (batch_idx + 1) / self.batches)
+        self.counts.add(values, len(batch.images) * world, (batch_idx + 1) / self.batches)
         if self.progress is not None:
             self.progress.step({"loss": values["loss"], "lr": self.lr, **values}, self.clock)
         if self.callbacks is not None and batch_idx % self.config.accumulate == 0:
@@ -188,117 +248,95 @@ class Training(pl.LightningModule):
             self.trainer.should_stop = True
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Note how far the epoch is."""
-        self.batches_done = batch_idx + 1
+        """After a step, keep the state and end, where one of the processes is to."""
+        self.counts.batches = self.skipped + batch_idx + 1
+        if (batch_idx + 1) % self.config.accumulate == 0 or self.counts.whole:
+            self.keeper.end_step(self.step, self._state_within, self.device, self.trainer.world_size)
 
     def on_train_epoch_end(self) -> None:
-        """Evaluate, and keep the epoch; one that `steps` has cut short is not one to resume from."""
-        if self.trainer.world_size > 1:
-            self._average_statistics()
-        if self.ema is None:
-            predictions = self._evaluate()
-        else:
-            with self.ema.swapped():
+        """Evaluate, and keep the epoch."""
+        self._gather()
+        average_statistics(self.weights, statistics_of(self.detector), self.trainer.world_size)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Evaluate and keep an epoch; what is left of one that is not whole is done on resuming."""
+        try:
+            with contextlib.nullcontext() if self.ema is None else self.ema.swapped():
                 predictions = self._evaluate()
+        except BaseException as error:
+            if self.recorder is not None and self.recorder.step < self.step:
+                with contextlib.suppress(*([] if isinstance(error, KeyboardInterrupt) else [Exception])):
+                    self.keeper.keep(self._state(self.counts.position()))
+            raise
         self.clock.end_epoch()
         if self.recorder is not None:
             self._record(self.recorder, predictions)
-        if self._is_to_stop():
+            if self.run.stopped:
+                say(f"stopped after epoch {self.evaluated + 1}: {self.run.stopped}")
+        world, stopped = self.trainer.world_size, self.run.stopped
+        if self.keeper.end_evaluation(self.step, stopped, self.device, world):
             self.trainer.should_stop = True
+        self.evaluated += 1
 
     def _record(self, recorder: Recorder, predictions: Predictions) -> None:
         """Keep and tell what an epoch gave, in the first process."""
         results = as_results(predictions, self.category_ids)
         evaluation = evaluate_coco(truth_of(self.val_data), results, masks=self.detector.learns_masks)
         numbers = evaluation.to_json() | {"num_dropped": predictions.num_dropped}
-        epoch, whole = self.epoch + 1, self.batches_done == self.batches
-        weights = self.detector.state_dict() if self.ema is None else self.ema.weights
-        values = {name: value / self.batches_done for name, value in sorted(self.sums.items())}
+        epoch, values = self.evaluated + 1, self.counts.means()
         values |= {"lr": self.lr, "images_per_second": self.clock.images_per_second}
         assert self.callbacks is not None
-        with self.stop.held():  # it takes seconds, and keeps an epoch
-            self.callbacks.epoch(epoch, self.step, values)
-            self.callbacks.evaluation(epoch, self.step, evaluation.named())
-            state = self._state() if whole else None
-            recorder.epoch(epoch, self.step, numbers, results, self.detector, weights, state)
+        self.callbacks.epoch(epoch, self.step, values)
+        self.callbacks.evaluation(epoch, self.step, evaluation.named())
+        state = self._state(None if self.counts.whole else self.counts.position())
+        recorder.epoch(epoch, self.step, numbers, results, self.detector, self.weights[-1], state)
         assert self.progress is not None
         self.progress.end_epoch(epoch, values, numbers, self.clock)
         show_dropped(predictions.num_dropped)
 
-    def _is_to_stop(self) -> bool:
-        """Whether a callback of the first process ends the training."""
-        stop = torch.tensor(float(bool(self.run.stopped)), device=self.device)
-        if self.trainer.world_size > 1:
-            distributed.broadcast(stop, src=0)
-        if self.run.stopped:
-            say(f"stopped after epoch {self.epoch + 1}: {self.run.stopped}")
-        return bool(stop > 0)
-
-    def _average_statistics(self) -> None:
-        """Batch normalisation has seen other images in each process: evaluate and keep the mean of all."""
-        weights = [self.detector.state_dict()] + ([] if self.ema is None else [self.ema.weights])
-        for name, module in self.detector.named_modules():
-            if isinstance(module, _BatchNorm) and module.training:
-                for statistic in (f"{name}.running_mean", f"{name}.running_var"):
-                    for tensors in weights:
-                        distributed.all_reduce(tensors[statistic])
-                        tensors[statistic] /= self.trainer.world_size
-
     def _evaluate(self) -> Predictions:
-        """Detections on the validation data, of all processes together."""
-        loader = eval_loader(
+        return detect_together(
+            self.detector,
             self.val_data,
-            size=parse_size(self.config.size),
-            batch=self.per_pass,
-            workers=self.config.workers,
+            self.config,
+            self.device,
             rank=self.global_rank,
             world=self.trainer.world_size,
-            antialias=self.config.antialias,
+            began=self._evaluates,
+            seen=self._evaluated,
         )
+
+    def _evaluates(self, batches: int) -> None:
         if self.progress is not None:
-            self.progress.start(f"epoch {self.epoch + 1}/{self.config.epochs}, evaluation", len(loader))
-        predictions = detect(self.detector, loader, self.device, self._evaluated)
-        if self.trainer.world_size == 1:
-            return predictions
-        parts: list[Any] = [None] * self.trainer.world_size
-        distributed.all_gather_object(parts, predictions)
-        return merge_predictions(parts)
+            self.progress.start(f"epoch {self.evaluated + 1}/{self.config.epochs}, evaluation", batches)
 
     def _evaluated(self, images: int) -> None:
-        self.stop.check()
+        self.keeper.check(lambda: self._state(self.counts.position()))
         if self.progress is not None:
             self.progress.evaluated(images)
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "epoch": self.epoch + 1,
-            "step": self.step,
-            "detector": self.detector.state_dict(),
-            "optimizer": self.trainer.optimizers[0].state_dict(),
-            "ema": None if self.ema is None else self.ema.weights,
-            "classes": list(self.detector.classes),
-            "category_ids": list(self.detector.category_ids),
-            "config": settings_of(self.config),
-            "data": self.marks.to_state(),
-        }
+    def _gather(self) -> None:
+        names, world = statistics_of(self.detector), self.trainer.world_size
+        self.counts.statistics = gather_statistics(self.weights, names, world)
 
-    def _stop_if_not_finite(self, losses: dict[str, float], batch: Batch) -> None:
-        bad = [name for name, value in losses.items() if not math.isfinite(value)]
-        faults: list[Any] = [(bad, batch.ids.tolist())]
-        if self.trainer.world_size > 1:
-            any_bad = torch.tensor(float(bool(bad)), device=self.device)
-            distributed.all_reduce(any_bad)
-            if any_bad > 0:
-                faults = [None] * self.trainer.world_size
-                distributed.all_gather_object(faults, (bad, batch.ids.tolist()))
-        for names, ids in faults:
-            if names:
-                if self.global_rank > 0:  # the first process says it; `fit` ends this one in silence
-                    raise distributed.DistError
-                raise UserError(
-                    f"{', '.join(names)} not finite at step {self.step + 1} with the images of id {ids}: "
-                    "lower --lr or look at these images; the last whole epoch is kept"
-                )
+    def _state_within(self) -> dict[str, Any]:
+        """The state after a step; called in all processes."""
+        self._gather()
+        return self._state(self.counts.position())
+
+    def _state(self, position: Position | None) -> dict[str, Any]:
+        """What a training is resumed from, within an epoch or after one."""
+        return {
+            "epoch": self.evaluated + (position is None),
+            "within": None if position is None else position.to_state(),
+            "step": self.step,
+            "detector": self.weights[0],
+            "optimizer": self.trainer.optimizers[0].state_dict(),
+            "scaler": self.trainer.precision_plugin.state_dict(),
+            "ema": None if self.ema is None else self.ema.weights,
+            **about_run(self.detector, self.config, self.marks),
+        }
 
 
 def fit(training: Training, device: torch.device, precision: str) -> None:
@@ -315,7 +353,7 @@ def fit(training: Training, device: torch.device, precision: str) -> None:
         KeyboardInterrupt: on SIGINT and SIGTERM.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    with interruptible() as training.stop:
+    with interruptible() as training.keeper.stop:
         _fit(training, _trainer(training, device, precision))
 
 
@@ -351,8 +389,11 @@ def _fit(training: Training, trainer: pl.Trainer) -> None:
         ):
             warnings.filterwarnings("ignore", module=r"pytorch_lightning|torch\.(utils\.data|optim)")
             trainer.fit(training)
+        training.stop.check()
         reason = training.run.stopped
     except BaseException as error:
+        if isinstance(error, UserError):
+            raise
         left = isinstance(error, (SystemExit, KeyboardInterrupt)) and trainer.interrupted  # so ends Lightning
         if left or training.stop.at is not None:
             reason = "interrupted"
@@ -364,6 +405,7 @@ def _fit(training: Training, trainer: pl.Trainer) -> None:
             raise
         raise told from None
     finally:
+        training.stop.holding = False
         if training.progress is not None:
             training.progress.close()
         if training.callbacks is not None:

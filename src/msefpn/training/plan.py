@@ -25,8 +25,12 @@ from msefpn.runs.folder import (
     read_run,
 )
 from msefpn.runs.metrics import read_metrics
+from msefpn.training.timetable import parse_every
 
-CHANGEABLE = (*("epochs", "patience", "device", "devices", "workers", "logger", "callback", "plugins"),)
+CHANGEABLE = (
+    *("epochs", "patience", "device", "devices", "workers", "logger", "callback", "plugins"),
+    *("checkpoint_every", "keep"),
+)
 """What a resumed run may do differently."""
 
 
@@ -101,6 +105,7 @@ def plan_training(
             check_out(folder)
         plan = Plan(config, data, dict(given), folder, None, steps, fix_names, follow_links)
     check_names(plan.config)
+    parse_every(plan.config.checkpoint_every)
     _check_files(plan)
     if not resume:
         from msefpn.training.anchors import settle_anchors  # noqa: PLC0415  imports numpy: names come first

@@ -1,9 +1,13 @@
-"""What a training leaves in its run folder after each epoch: weights, predictions, numbers, and its state."""
+"""What a training leaves in its run folder: weights, predictions and numbers of an epoch, and its states."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,20 +18,28 @@ from torch import Tensor
 from msefpn.models import Detector
 from msefpn.models.weights import write_weights
 from msefpn.runs.folder import BEST, LAST, METRICS, PREDICTIONS, RESUME, TO_RESUME
-from msefpn.writing import replacing_together
+from msefpn.writing import Parts, replacing_together
+
+_OLDER = re.compile(r"resume-(\d+)\.ckpt")
+"""Names of the states before `RESUME`, by their steps."""
 
 
 class Recorder:
-    """Writes the files of an epoch, which take their places together.
+    """Writes files that belong together, which take their places together.
 
     Args:
         out: the run folder.
         best: the numbers of the best epoch before.
+        step: steps that the state in the folder is of; 0: there is none.
+        states: how many states are kept.
     """
 
-    def __init__(self, out: Path, best: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, out: Path, best: Mapping[str, Any] | None = None, *, step: int = 0, states: int = 1
+    ) -> None:
         self.out = out
         self.best = best
+        self.step, self.states = step, states
 
     def epoch(
         self,
@@ -37,7 +49,7 @@ class Recorder:
         results: list[dict[str, Any]],
         detector: Detector,
         weights: dict[str, Tensor],
-        state: dict[str, Any] | None,
+        state: dict[str, Any],
     ) -> None:
         """Keep an epoch.
 
@@ -48,14 +60,16 @@ class Recorder:
             results: the detections that they were made from.
             detector: whose configuration and classes go with the weights.
             weights: those that were evaluated.
-            state: what `read_resume` reads, but for `best`; None for an epoch that was cut short. That one
-                replaces no best one: a run is resumed from whole epochs, and would know of no other.
+            state: what `read_resume` reads, but for `best`.
+
+        An epoch that was cut short is no best one where there is a whole one: a resumed run ends it, and
+        evaluates it anew.
 
         Raises:
             UserError: the file system refuses; all files are as they were before.
         """
-        entry = {"epoch": epoch, "step": step, **numbers}
-        is_best = self.best is None or (state is not None and numbers["AP"] > self.best["AP"])
+        entry, whole = {"epoch": epoch, "step": step, **numbers}, state["within"] is None
+        is_best = self.best is None or (whole and numbers["AP"] > self.best["AP"])
         best = entry if is_best else self.best
         with replacing_together(self.out, TO_RESUME) as parts:
             for name in [BEST] * is_best + [LAST]:
@@ -64,9 +78,40 @@ class Recorder:
             if is_best:
                 parts.text(PREDICTIONS, json.dumps(results))
             parts.text(METRICS, json.dumps({"best": best, "last": entry}, indent=2))
-            if state is not None:
-                buffer = io.BytesIO()  # torch.save on a full disk raises no OSError
-                torch.save({**state, "best": best}, buffer)
-                with parts.write(RESUME) as part:
-                    part.write_bytes(buffer.getbuffer())
+            self._add_state(parts, {**state, "best": best if whole else self.best or {}})
+        self._drop_older(state["step"])
         self.best = best
+
+    def state(self, state: dict[str, Any]) -> None:
+        """Keep a state within an epoch, as `read_resume` reads it, but for `best`. Raises UserError."""
+        with replacing_together(self.out, TO_RESUME) as parts:
+            self._add_state(parts, {**state, "best": self.best or {}})
+        self._drop_older(state["step"])
+
+    def _add_state(self, parts: Parts, state: dict[str, Any]) -> None:
+        before = self.out / RESUME
+        if self.states > 1 and 0 < self.step < state["step"] and before.exists():
+            with parts.write(f"resume-{self.step}.ckpt") as part:
+                _link(before, part)
+        buffer = io.BytesIO()  # torch.save on a full disk raises no OSError
+        torch.save(state, buffer)
+        with parts.write(RESUME) as part:
+            part.write_bytes(buffer.getbuffer())
+
+    def _drop_older(self, step: int) -> None:
+        """Remove the states that are too many, after the one of `step` is kept."""
+        self.step = step
+        with contextlib.suppress(OSError):  # they may as well stay
+            names = [name for path in self.out.iterdir() if (name := _OLDER.fullmatch(path.name))]
+            before = sorted((name for name in names if int(name[1]) < step), key=lambda name: int(name[1]))
+            for name in before[: max(0, len(before) - (self.states - 1))]:
+                (self.out / name[0]).unlink()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name; where the file system knows none, copy it. Raises OSError."""
+    target.unlink()
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

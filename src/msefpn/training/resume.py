@@ -25,6 +25,7 @@ from msefpn.runs.folder import CONFIG, LAST, METRICS, RESUME, is_first_process
 from msefpn.runs.metrics import read_metrics
 from msefpn.training.fingerprint import mark_annotations, mark_pictures
 from msefpn.training.plan import CHANGEABLE, Plan
+from msefpn.training.position import Position, fault_of, fits
 from msefpn.training.schedule import make_optimizer
 
 _KINDS: dict[str, type] = {
@@ -38,7 +39,8 @@ _KINDS: dict[str, type] = {
     "config": dict,
     "data": dict,
 }
-"""What a state holds beside `ema`, which may be None."""
+"""What a state holds beside `ema`, which may be None. States of the midst of an epoch hold `within` too, see
+`Position`; those of fp16 hold the `scaler` of the gradients."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,16 @@ def settings_of(config: Config) -> dict[str, Any]:
     """A configuration as plain values."""
     values: dict[str, Any] = yaml.safe_load(to_yaml(config))
     return values
+
+
+def about_run(detector: Detector, config: Config, marks: DataMarks) -> dict[str, Any]:
+    """What a state says of its run, beside how far it is."""
+    return {
+        "classes": list(detector.classes),
+        "category_ids": list(detector.category_ids),
+        "config": settings_of(config),
+        "data": marks.to_state(),
+    }
 
 
 def read_resume(path: Path) -> dict[str, Any]:
@@ -110,9 +122,12 @@ def _fault(state: dict[str, Any]) -> str:
     if not isinstance(state["ema"], (dict, type(None))):
         return "ema is not of type dict"
     epoch, step, best = state["epoch"], state["step"], state["best"]
-    if not 1 <= epoch <= step:
+    within = state.get("within") is not None
+    if not (0 if within else 1) <= epoch <= step or step < 1:
         return f"epoch {epoch} and step {step} do not go together"
-    if not (_is_count(best.get("epoch"), epoch) and _is_count(best.get("step"), step)):
+    if epoch == 0:
+        best = {"epoch": 0, "step": 0, "AP": 0.0} if best == {} else {}
+    elif not (_is_count(best.get("epoch"), epoch) and _is_count(best.get("step"), step)):
         return "best names no epoch and step"
     if not isinstance(best.get("AP"), (int, float)):
         return "best has no AP"
@@ -129,7 +144,11 @@ def _fault(state: dict[str, Any]) -> str:
     for key in ("best", "config"):
         if any(isinstance(value, Tensor) for _, value in _leaves(state[key], key, 0)):
             return f"{key} has a tensor"
-    return "" if isinstance(state["data"].get("pictures", {}), dict) else "data.pictures is not of type dict"
+    if not isinstance(state.get("scaler", {}), dict):
+        return "scaler is not of type dict"
+    if not isinstance(state["data"].get("pictures", {}), dict):
+        return "data.pictures is not of type dict"
+    return fault_of(state.get("within"), state["config"].get("accumulate"))
 
 
 def _leaves(value: Any, place: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -177,7 +196,8 @@ def state_to_resume(
     _check_data(plan, state, marks, train, val)
     _check_settings(plan, state["config"])
     _check_fit(plan, state, detector)
-    _check_numbers(plan, state["best"])
+    if state["best"]:
+        _check_numbers(plan, state["best"])
     if plan.steps is not None and state["step"] >= plan.steps:
         raise UserError(f"the run '{plan.out}' has done {state['step']} steps: give more with --steps")
     if state["epoch"] >= plan.config.epochs:
@@ -227,11 +247,11 @@ def _check_fit(plan: Plan, state: dict[str, Any], detector: Detector) -> None:
     """Raise UserError where tensors are not those of the detector and its optimizer."""
     own = {name: (value.shape, value.dtype) for name, value in detector.state_dict().items()}
     averages = state["ema"] if plan.config.ema else {}
-    fits = all(
+    fit = fits(Position.of_state(state), detector.state_dict(), bool(plan.config.ema)) and all(
         isinstance(kept, dict) and {name: (value.shape, value.dtype) for name, value in kept.items()} == own
         for kept in ([state["detector"], averages] if plan.config.ema else [state["detector"]])
     )
-    if not fits or not _optimizer_fits(plan.config, state["optimizer"], detector):
+    if not fit or not _optimizer_fits(plan.config, state["optimizer"], detector):
         raise UserError(
             f"'{plan.out / RESUME}' does not fit the detector of '{plan.out / CONFIG}': restore both, or "
             f"start a new run with --init {plan.out / LAST}"
@@ -259,6 +279,17 @@ def _optimizer_fits(config: Config, kept: dict[str, Any], detector: Detector) ->
         )
     except Exception:  # torch checks little, and raises what it stumbles over
         return False
+
+
+def change_of_processes(state: dict[str, Any], config: Config) -> str:
+    """What another number of processes than before changes in a resumed run; empty: it is the same number."""
+    kept = int(state["config"].get("devices", 1))
+    if kept == config.devices:
+        return ""
+    text = f"{kept} {'process' if kept == 1 else 'processes'} before, {config.devices} from now on: "
+    if state.get("within") is not None:
+        text += f"in the rest of epoch {state['epoch'] + 1} some images come twice and others not at all; "
+    return f"{text}the images of a step are others than in an unbroken run, and so are the final weights"
 
 
 def _check_numbers(plan: Plan, best: dict[str, Any]) -> None:

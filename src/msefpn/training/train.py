@@ -29,12 +29,14 @@ from msefpn.runs.folder import (
     new_run,
     tell_out,
 )
+from msefpn.runs.signals import interruptible
 from msefpn.training.anchors import resolve_anchors
 from msefpn.training.callbacks import Run, make_callbacks
 from msefpn.training.data import Early, read_data
 from msefpn.training.plan import Plan
+from msefpn.training.position import Position
 from msefpn.training.recorder import Recorder
-from msefpn.training.resume import DataMarks, state_to_resume
+from msefpn.training.resume import DataMarks, change_of_processes, state_to_resume
 from msefpn.writing import working_in, write_text
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def train(plan: Plan, callbacks: Iterable[Any] = (), early: Early = None) -> Pat
         KeyboardInterrupt: Ctrl-C or SIGTERM; the message says how to resume.
     """
     first = is_first_process()
-    with contextlib.ExitStack() as alone:
+    with interruptible() as stop, stop.heeding_requests(), contextlib.ExitStack() as alone:
         if first and plan.resume:
             alone.enter_context(working_in(plan.out, TRAINING))
         plan, files, training, told = _prepare(plan, callbacks, early)
@@ -106,7 +108,7 @@ def _prepare(
     run = Run(plan.out, config, train_data.classes)
     if state is not None:
         detector.load_state_dict(state["detector"])
-        run = replace(run, epoch=state["epoch"], step=state["step"], best=state["best"])
+        run = replace(run, epoch=state["epoch"], step=state["step"], best=state["best"] or None)
     else:
         report = init_weights(detector, config.init)
         check_initial_weights(detector, report)
@@ -121,11 +123,14 @@ def _prepare(
         val_data,
         state=state,
         marks=marks,
-        recorder=Recorder(plan.out, run.best) if first else None,
+        recorder=Recorder(plan.out, run.best, step=run.step, states=config.keep) if first else None,
         callbacks=watching if first else None,
         steps=plan.steps,
     )
-    return plan, files, training, [*told, *on_anchors, *_plan_lines(plan, run, device, precision)]
+    told += [*on_anchors, *_plan_lines(plan, run, device, precision)]
+    if plan.resume:
+        told += _resumed_lines(state, config)
+    return plan, files, training, told
 
 
 @contextlib.contextmanager
@@ -136,9 +141,9 @@ def _folder(plan: Plan, files: DataFiles, detector: Detector) -> Iterator[None]:
         yield
         return
     weights = sum(tensor.nbytes for tensor in detector.state_dict().values())
-    # best, last and the state, each twice while it is replaced: a state holds weights, averages and AdamW's
-    # two moments.
-    check_out(plan.out, room=weights * 2 * (2 + 4))
+    # best, last and the newest state, each twice while it is replaced, and the older states: a state holds
+    # weights, averages and AdamW's two moments.
+    check_out(plan.out, room=weights * (2 * (2 + 4) + 4 * (plan.config.keep - 1)))
     with new_run(plan.out, plan.config, files):
         yield
 
@@ -166,10 +171,19 @@ def _plan_lines(plan: Plan, run: Run, device: torch.device, precision: str) -> l
         processor = torch.backends.cpu.get_cpu_capability()
         few = "" if config.convolution == "library" else ", gradients of few pixels alone"
         lines.insert(1, f"convolutions: {pick_method(config.convolution, device)}{few}; {processor}")
-    if plan.resume:
-        began = f"resumed after epoch {run.epoch}" if run.epoch else "no epoch was finished: it starts anew"
-        lines.append(began)
     return lines
+
+
+def _resumed_lines(state: dict[str, Any] | None, config: Config) -> list[str]:
+    """Where a resumed run goes on."""
+    if state is None:
+        return ["no epoch was finished: it starts anew"]
+    position = Position.of_state(state)
+    line = f"resumed after epoch {state['epoch']}"
+    if position is not None:
+        done = f"batch {position.batches} of {position.of}"
+        line = f"resumed after step {state['step']} ({done}) of epoch {state['epoch'] + 1}"
+    return [line, *filter(None, [change_of_processes(state, config)])]
 
 
 def _warmup(config: Config) -> str:

@@ -94,6 +94,10 @@ class JSONLogger(Callback):
     def evaluation(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Write the numbers, and have the disk hold them: the state of the epoch comes next."""
         self._write({"event": "evaluation", "epoch": epoch, "step": step, "values": dict(values)})
+        self.flush()
+
+    def flush(self) -> None:
+        """Have the disk hold the lines."""
         os.fsync(self.file.fileno())
 
     def end(self, reason: str) -> None:

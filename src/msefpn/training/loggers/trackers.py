@@ -108,6 +108,10 @@ class TensorBoardLogger(_Tracker):
         super().evaluation(epoch, step, values)
         self.board.flush()
 
+    def flush(self) -> None:
+        """Write all to the disk."""
+        self.board.flush()
+
     def end(self, reason: str) -> None:
         """Close the writer."""
         self.board.close()

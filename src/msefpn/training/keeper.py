@@ -1,0 +1,122 @@
+"""The states that a training keeps: when one is due, when a signal asks for one, and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import distributed
+
+from msefpn.errors import UserError
+from msefpn.runs.console import say
+from msefpn.runs.folder import RESUME
+from msefpn.runs.signals import Interruption
+from msefpn.training.agreement import Wishes
+from msefpn.training.callbacks import Callbacks
+from msefpn.training.recorder import Recorder
+from msefpn.training.timetable import Every, Timetable
+
+State = dict[str, Any]
+
+
+class Keeper:
+    """Keeps the state of a training between two steps.
+
+    Signals are only noted while a detector trains (`Interruption.held`): what they ask for is done where all
+    processes are between the same two steps.
+
+    Args:
+        every: how often.
+        step: steps that are done.
+        recorder: of the first process; None in the others.
+        callbacks: of the first process; None in the others.
+    """
+
+    def __init__(
+        self, every: Every, step: int, recorder: Recorder | None, callbacks: Callbacks | None
+    ) -> None:
+        self.timetable = Timetable(every, step)
+        self.recorder, self.callbacks = recorder, callbacks
+        self.stop = Interruption()
+        self.wishes = Wishes()
+
+    def agree(self, step: int, device: torch.device, world: int, *, fail: bool = False) -> Wishes:
+        """What the processes want after the step that they do now; called in all of them.
+
+        Args:
+            step: steps that will be done.
+            device: of the exchange.
+            world: number of processes.
+            fail: whether a loss of this process is not finite.
+        """
+        due = self.stop.requested or self.timetable.is_due(step)
+        own = Wishes(fail, self.stop.at is not None, due)
+        self.wishes = own.together(device, world)
+        return self.wishes
+
+    def end_step(self, step: int, state: Callable[[], State], device: torch.device, world: int) -> None:
+        """Do what was agreed on, after an optimizer step; called in all processes, which wait for the first.
+
+        Args:
+            step: steps that are done.
+            state: collects the state; called in all processes.
+            device: of the exchange.
+            world: number of processes.
+
+        Raises:
+            UserError: in the first process: the state cannot be written.
+            DistError: in the others, then.
+            KeyboardInterrupt: one of them is to end; the state is kept.
+        """
+        if world == 1:  # what has come since the losses were computed
+            self.agree(step, device, world)
+        if not (self.wishes.stop or self.wishes.keep):
+            return
+        collected, failure = state(), None
+        try:
+            self.keep(collected)
+        except UserError as error:
+            failure = error
+        if Wishes(fail=failure is not None).together(device, world).fail:
+            raise failure or distributed.DistError
+        self.timetable.kept(step)
+        self.stop.requested = False
+        if self.wishes.stop:
+            raise KeyboardInterrupt
+
+    def keep(self, state: State) -> None:
+        """Keep a state within an epoch, in the first process; in others nothing. Raises UserError."""
+        if self.recorder is None or self.callbacks is None:
+            return
+        self.callbacks.flush()
+        self.recorder.state(state)
+        if self.stop.requested:
+            say(f"kept the state after step {state['step']}: {self.recorder.out / RESUME}")
+
+    def check(self, state: Callable[[], State]) -> None:
+        """Heed signals during an evaluation, each process on its own. Raises KeyboardInterrupt, UserError."""
+        self.stop.check()
+        if self.stop.requested and self.recorder is not None:
+            self.keep(state())
+            self.stop.requested = False
+
+    def end_evaluation(self, step: int, stopped: str, device: torch.device, world: int) -> bool:
+        """Whether the training ends after an epoch that is kept; called in all processes.
+
+        Args:
+            step: steps that are done.
+            stopped: why a callback of the first process ends it; empty: none does.
+            device: of the exchange.
+            world: number of processes.
+
+        Raises:
+            KeyboardInterrupt: one of them was told to end.
+        """
+        self.timetable.kept(step)
+        if self.recorder is not None:
+            self.stop.requested = False
+        wishes = Wishes(stop=self.stop.at is not None, keep=bool(stopped)).together(device, world)
+        if wishes.stop:
+            raise KeyboardInterrupt
+        return wishes.keep
