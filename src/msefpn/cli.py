@@ -23,9 +23,10 @@ from msefpn.commands.arguments import options_of
 from msefpn.config import Config, load_recipe
 from msefpn.errors import UserError, unknown_name
 from msefpn.plain import one_line, printable
-from msefpn.runs.folder import default_recipe, is_first_process, tells_mistakes
+from msefpn.runs.folder import default_recipe
 from msefpn.runs.memory import keep_freed_memory
 from msefpn.runs.signals import interruptible
+from msefpn.runs.world import tells_mistakes
 from msefpn.writing import FULL
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = "" if error.filename is None else f"'{error.filename}': "
         return _tell(f"{place}{error.strerror}{': free some space' if error.errno in FULL else ''}")
     except KeyboardInterrupt as error:
-        if is_first_process():
+        if tells_mistakes():
             print(f"\n{printable(str(error)) or 'interrupted'}", file=sys.stderr)
         return 130
 
@@ -160,6 +161,8 @@ def command_parser(name: str, defaults: dict[str, str]) -> argparse.ArgumentPars
         if argument.name in PYTHON_ONLY or (field is not None and not field.metadata["flag"]):
             continue
         kind, several = _kind(hints.get(argument.name, argument.annotation))
+        if field is not None and field.metadata["words"]:
+            kind = _number_or_word(field.metadata["words"])
         default = defaults.get(argument.name, argument.default if field is None else _default(field))
         text = texts[argument.name].replace("%", "%%")
         if not any(default is nothing for nothing in _EMPTY):
@@ -252,6 +255,16 @@ def _kind(hint: Any) -> tuple[Callable[[str], Any], bool]:
         return _kind(typing.get_args(options[0])[0])[0], True
     kind: Callable[[str], Any] = str if options[0] is Any else options[0]
     return kind, False
+
+
+def _number_or_word(words: dict[str, int]) -> Callable[[str], Any]:
+    """The type of an option that is a whole number or a word for one."""
+
+    def kind(text: str) -> int | str:
+        return text if text in words else int(text)
+
+    kind.__name__ = f"number or {' or '.join(words)}"
+    return kind
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -19,58 +19,15 @@ from typing import Any
 import yaml
 
 from msefpn.errors import UserError, unknown_name
+from msefpn.options import check_bounds, option
 from msefpn.reading import parse_yaml, read_yaml, shown
 
 RECIPES = resources.files("msefpn") / "recipes"
 DEVICES = ("auto", "cpu", "gpu")
+AUTO_BATCH = 0
+"""The `batch` that stands for the largest that fits."""
 CONVOLUTIONS = ("auto", "library", "products")
 """How convolutions are done on the CPU, see `msefpn.models.convolution`."""
-
-
-def option(
-    default: Any,
-    text: str,
-    *,
-    low: float = -math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-    choices: Sequence[str] = (),
-    plugin: str = "",
-    flag: bool = True,
-) -> Any:
-    """Describe an option once: its flag, its help and its bounds follow from this.
-
-    Args:
-        default: its value where nothing else is said.
-        text: one noun phrase, for the help and the reference.
-        low: smallest value.
-        above: the value must be above this.
-        below: the value must be below this.
-        choices: the values that there are, of few.
-        plugin: the kind of plug-in that the value names; Python may pass the object itself.
-        flag: whether the command line has a flag for it; `--set` reaches it in any case.
-    """
-    about = {"text": text, "low": low, "above": above, "below": below, "choices": tuple(choices)}
-    about |= {"plugin": plugin, "flag": flag}
-    if isinstance(default, (dict, list)):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=about)
-    return dataclasses.field(default=default, metadata=about)
-
-
-def check_bounds(values: Any) -> None:
-    """Check the fields of a dataclass against what `option` says of them. Raises UserError."""
-    for item in dataclasses.fields(values):
-        value, about = getattr(values, item.name), item.metadata
-        if "text" not in about or value is None:
-            continue
-        if about["choices"] and value not in about["choices"]:
-            raise unknown_name(item.name, value, about["choices"])
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if not (about["low"] <= value < about["below"] and about["above"] < value < math.inf):
-            bounds = {"at least": about["low"], "above": about["above"], "below": about["below"]}
-            words = [f"{word} {limit}" for word, limit in bounds.items() if math.isfinite(limit)]
-            raise UserError(f"{item.name} is {shown(value)}: it must be finite and {' and '.join(words)}")
 
 
 @dataclass(frozen=True)
@@ -105,8 +62,16 @@ class Config:
         plugin="augmentation",
     )
     epochs: int = option(12, "passes over the training data", low=1)
-    batch: int = option(16, "images per step, over all devices and accumulated passes", low=1)
-    accumulate: int = option(1, "forward passes per step", low=1)
+    batch: int = option(
+        16,
+        "images per step, over all nodes, devices and accumulated passes; auto: the largest power of two "
+        "that fits into the GPU's memory",
+        low=1,
+        words={"auto": AUTO_BATCH},
+    )
+    accumulate: int = option(
+        1, "forward passes per step; the processes exchange gradients after the last one only", low=1
+    )
     optimizer: str = option("sgd", "sgd (momentum 0.9) or adamw", choices=("sgd", "adamw"))
     lr: float = option(0.02, "learning rate for 16 images per step; scaled linearly to the batch", above=0)
     weight_decay: float = option(1e-4, "weight decay", low=0)
@@ -141,9 +106,30 @@ class Config:
     callback: tuple[str, ...] = option((), "callbacks of plug-ins", plugin="callback")
     seed: int = option(0, "decides weights, order and augmentation", low=0, below=1 << 64)
     device: str = option("auto", "auto, cpu or gpu", choices=DEVICES)
-    devices: int = option(1, "number of GPUs, or of processes on the CPU", low=1)
+    devices: int = option(1, "number of GPUs, or of processes on the CPU, on each node", low=1)
+    nodes: int = option(1, "number of machines; torchrun or srun starts the command on each", low=1)
+    timeout: float = option(
+        600, "seconds that a process waits for the others, when they start and in each exchange", above=0
+    )
+    sync_bn: bool = option(
+        False,
+        "batch normalisation that is trained takes mean and variance over the images of all devices "
+        "(SyncBatchNorm, GPUs only): slower, for few images per device",
+    )
+    bucket_view: bool = option(
+        True,
+        "gradients lie in the buffers that several devices exchange (gradient_as_bucket_view): saves memory "
+        "of the size of the weights",
+    )
+    grad_checkpoint: bool = option(
+        False,
+        "compute the backbone's stages again in the backward pass instead of keeping their maps: less memory, "
+        "about a third more time in the backbone",
+    )
     precision: str = option(
-        "auto", "fp32, bf16, or auto: bf16 on a capable GPU", choices=("auto", "fp32", "bf16")
+        "auto",
+        "fp32, bf16, fp16 (with a loss scaler; GPUs only), or auto: bf16 on a capable GPU",
+        choices=("auto", "fp32", "bf16", "fp16"),
     )
     convolution: str = option(
         "auto",
@@ -167,11 +153,22 @@ class Config:
             raise UserError(
                 f"warmup is {self.warmup}: give whole steps, or a share of the run below 1, such as 0.05"
             )
-        if self.batch % (self.devices * self.accumulate):
+        if self.batch % (self.nodes * self.devices * self.accumulate):
+            nodes = f"{self.nodes} nodes x " * (self.nodes > 1)
             raise UserError(
-                f"batch {self.batch} cannot be shared by {self.devices} devices x {self.accumulate} passes: "
-                "choose a multiple"
+                f"batch {self.batch} cannot be shared by {nodes}{self.devices} devices x {self.accumulate} "
+                f"passes: choose a multiple of {self.nodes * self.devices * self.accumulate}"
             )
+
+    @property
+    def processes(self) -> int:
+        """Processes that train together, over all nodes."""
+        return self.nodes * self.devices
+
+    @property
+    def per_pass(self) -> int:
+        """Images of one forward pass on one device."""
+        return self.batch // (self.processes * self.accumulate)
 
     @property
     def scaled_lr(self) -> float:
@@ -316,6 +313,8 @@ def to_yaml(config: Config) -> str:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(config).items()
     }
+    if config.batch == AUTO_BATCH:
+        values["batch"] = "auto"
     return yaml.safe_dump(values, sort_keys=False)
 
 
@@ -379,6 +378,11 @@ def _coerce(key: str, value: Any, source: str) -> Any:
     if key not in _TYPES:
         raise UserError(f"{source}: {unknown_name('key', key, _TYPES)}")
     kind = typing.get_origin(_TYPES[key]) or _TYPES[key]
+    words = Config.__dataclass_fields__[key].metadata["words"]
+    if isinstance(value, str) and value in words:
+        return words[value]
+    if words and value in words.values():
+        raise UserError(f"{source}: {key} is {value}, but must be at least 1, or {' or '.join(words)}")
     if isinstance(value, bool) == (kind is bool):  # else True would be the number 1
         with contextlib.suppress(ValueError, OverflowError):
             if kind is float and isinstance(value, (int, float, str)):

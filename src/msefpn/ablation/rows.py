@@ -9,7 +9,7 @@ from typing import Any
 
 from msefpn import plugins
 from msefpn.ablation.grid import check_grid_folder, check_twice, short_name
-from msefpn.config import Config, is_recipe, load_recipe, load_row
+from msefpn.config import AUTO_BATCH, Config, is_recipe, load_recipe, load_row
 from msefpn.errors import UserError
 from msefpn.names import check_names, check_rows, known_inputs
 from msefpn.runs.folder import default_recipe
@@ -95,6 +95,10 @@ def plan_grid(
     configs = row_configs(names, recipe, default_recipe(builtin=builtin), **options)
     for name, config in configs.items():
         check_names(config)
+        if config.batch == AUTO_BATCH:
+            raise UserError(
+                f"row '{short_name(name)}' has batch auto: rows are compared at one batch: give a number"
+            )
         if config.devices > 1 and jobs > 1:
             raise UserError(
                 f"row '{short_name(name)}' takes {config.devices} devices itself: leave out --jobs {jobs}"

@@ -9,14 +9,17 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from msefpn import plugins
 from msefpn.errors import UserError
 from msefpn.plain import one_line
-from msefpn.runs.folder import RESUME, TO_RESUME, TRAINING, is_first_process
+from msefpn.runs.folder import RESUME, TO_RESUME, TRAINING
 from msefpn.runs.memory import keep_freed_memory
+from msefpn.runs.peers import meeting
 from msefpn.runs.signals import interruptible
-from msefpn.training.plan import plan_training
+from msefpn.runs.world import tells_mistakes
+from msefpn.training.plan import Plan, plan_training
 from msefpn.writing import settle, working_in
 
 AGAIN = "then run the same command again"
@@ -55,7 +58,8 @@ def main() -> int:
             _train()
     except UserError as error:
         text = str(error).replace(TO_RESUME, AGAIN)
-        print("error:", one_line(text), file=sys.stderr)
+        if tells_mistakes():
+            print("error:", one_line(text), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -63,20 +67,30 @@ def main() -> int:
 
 
 def _train() -> None:
-    task = json.loads(sys.argv[1])
-    if is_first_process():  # the others end with this one
-        _end_with(task["parent"])
-    keep_freed_memory()
+    with meeting() as peers:
+        task = json.loads(sys.argv[1])
+        if peers.first:  # the others end with this one
+            _end_with(task["parent"])
+        keep_freed_memory()
+        plan = _plan(task, first=peers.first)
+
+        from msefpn.training.train import train  # noqa: PLC0415  slow to import
+
+        train(plan, peers)
+
+
+def _plan(task: dict[str, Any], *, first: bool) -> Plan:
+    """The training of a task. Raises UserError."""
     out = Path(task["out"])
     settle(out)
     resume = (out / RESUME).exists()
-    if not resume and is_first_process() and out.exists():
+    if not resume and first and out.exists():
         with working_in(out, TRAINING):
             shutil.rmtree(out, ignore_errors=True)  # of an attempt that was killed in its first epoch
     own = {} if resume else {"recipe": task["recipe"], "files": task["files"]}
     options = task["changed"] | ({} if resume else {"seed": task["seed"]})
     plugins.load(task["plugins"])
-    plan = plan_training(
+    return plan_training(
         None,
         {key: Path(path) for key, path in own.get("files", {}).items()},
         recipe=own.get("recipe"),
@@ -84,10 +98,8 @@ def _train() -> None:
         resume=resume,
         steps=None,
         options={key: value for key, value in options.items() if value is not None},
+        first=first,
     )
-    from msefpn.training.train import train  # noqa: PLC0415  slow to import
-
-    train(plan)
 
 
 def _end_with(parent: int) -> None:

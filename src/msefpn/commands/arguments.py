@@ -1,7 +1,7 @@
 """Arguments of the public functions that are fields of dataclasses: one field, one place.
 
 A function that is decorated with `takes` has, as keyword arguments, the fields that dataclasses describe
-with `msefpn.config.option`. Its signature, its help and the flags of its command follow from them.
+with `msefpn.options.option`. Its signature, its help and the flags of its command follow from them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from msefpn import plugins
-from msefpn.config import Config, option, parse_settings
+from msefpn.config import Config, parse_settings
 from msefpn.errors import UserError, unknown_name
+from msefpn.options import option
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -52,27 +52,34 @@ def train(
     files = files_of(options)
     values, objects = configured(options, set)
 
+    from msefpn.runs.peers import meeting
     from msefpn.training.data import read_early
     from msefpn.training.plan import plan_training
 
-    plan = plan_training(
-        data,
-        files,
-        recipe=as_text(recipe),
-        out=as_path(out),
-        resume=resume,
-        steps=steps,
-        options=values,
-        fix_names=fix_names,
-        follow_links=follow_links,
-    )
-    early = read_early(plan)
+    with meeting(values.get("timeout")) as peers:
+        if not peers.first and out is None and not resume:
+            out = peers.tell("out")
+        plan = plan_training(
+            data,
+            files,
+            recipe=as_text(recipe),
+            out=as_path(out),
+            resume=resume,
+            steps=steps,
+            options=values,
+            fix_names=fix_names,
+            follow_links=follow_links,
+            first=peers.first,
+        )
+        peers.tell("out", str(plan.out.absolute()))
+        early = read_early(plan) if peers.world.size == 1 else None
 
-    from msefpn.reporting.report import report_training
-    from msefpn.runs.folder import is_first_process
-    from msefpn.training.train import train as run_training
+        from msefpn.training.train import train as run_training
 
-    run = run_training(plan, [*objects, *callbacks], early)
-    if is_first_process():
+        run = run_training(plan, peers, [*objects, *callbacks], early)
+        first = peers.first
+    if first:
+        from msefpn.reporting.report import report_training
+
         report_training(run)
     return run

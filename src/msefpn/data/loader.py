@@ -344,7 +344,7 @@ def _collate_guarded(samples: list[ImageSample] | UserError) -> Batch | UserErro
     return samples if isinstance(samples, UserError) else collate(samples)
 
 
-def lost_worker(error: RuntimeError) -> UserError | None:
+def lost_worker(error: BaseException) -> UserError | None:
     """What a user is told where a process that loads images has died; None: it is another error."""
     if not re.match(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
         return None

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msefpn.config import check_bounds, option, parse_size
+from msefpn.config import parse_size
+from msefpn.options import check_bounds, option
 from msefpn.errors import UserError, unknown_name
 
 

@@ -40,7 +40,7 @@ def evaluate(plan: EvaluationPlan) -> dict[str, Any]:
     sides = plan.sides or parse_size(config.size)
     merged = apply_options(detector, options, run, sides)
     read = plan.read_data(inputs_read(detector))
-    batch = plan.batch or config.batch // (config.devices * config.accumulate)
+    batch = plan.batch or max(1, config.per_pass)
     category_ids = category_ids_for(detector.classes, read, f"the run {run}")
     loading |= {"batch": batch, "antialias": config.antialias}
     with new_folder(plan.out):

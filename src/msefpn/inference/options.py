@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from msefpn.config import check_bounds, option, parse_size
+from msefpn.config import parse_size
+from msefpn.options import check_bounds, option
 from msefpn.errors import UserError, unknown_name
 
 

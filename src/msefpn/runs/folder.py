@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +45,6 @@ TRAINING = "msefpn train"
 """What works in a run folder alone."""
 TO_RESUME = "then resume with --resume"
 """What the user can do after a training could not write to its folder."""
-_OUT = "MSEFPN_OUT"
-"""Variable that tells the other processes of a run its folder."""
 
 
 @dataclass(frozen=True)
@@ -80,35 +77,6 @@ class DataFiles:
     def without_proposals(self) -> DataFiles:
         """What a detector that finds its own proposals reads."""
         return dataclasses.replace(self, train_proposals=None, val_proposals=None)
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that writes and prints; Lightning and torchrun set LOCAL_RANK."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def tells_mistakes() -> bool:
-    """Whether this process prints a user's mistake: the first, for all have the same arguments.
-
-    Once they train together, each on its images, whichever meets one.
-    """
-    distributed = sys.modules.get("torch.distributed")  # not imported: it takes seconds
-    return is_first_process() or (distributed is not None and distributed.is_initialized())
-
-
-def tell_out(out: Path) -> None:
-    """Tell the processes that this one starts, with its own arguments, which folder is the run's."""
-    os.environ[_OUT] = str(out.absolute())
-
-
-def inherited_out(out: Path | None) -> Path | None:
-    """The run folder that the first process told this one; None in the first. Raises UserError."""
-    if is_first_process():
-        return None
-    told = os.environ.get(_OUT, out)
-    if told is None:
-        raise UserError("several processes need to know the run folder: add --out RUN")
-    return Path(told)
 
 
 def default_recipe(builtin: bool) -> str:

@@ -21,7 +21,8 @@ from msefpn.links import check_links, roots_of
 from msefpn.names import DetectorInputs, known_inputs
 from msefpn.reading import real_path
 from msefpn.runs.console import Bar, say
-from msefpn.runs.folder import DataFiles, is_first_process
+from msefpn.runs.folder import DataFiles
+from msefpn.runs.world import is_first_process
 from msefpn.training.plan import Plan, names_data
 
 BUILTIN = "builtin-data"

@@ -1,4 +1,4 @@
-"""Training on pytorch-lightning; no other file imports it.
+"""A detector in training, as a module of pytorch-lightning; beside this file only `engine` imports that.
 
 All random state is derived from (seed, process, epoch, batch), and the learning rate from the step, so that
 nothing has to be carried over an interruption but weights, optimizer, averages and how far the epoch is.
@@ -7,15 +7,11 @@ nothing has to be carried over an interruption but weights, optimizer, averages 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-import signal
-import warnings
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -25,17 +21,17 @@ from msefpn.data.ground_truth import category_ids_for, truth_of
 from msefpn.data.loader import mixed_seed, train_loader
 from msefpn.errors import UserError
 from msefpn.inference.detect import Predictions, as_results
-from msefpn.inference.device import telling_compiler, telling_memory
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.models import Detector
 from msefpn.runs.console import TrainingProgress, say, show_dropped
-from msefpn.runs.signals import Interruption, interruptible
+from msefpn.runs.signals import Interruption
 from msefpn.structures import Batch
 from msefpn.training.agreement import infinite, refuse_infinite
 from msefpn.training.callbacks import Callbacks, Run
 from msefpn.training.clock import Clock
 from msefpn.training.counts import Counts
 from msefpn.training.ema import Ema
+from msefpn.training.group import Group
 from msefpn.training.evaluating import detect_together
 from msefpn.training.keeper import Keeper
 from msefpn.training.position import (
@@ -45,7 +41,6 @@ from msefpn.training.position import (
     restore_statistics,
     statistics_of,
 )
-from msefpn.training.processes import what_ended
 from msefpn.training.recorder import Recorder
 from msefpn.training.resume import DataMarks, about_run
 from msefpn.training.schedule import lr_factor, make_optimizer
@@ -95,6 +90,7 @@ class Training(pl.LightningModule):
         self.step = run.step
         every = parse_every(self.config.checkpoint_every)
         self.keeper = Keeper(every, run.step, recorder, callbacks)
+        self.group: Group
         self.began = self.evaluated = run.epoch
         self.skipped = 0
         self.ema: Ema | None = None
@@ -116,7 +112,7 @@ class Training(pl.LightningModule):
     @property
     def per_pass(self) -> int:
         """Images of one forward pass on one device."""
-        return self.config.batch // (self.config.devices * self.config.accumulate)
+        return self.config.per_pass
 
     @property
     def batches(self) -> int:
@@ -173,6 +169,8 @@ class Training(pl.LightningModule):
     def on_train_start(self) -> None:
         """Begin the averages, when the weights are on their device, and what the state has left to do."""
         self.stop.holding = True
+        if self.stop.active:  # Lightning's own handler of SIGTERM exchanges tensors, which the others do not
+            self.stop.install()
         if self.config.ema:
             self.ema = Ema(self.detector, self.config.ema)
             if self.state is not None and self.state["ema"] is not None:
@@ -222,6 +220,7 @@ class Training(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the losses. Raises UserError in every process where it is not finite in one."""
+        self.group.peers.check()
         losses = self.losses(batch.images, batch.sizes, batch.targets, batch.proposals)
         total = torch.stack(list(losses.values())).sum()
         values = {name: float(value.detach()) for name, value in losses.items()}
@@ -270,10 +269,12 @@ class Training(pl.LightningModule):
                     self.keeper.keep(self._state(self.counts.position()))
             raise
         self.clock.end_epoch()
-        if self.recorder is not None:
+        if self.recorder is not None and predictions is not None:
             self._record(self.recorder, predictions)
             if self.run.stopped:
                 say(f"stopped after epoch {self.evaluated + 1}: {self.run.stopped}")
+        # not by torch: the first process may evaluate for longer than the timeout of an operation
+        self.group.peers.tell(f"epoch {self.evaluated}", patient=True)
         world, stopped = self.trainer.world_size, self.run.stopped
         if self.keeper.end_evaluation(self.step, stopped, self.device, world):
             self.trainer.should_stop = True
@@ -295,14 +296,13 @@ class Training(pl.LightningModule):
         self.progress.end_epoch(epoch, values, numbers, self.clock)
         show_dropped(predictions.num_dropped)
 
-    def _evaluate(self) -> Predictions:
+    def _evaluate(self) -> Predictions | None:
         return detect_together(
             self.detector,
             self.val_data,
             self.config,
             self.device,
-            rank=self.global_rank,
-            world=self.trainer.world_size,
+            self.group,
             began=self._evaluates,
             seen=self._evaluated,
         )
@@ -312,6 +312,7 @@ class Training(pl.LightningModule):
             self.progress.start(f"epoch {self.evaluated + 1}/{self.config.epochs}, evaluation", batches)
 
     def _evaluated(self, images: int) -> None:
+        self.group.peers.check()
         self.keeper.check(lambda: self._state(self.counts.position()))
         if self.progress is not None:
             self.progress.evaluated(images)
@@ -337,88 +338,3 @@ class Training(pl.LightningModule):
             "ema": None if self.ema is None else self.ema.weights,
             **about_run(self.detector, self.config, self.marks),
         }
-
-
-def fit(training: Training, device: torch.device, precision: str) -> None:
-    """Train to the end.
-
-    Args:
-        training: what to train, from where it is.
-        device: its kind, not its number, counts.
-        precision: fp32 or bf16.
-
-    Raises:
-        UserError: a loss is not finite, an image unreadable, the memory or the disk full, or another process
-            of the run has stopped.
-        KeyboardInterrupt: on SIGINT and SIGTERM.
-    """
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    with interruptible() as training.keeper.stop:
-        _fit(training, _trainer(training, device, precision))
-
-
-def _trainer(training: Training, device: torch.device, precision: str) -> pl.Trainer:
-    config = training.config
-    strategy = _Processes(find_unused_parameters=False, broadcast_buffers=False)
-    return pl.Trainer(
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=config.devices,
-        strategy=strategy if config.devices > 1 else "auto",
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-        max_epochs=config.epochs - training.run.epoch,
-        accumulate_grad_batches=config.accumulate,
-        gradient_clip_val=config.grad_clip or None,
-        reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
-def _fit(training: Training, trainer: pl.Trainer) -> None:
-    config, reason = training.config, "failed"
-    try:
-        with (
-            warnings.catch_warnings(),
-            telling_memory(config.batch, parse_size(config.size)),
-            telling_compiler(),
-        ):
-            warnings.filterwarnings("ignore", module=r"pytorch_lightning|torch\.(utils\.data|optim)")
-            trainer.fit(training)
-        training.stop.check()
-        reason = training.run.stopped
-    except BaseException as error:
-        if isinstance(error, UserError):
-            raise
-        left = isinstance(error, (SystemExit, KeyboardInterrupt)) and trainer.interrupted  # so ends Lightning
-        if left or training.stop.at is not None:
-            reason = "interrupted"
-            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # Lightning has switched it off
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from None
-        told = what_ended(error)
-        if told is error:
-            raise
-        raise told from None
-    finally:
-        training.stop.holding = False
-        if training.progress is not None:
-            training.progress.close()
-        if training.callbacks is not None:
-            training.callbacks.end(reason)
-
-
-class _Processes(DDPStrategy):
-    """Several processes, started by the first, that end together."""
-
-    def on_exception(self, exception: BaseException) -> None:
-        """In the first process, end the others and be killed by none of them: it has to say why it ends."""
-        super().on_exception(exception)
-        launcher: Any = self.launcher
-        if launcher is not None:
-            launcher.kill(signal.SIGKILL)
-            launcher.procs.clear()  # Lightning's observer kills this process for any that has failed

@@ -9,7 +9,7 @@ from typing import Any
 
 from msefpn import plugins
 from msefpn.checkpoint import check_initial_name
-from msefpn.config import Config, from_dict, load_recipe
+from msefpn.config import AUTO_BATCH, Config, from_dict, load_recipe
 from msefpn.data.locate import missing_folder, refuse_unread
 from msefpn.errors import UserError
 from msefpn.names import check_names
@@ -21,14 +21,14 @@ from msefpn.runs.folder import (
     check_out,
     default_recipe,
     free_folder,
-    inherited_out,
     read_run,
 )
 from msefpn.runs.metrics import read_metrics
 from msefpn.training.timetable import parse_every
 
 CHANGEABLE = (
-    *("epochs", "patience", "device", "devices", "workers", "logger", "callback", "plugins"),
+    *("epochs", "patience", "device", "devices", "nodes", "timeout", "bucket_view", "grad_checkpoint"),
+    *("workers", "logger", "callback", "plugins"),
     *("checkpoint_every", "keep"),
 )
 """What a resumed run may do differently."""
@@ -75,6 +75,7 @@ def plan_training(
     options: Mapping[str, Any],
     fix_names: bool = False,
     follow_links: bool = False,
+    first: bool = True,
 ) -> Plan:
     """Resolve recipe, options and run folder.
 
@@ -88,6 +89,7 @@ def plan_training(
         options: fields of `Config`, None where not given.
         fix_names: see `Plan`.
         follow_links: see `Plan`.
+        first: whether this process makes the run folder; another one is told it in `out`.
 
     Raises:
         UserError: it contradicts itself, the run or the folder.
@@ -100,8 +102,8 @@ def plan_training(
     else:
         chosen = recipe or default_recipe(builtin=takes_builtin(data, given))
         config = load_recipe(chosen, **options)
-        folder = inherited_out(out) or out or free_folder(Path("runs/train"))
-        if inherited_out(out) is None:
+        folder = out or free_folder(Path("runs/train"))
+        if first:
             check_out(folder)
         plan = Plan(config, data, dict(given), folder, None, steps, fix_names, follow_links)
     check_names(plan.config)
@@ -159,7 +161,7 @@ def _resumed(
         old, new = getattr(config, key), getattr(wished, key)
         if old != new and key not in CHANGEABLE:
             raise UserError(
-                f"{key} {new} contradicts the run's {key} {old}: a resumed run keeps its configuration; "
+                f"{key} {asked[key] if new == AUTO_BATCH else new} contradicts the run's {key} {old}: a resumed run keeps its configuration; "
                 f"leave it out, or start a new run with --init {out / LAST}"
             )
     return wished, files, out

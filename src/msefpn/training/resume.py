@@ -21,7 +21,7 @@ from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
 from msefpn.models import Detector
 from msefpn.reading import MAX_DEPTH, open_file
-from msefpn.runs.folder import CONFIG, LAST, METRICS, RESUME, is_first_process
+from msefpn.runs.folder import CONFIG, LAST, METRICS, RESUME
 from msefpn.runs.metrics import read_metrics
 from msefpn.training.fingerprint import mark_annotations, mark_pictures
 from msefpn.training.plan import CHANGEABLE, Plan
@@ -45,7 +45,7 @@ _KINDS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class DataMarks:
-    """Marks of both splits; those of pictures are made in the first process only."""
+    """Marks of both splits; those of pictures are made in the first process of each node only."""
 
     train: int
     val: int
@@ -53,11 +53,11 @@ class DataMarks:
     """Split -> (N,) int64."""
 
     @classmethod
-    def of(cls, train: CocoData, val: CocoData) -> DataMarks:
-        """Read what the marks are made of."""
-        marks = mark_pictures([train, val]) if is_first_process() else []
-        pictures = dict(zip(("train", "val"), marks, strict=False))
-        return cls(mark_annotations(train), mark_annotations(val), pictures)
+    def of(cls, train: CocoData, val: CocoData, *, pictures: bool = True) -> DataMarks:
+        """Read what the marks are made of; the pictures where asked for."""
+        marks = mark_pictures([train, val]) if pictures else []
+        of_pictures = dict(zip(("train", "val"), marks, strict=False))
+        return cls(mark_annotations(train), mark_annotations(val), of_pictures)
 
     def to_state(self) -> dict[str, Any]:
         """Plain values and tensors."""
@@ -283,10 +283,10 @@ def _optimizer_fits(config: Config, kept: dict[str, Any], detector: Detector) ->
 
 def change_of_processes(state: dict[str, Any], config: Config) -> str:
     """What another number of processes than before changes in a resumed run; empty: it is the same number."""
-    kept = int(state["config"].get("devices", 1))
-    if kept == config.devices:
+    kept = int(state["config"].get("devices", 1)) * int(state["config"].get("nodes", 1))
+    if kept == config.processes:
         return ""
-    text = f"{kept} {'process' if kept == 1 else 'processes'} before, {config.devices} from now on: "
+    text = f"{kept} {'process' if kept == 1 else 'processes'} before, {config.processes} from now on: "
     if state.get("within") is not None:
         text += f"in the rest of epoch {state['epoch'] + 1} some images come twice and others not at all; "
     return f"{text}the images of a step are others than in an unbroken run, and so are the final weights"

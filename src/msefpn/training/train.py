@@ -25,14 +25,15 @@ from msefpn.runs.folder import (
     TRAINING,
     DataFiles,
     check_out,
-    is_first_process,
     new_run,
-    tell_out,
 )
+from msefpn.runs.peers import Peers
 from msefpn.runs.signals import interruptible
+from msefpn.training.alike import check_alike
 from msefpn.training.anchors import resolve_anchors
 from msefpn.training.callbacks import Run, make_callbacks
 from msefpn.training.data import Early, read_data
+from msefpn.training.launch import check_world, start_others
 from msefpn.training.plan import Plan
 from msefpn.training.position import Position
 from msefpn.training.recorder import Recorder
@@ -43,51 +44,56 @@ if TYPE_CHECKING:
     from msefpn.training.lightning import Training
 
 
-def train(plan: Plan, callbacks: Iterable[Any] = (), early: Early = None) -> Path:
+def train(plan: Plan, peers: Peers, callbacks: Iterable[Any] = (), early: Early = None) -> Path:
     """Train as planned and return the run folder.
 
     Args:
         plan: what is asked for.
+        peers: the other processes, where a launcher has started them; those of one machine are started here.
         callbacks: objects like `msefpn.training.callbacks.Callback`, beside those of the configuration.
         early: what `read_early` gave.
 
     Raises:
         UserError: before anything is written, where the request cannot be met; later only for a loss that is
-            not finite, an image that has become unreadable, or a full disk.
+            not finite, an image that has become unreadable, a full disk, or where another process has left.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the message says how to resume.
     """
-    first = is_first_process()
+    peers.timeout = plan.config.timeout
+    check_world(plan.config, peers.world)
     with interruptible() as stop, stop.heeding_requests(), contextlib.ExitStack() as alone:
-        if first and plan.resume:
+        if peers.first and plan.resume:
             alone.enter_context(working_in(plan.out, TRAINING))
-        plan, files, training, told = _prepare(plan, callbacks, early)
-        if first:
-            alone.enter_context(_folder(plan, files, training.detector))
-            tell_out(plan.out)
-            say(*told)
-        from msefpn.training.lightning import fit  # noqa: PLC0415  slow to import: last
-
+        with peers.in_turn():
+            plan, files, training, told = _prepare(plan, peers, callbacks, early)
         device = check_devices(plan.config)
+        start_others(plan.config, peers)
         try:
-            fit(training, device, pick_precision(plan.config.precision, device))
+            check_alike(peers, plan, training.marks, training.state, device)
+            if peers.first:
+                alone.enter_context(_folder(plan, files, training.detector))
+                say(*told)
+            peers.tell("folder")
+            from msefpn.training.engine import fit  # noqa: PLC0415  slow to import: last
+
+            fit(training, peers, device, pick_precision(plan.config.precision, device))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted: resume with msefpn train --resume --out {plan.out}"
             ) from None
-    if first:
+    if peers.first:
         _say_what_next(plan, files, training.recorder)
     return plan.out
 
 
 def _prepare(
-    plan: Plan, callbacks: Iterable[Any], early: Early
+    plan: Plan, peers: Peers, callbacks: Iterable[Any], early: Early
 ) -> tuple[Plan, DataFiles, Training, list[str]]:
     """The plan with all choices made, its files, what is trained, and what the user is told of it.
 
     Nothing is written, but for data in other formats. Raises UserError.
     """
     config, adopted = (plan.config, []) if plan.resume else styled(plan.config)
-    plan, first = replace(plan, config=config), is_first_process()
+    plan, first = replace(plan, config=config), peers.first
     device = check_devices(config)
     precision = pick_precision(config.precision, device)
     watching = make_callbacks(config, callbacks)
@@ -102,7 +108,7 @@ def _prepare(
     torch.manual_seed(config.seed)
     detector = build(config, train_data.classes, train_data.category_ids)
     detector.convolution = config.convolution
-    marks = DataMarks.of(train_data, val_data)
+    marks = DataMarks.of(train_data, val_data, pictures=peers.world.local_rank == 0)
     state = state_to_resume(plan, detector, train_data, val_data, marks)
     told = [*_data_lines("train", train_data, train_report), *_data_lines("val", val_data, val_report)]
     run = Run(plan.out, config, train_data.classes)
@@ -162,7 +168,7 @@ def _plan_lines(plan: Plan, run: Run, device: torch.device, precision: str) -> l
         schedule = f"x 0.1 after epochs {', '.join(map(str, config.milestones))}"
     lines = [
         f"model: {config.detector}, {config.backbone}, {config.neck}, size {config.size}, "
-        f"on {config.devices} x {device.type}, {precision}",
+        f"on {f'{config.nodes} x ' * (config.nodes > 1)}{config.devices} x {device.type}, {precision}",
         f"lr: {config.lr:g} per 16 images x {config.batch}/16 = {config.scaled_lr:g}; "
         f"{_warmup(config)}; {schedule}",
         f"run: {plan.out}",

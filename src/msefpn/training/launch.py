@@ -1,0 +1,78 @@
+"""The processes of a training: which one this is, and the start of those of one machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from msefpn.config import Config
+from msefpn.errors import UserError
+from msefpn.runs.peers import Peers
+from msefpn.runs.world import OWN, World
+
+
+def check_world(config: Config, world: World) -> None:
+    """Raise UserError where other processes were started than the configuration asks for."""
+    size = config.nodes * config.devices
+    asked = f"nodes {config.nodes} x devices {config.devices}"
+    if world.size == 1:
+        if config.nodes > 1:
+            raise UserError(
+                f"nodes {config.nodes}: this process knows of no other machine: start the same command on each "
+                "with torchrun or srun, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for "
+                "each process"
+            )
+        return
+    if world.size != size:
+        raise UserError(
+            f"{world.launcher} has started {world.size} processes, but {asked} are {size}: give --nodes and "
+            "--devices as they were started"
+        )
+    if world.rank % config.devices != world.local_rank:
+        raise UserError(
+            f"{world.launcher} says that process {world.rank} is number {world.local_rank} of its node, but of "
+            f"{asked} it is number {world.rank % config.devices}: set LOCAL_RANK, and start the same number of "
+            "processes on each node"
+        )
+
+
+def start_others(config: Config, peers: Peers) -> None:
+    """Start the other processes of this machine where nothing else has; each runs the same command.
+
+    Raises:
+        UserError: the program was not started from a file or a module, so that it cannot be started again.
+    """
+    if peers.world.size > 1 or config.devices == 1:
+        return
+    command = _command()
+
+    def begin(port: int) -> Sequence[subprocess.Popen[bytes]]:
+        usual = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": config.devices}
+        return [
+            subprocess.Popen(command, env=_environment(usual | {"RANK": rank, "LOCAL_RANK": rank}))
+            for rank in range(1, config.devices)
+        ]
+
+    peers.start(replace(World(), size=config.devices), begin)
+
+
+def _environment(usual: dict[str, str | int]) -> dict[str, str]:
+    changed = {**usual, OWN: os.getpid()}
+    return os.environ | {name: str(value) for name, value in changed.items()}
+
+
+def _command() -> list[str]:
+    """The command line of this program. Raises UserError."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None:
+        return [sys.executable, "-m", spec.name, *sys.argv[1:]]
+    if not Path(sys.argv[0]).is_file():
+        raise UserError(
+            "several devices need a program that can be started once for each: run msefpn train, or call "
+            "msefpn.train in a file, not in a notebook or python -c"
+        )
+    return [sys.executable, *sys.argv]
