@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,8 +122,8 @@ class Config:
     )
     grad_checkpoint: bool = option(
         False,
-        "compute the backbone's stages again in the backward pass instead of keeping their maps: less memory, "
-        "about a third more time in the backbone",
+        "compute the backbone's stages again in the backward pass instead of keeping their maps: less "
+        "memory, about a third more time in the backbone",
     )
     precision: str = option(
         "auto",

@@ -15,8 +15,8 @@ from msefpn import plugins
 from msefpn.errors import UserError
 from msefpn.plain import one_line
 from msefpn.runs.folder import RESUME, TO_RESUME, TRAINING
+from msefpn.runs.meeting import meeting
 from msefpn.runs.memory import keep_freed_memory
-from msefpn.runs.peers import meeting
 from msefpn.runs.signals import interruptible
 from msefpn.runs.world import tells_mistakes
 from msefpn.training.plan import Plan, plan_training

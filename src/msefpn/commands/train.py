@@ -52,7 +52,7 @@ def train(
     files = files_of(options)
     values, objects = configured(options, set)
 
-    from msefpn.runs.peers import meeting
+    from msefpn.runs.meeting import meeting
     from msefpn.training.data import read_early
     from msefpn.training.plan import plan_training
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from msefpn.config import parse_size
-from msefpn.options import check_bounds, option
 from msefpn.errors import UserError, unknown_name
+from msefpn.options import check_bounds, option
 
 
 @dataclass(frozen=True)

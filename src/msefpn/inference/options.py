@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from msefpn.config import parse_size
-from msefpn.options import check_bounds, option
 from msefpn.errors import UserError, unknown_name
+from msefpn.options import check_bounds, option
 
 
 class View(NamedTuple):

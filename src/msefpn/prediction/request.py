@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from msefpn.config import parse_size
-from msefpn.options import check_bounds, option
 from msefpn.errors import UserError, unknown_name
 from msefpn.inference.options import DetectionOptions
+from msefpn.options import check_bounds, option
 
 T = TypeVar("T", bound="ImageOptions")
 RESULT_KINDS = ("pictures", "json", "csv", "yolo", "crops")

@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msefpn.config import Config
 from msefpn.errors import UserError
 from msefpn.plain import one_line
-from msefpn.runs.wire import Link, connect, listen
-from msefpn.runs.world import World, enter, launched
+from msefpn.runs.wire import Link, connect, is_lost_connection, listen, share_port
+from msefpn.runs.world import World, enter
 
 GRACE = 15.0
 """Seconds in which a process has to end by itself once another has left."""
@@ -93,13 +92,13 @@ class Peers:
                     f"port {port} of this machine cannot be used ({error.strerror}): set MASTER_PORT, or "
                     "torchrun's --rdzv-endpoint, to a free one"
                 ) from None
-            port = self._server.getsockname()[1]
+            port = int(self._server.getsockname()[1])
             if world.shared_store:
-                _agree_on_port(world, self.timeout, port)
+                share_port(world.address, world.port, self.timeout, port)
             self._start(self._accept, self._server)
             return port
         if world.shared_store:
-            port = _agree_on_port(world, self.timeout)
+            port = share_port(world.address, world.port, self.timeout)
         patience = 1.0 if world.parent else self.timeout  # a parent that does not listen is gone
         try:
             link = connect(world.address, port, patience)
@@ -110,6 +109,8 @@ class Peers:
                 "the address and port are open from this one, or raise --timeout"
             ) from None
         self._links[0] = link
+        if world.parent:
+            self._start(self._end_with, world.parent)
         link.send(rank=world.rank, size=world.size, host=self.host)
         self._start(self._follow, link)
         return port
@@ -189,7 +190,7 @@ class Peers:
                 self._changed.wait_for(lambda: self.ended is not None, _MOMENT)
             if self.ended is None:
                 return UserError(
-                    f"the processes of this run waited in vain for each other for {self.timeout:g} s, or lost "
+                    f"the processes waited for each other for {self.timeout:g} s in vain, or lost "
                     "their connections: look for one that hangs, or raise --timeout"
                 )
         return error if self.ended is None else self.ended.error(self._on_one_machine())
@@ -236,7 +237,9 @@ class Peers:
                 return
         self.check()
         if not there:
-            raise UserError(f"{missing()} after {self.timeout:g} s: look at its own lines, or raise --timeout")
+            raise UserError(
+                f"{missing()} after {self.timeout:g} s: look at its own lines, or raise --timeout"
+            )
 
     def _missing(self, key: str) -> str:
         absent = sorted(set(range(1, self.world.size)) - self._hosts.keys())
@@ -325,8 +328,8 @@ class Peers:
         with self._changed:
             if not self._finished:
                 text = (
-                    "it is gone without a word: it was killed (out of memory?), or its machine or the network "
-                    "has failed; resume with --resume"
+                    "it is gone without a word: it was killed (out of memory?), or its machine or the "
+                    "network has failed; resume with --resume"
                 )
                 self._ends(Ended(rank, host, text), tell=True)
             self._changed.notify_all()
@@ -361,58 +364,6 @@ class Peers:
         os._exit(2 if self.ended.text else 130)
 
 
-@contextlib.contextmanager
-def meeting(timeout: float | None = None) -> Iterator[Peers]:
-    """Meet the other processes where a launcher has started them, and tell them where the body fails.
-
-    Args:
-        timeout: seconds to wait for them; None: the default of a configuration.
-
-    Raises:
-        UserError: they cannot be met, or one of them has left during the body.
-        KeyboardInterrupt: one of them was interrupted.
-    """
-    peers = Peers(launched(os.environ), Config.timeout if timeout is None else timeout)
-    enter(peers.world)
-    try:
-        if peers.world.size > 1:
-            peers.open()
-            if peers.world.parent:
-                peers._start(peers._end_with, peers.world.parent)
-        yield peers
-        peers.finish()
-    except BaseException as error:
-        told = peers.explain(error)
-        peers.leave(told)
-        if told is error:
-            raise
-        raise told from None
-    finally:
-        peers.close()
-
-
-@contextlib.contextmanager
-def explained(peers: Peers) -> Iterator[None]:
-    """Raise, for an error of the body that comes from another process's end, why that has ended."""
-    try:
-        yield
-    except BaseException as error:
-        told = peers.explain(error)
-        if told is error:
-            raise
-        raise told from None
-
-
-def is_lost_connection(error: BaseException) -> bool:
-    """Whether an operation of all processes failed because another one is gone or too late."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and isinstance(error, distributed.DistError):
-        return True
-    # gloo has no type for it
-    lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in lost)
-
-
 def _reason(error: BaseException) -> str:
     """What the others are told of an error."""
     if isinstance(error, KeyboardInterrupt):
@@ -425,28 +376,3 @@ def _reason(error: BaseException) -> str:
 def _processes(ranks: list[int]) -> str:
     shown = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
     return f"process {shown}" if len(ranks) == 1 else f"processes {shown}"
-
-
-
-def _agree_on_port(world: World, timeout: float, port: int | None = None) -> int:
-    """Tell where the first process listens, or ask for it, by the store of torchrun's agent."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from datetime import timedelta  # noqa: PLC0415
-
-    from torch.distributed import TCPStore  # noqa: PLC0415  slow to import
-
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    key = f"msefpn/{os.environ.get('TORCHELASTIC_RUN_ID')}/{attempt}/port"
-    try:
-        store = TCPStore(
-            world.address, world.port, is_master=False, timeout=timedelta(seconds=timeout)
-        )
-        if port is not None:
-            store.set(key, str(port))
-            return port
-        return int(store.get(key))
-    except (RuntimeError, ValueError):
-        raise UserError(
-            f"torchrun's store at {world.address}:{world.port} did not tell the first process's port within "
-            f"{timeout:g} s: look at the lines of the first node, or raise --timeout"
-        ) from None

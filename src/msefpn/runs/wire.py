@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
+
+from msefpn.errors import UserError
 
 SILENT = 30
 """Seconds after which a machine that does not answer counts as gone. The systems ask each other, not the
@@ -67,9 +72,7 @@ def listen(address: str, port: int) -> socket.socket:
         return socket.create_server((address, port), backlog=1024)
     if socket.has_dualstack_ipv6():
         with contextlib.suppress(OSError):  # a system may have it switched off
-            return socket.create_server(
-                ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
-            )
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
     return socket.create_server(("", port), backlog=1024)
 
 
@@ -106,3 +109,44 @@ def interface_to(address: str) -> str:
     except (ImportError, OSError, AttributeError):
         pass
     return ""
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an operation of all processes failed because another one is gone or too late."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and isinstance(error, distributed.DistError):
+        return True
+    # gloo has no type for it
+    lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in lost)
+
+
+def share_port(address: str, agent: int, timeout: float, port: int | None = None) -> int:
+    """Tell where the first process listens, or ask for it, by the store of torchrun's agent.
+
+    Args:
+        address: host of the agent.
+        agent: its port.
+        timeout: seconds that are waited.
+        port: where the first process listens; None: it is asked for.
+
+    Raises:
+        UserError: the store cannot be reached, or nothing was told in time.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from torch import distributed  # noqa: PLC0415  slow to import
+
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    key = f"msefpn/{os.environ.get('TORCHELASTIC_RUN_ID')}/{attempt}/port"
+    make: Any = vars(distributed)["TCPStore"]  # untyped
+    try:
+        store = make(address, agent, is_master=False, timeout=timedelta(seconds=timeout))
+        if port is not None:
+            store.set(key, str(port))
+            return port
+        return int(store.get(key))
+    except (RuntimeError, ValueError):
+        raise UserError(
+            f"torchrun's store at {address}:{agent} did not tell the first process's port within "
+            f"{timeout:g} s: look at the lines of the first node, or raise --timeout"
+        ) from None

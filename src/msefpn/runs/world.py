@@ -90,8 +90,8 @@ def launched(environment: Mapping[str, str]) -> World:
 def _usual(environment: Mapping[str, str], size: int) -> World:
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]:
         raise UserError(
-            f"RANK and WORLD_SIZE are set, but not {' and '.join(missing)}: set all four for each process, or "
-            "none to start the processes of one machine with --devices"
+            f"RANK and WORLD_SIZE are set, but not {' and '.join(missing)}: set all four for each process, "
+            "or none to start the processes of one machine with --devices"
         )
     parent = _number(environment, OWN, 0)
     torchrun = "TORCHELASTIC_RUN_ID" in environment

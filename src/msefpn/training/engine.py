@@ -9,14 +9,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
 from msefpn.config import parse_size
 from msefpn.data.loader import lost_worker
 from msefpn.errors import UserError
 from msefpn.inference.device import telling_compiler, telling_memory
-from msefpn.runs.peers import Peers, explained
+from msefpn.runs.meeting import explained
+from msefpn.runs.peers import Peers
 from msefpn.runs.signals import interruptible
 from msefpn.runs.world import World
 from msefpn.training.group import opened
@@ -41,7 +42,11 @@ def fit(training: Training, peers: Peers, device: torch.device, precision: str) 
     if (callbacks := training.callbacks) is not None:
         peers.closers.append(lambda: callbacks.end("another process stopped"))
     nodes = training.config.nodes
-    with interruptible() as training.keeper.stop, explained(peers), opened(peers, device, nodes) as training.group:
+    with (
+        interruptible() as training.keeper.stop,
+        explained(peers),
+        opened(peers, device, nodes) as training.group,
+    ):
         _fit(training, _trainer(training, device, precision))
 
 

@@ -39,9 +39,9 @@ class Group:
         every = [torch.zeros_like(counts) for _ in range(self.peers.world.size)]
         distributed.all_gather(every, counts, group=self.arrays)
         table = torch.stack(every).numpy()
-        masks, strides = bool(table[:, 3].any()), bool(table[:, 4].any())
+        with_masks, with_strides = bool(table[:, 3].any()), bool(table[:, 4].any())
         kinds = dict(_KINDS)
-        for name in [*_MASKS] * (not masks) + ["strides"] * (not strides):
+        for name in [*_MASKS] * (not with_masks) + ["strides"] * (not with_strides):
             del kinds[name]
         columns = {
             name: self._column(own.get(name), table[:, 2 if name == "text" else 0], shape, kind)
@@ -85,7 +85,7 @@ the lengths and characters of their run lengths, all in one."""
 
 def _text_and_flags(found: Predictions) -> tuple[int, bool, bool]:
     """Characters of all masks, whether there are masks, and whether there are strides."""
-    masks = [] if found.masks is None else found.masks
+    masks: Any = () if found.masks is None else found.masks
     return sum(len(mask["counts"]) for mask in masks), found.masks is not None, found.strides is not None
 
 
@@ -137,13 +137,13 @@ def opened(peers: Peers, device: torch.device, nodes: int) -> Iterator[Group]:
         # Else gloo takes the address of the host's name, which many systems set to 127.0.1.1.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     timeout = timedelta(seconds=peers.timeout)
-    port = None
+    port, make = None, vars(distributed)["TCPStore"]
     if peers.first:
-        store = distributed.TCPStore(world.address, 0, is_master=True, timeout=timeout, wait_for_workers=False)
+        store = make(world.address, 0, is_master=True, timeout=timeout, wait_for_workers=False)
         port = store.port
     port = peers.tell("store", port)
     if not peers.first:
-        store = distributed.TCPStore(world.address, port, is_master=False, timeout=timeout)
+        store = make(world.address, port, is_master=False, timeout=timeout)
     number = None
     if device.type == "cuda":
         number = torch.device("cuda", world.local_rank)

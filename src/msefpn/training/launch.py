@@ -22,9 +22,9 @@ def check_world(config: Config, world: World) -> None:
     if world.size == 1:
         if config.nodes > 1:
             raise UserError(
-                f"nodes {config.nodes}: this process knows of no other machine: start the same command on each "
-                "with torchrun or srun, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for "
-                "each process"
+                f"nodes {config.nodes}: this process knows of no other machine: start the same command "
+                "on each with torchrun or srun, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and "
+                "MASTER_PORT for each process"
             )
         return
     if world.size != size:
@@ -34,9 +34,9 @@ def check_world(config: Config, world: World) -> None:
         )
     if world.rank % config.devices != world.local_rank:
         raise UserError(
-            f"{world.launcher} says that process {world.rank} is number {world.local_rank} of its node, but of "
-            f"{asked} it is number {world.rank % config.devices}: set LOCAL_RANK, and start the same number of "
-            "processes on each node"
+            f"{world.launcher} says that process {world.rank} is number {world.local_rank} of its node, but "
+            f"of {asked} it is number {world.rank % config.devices}: set LOCAL_RANK, and start the "
+            "same number of processes on each node"
         )
 
 
@@ -51,7 +51,11 @@ def start_others(config: Config, peers: Peers) -> None:
     command = _command()
 
     def begin(port: int) -> Sequence[subprocess.Popen[bytes]]:
-        usual = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": config.devices}
+        usual: dict[str, str | int] = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "WORLD_SIZE": config.devices,
+        }
         return [
             subprocess.Popen(command, env=_environment(usual | {"RANK": rank, "LOCAL_RANK": rank}))
             for rank in range(1, config.devices)

@@ -19,7 +19,6 @@ from msefpn.config import parse_size
 from msefpn.data.coco import CocoData
 from msefpn.data.ground_truth import category_ids_for, truth_of
 from msefpn.data.loader import mixed_seed, train_loader
-from msefpn.errors import UserError
 from msefpn.inference.detect import Predictions, as_results
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.models import Detector
@@ -31,8 +30,8 @@ from msefpn.training.callbacks import Callbacks, Run
 from msefpn.training.clock import Clock
 from msefpn.training.counts import Counts
 from msefpn.training.ema import Ema
-from msefpn.training.group import Group
 from msefpn.training.evaluating import detect_together
+from msefpn.training.group import Group
 from msefpn.training.keeper import Keeper
 from msefpn.training.position import (
     Position,

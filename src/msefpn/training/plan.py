@@ -9,7 +9,7 @@ from typing import Any
 
 from msefpn import plugins
 from msefpn.checkpoint import check_initial_name
-from msefpn.config import AUTO_BATCH, Config, from_dict, load_recipe
+from msefpn.config import Config, from_dict, load_recipe
 from msefpn.data.locate import missing_folder, refuse_unread
 from msefpn.errors import UserError
 from msefpn.names import check_names
@@ -161,8 +161,8 @@ def _resumed(
         old, new = getattr(config, key), getattr(wished, key)
         if old != new and key not in CHANGEABLE:
             raise UserError(
-                f"{key} {asked[key] if new == AUTO_BATCH else new} contradicts the run's {key} {old}: a resumed run keeps its configuration; "
-                f"leave it out, or start a new run with --init {out / LAST}"
+                f"{key} {new or asked[key]} contradicts the run's {key} {old}: a resumed run keeps its "
+                f"configuration; leave it out, or start a new run with --init {out / LAST}"
             )
     return wished, files, out
 
