@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from msefpn.config import DEVICES, Config
+from msefpn.config import AUTO_BATCH, DEVICES, Config
 from msefpn.errors import UserError, unknown_name
 
 
@@ -22,18 +22,33 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_devices(config: Config) -> torch.device:
-    """Return the device to train on. Raises UserError where there are not as many as asked for."""
+    """Return the device to train on.
+
+    Raises:
+        UserError: there are not as many as asked for, or it cannot do what is asked for.
+    """
     device = pick_device(config.device)
-    if device.type == "cuda" and config.devices > torch.cuda.device_count():
-        raise UserError(
-            f"devices {config.devices}: this machine has {torch.cuda.device_count()} GPUs: "
-            "give fewer, or --device cpu"
-        )
+    if device.type == "cuda":
+        if config.devices > (count := torch.cuda.device_count()):
+            hint = " (to each of Slurm's tasks show all of the node, without --gpus-per-task)" * (count == 1)
+            raise UserError(
+                f"devices {config.devices}: this process sees {count} GPU{'s' * (count != 1)}{hint}: give "
+                "fewer, or --device cpu"
+            )
+        return device
+    on_gpus = {
+        "batch auto is found by the memory of a GPU: give a number": config.batch == AUTO_BATCH,
+        "precision fp16 is for GPUs: give fp32 or bf16": config.precision == "fp16",
+        "sync_bn is for GPUs: leave it out": config.sync_bn,
+    }
+    for text, asked in on_gpus.items():
+        if asked:
+            raise UserError(f"{text}, or train on a GPU")
     return device
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Return 'fp32' or 'bf16' for 'auto', 'fp32' or 'bf16'."""
+    """Return 'fp32', 'bf16' or 'fp16'; for 'auto' one of the first two."""
     if name != "auto":
         return name
     # Emulated, bf16 is slower than fp32.

@@ -121,6 +121,7 @@ class Backbone(nn.Module):
         self.name, self.train_norm, self.timm_name = name, train_norm, spec.timm_name
         self.body: Any = spec.body
         self.channels, self.strides = list(spec.channels), list(spec.strides)
+        self._stage_names = spec.stage_names[1:]
         self.mean = spec.mean if mean is None else _three("mean", mean)
         self.std = spec.std if std is None else _three("std", std, above=0)
         self.nhwc, self.stride_in_1x1 = spec.nhwc, stride_in_1x1
@@ -142,6 +143,13 @@ class Backbone(nn.Module):
     def norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
         """Its batch normalisation layers."""
         return [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+    def stages(self) -> list[nn.Module]:
+        """Its stages, without the stem, in the order of the data; empty where it does not name them."""
+        modules = dict(self.body.named_modules())
+        names = ((name, name.replace(".", "_")) for name in self._stage_names)  # timm flattens some of them
+        found = [modules.get(name, modules.get(flat)) for name, flat in names]
+        return [stage for stage in found if stage is not None]
 
     def train(self, mode: bool = True) -> "Backbone":
         """Switch the mode; fixed statistics stay in evaluation mode."""

@@ -26,9 +26,10 @@ class FoldedConv(nn.Conv2d):
     Attributes:
         norm: the norm, in a tuple: else it would be a child here as well, and have two names.
         ready: weight and bias that were folded before, see `folded`.
+        folds_again: fold again in the backward pass instead of keeping the folded weight.
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: "FoldedNorm | FoldedNormAct") -> None:
+    def __init__(self, conv: nn.Conv2d, norm: _BatchNorm) -> None:
         super().__init__(
             conv.in_channels,
             conv.out_channels,
@@ -41,16 +42,17 @@ class FoldedConv(nn.Conv2d):
             conv.padding_mode,
             device="meta",
         )
-        _share_state(conv, self)
-        self.norm = (norm,)
+        share_state(conv, self)
+        self.norm: tuple[_BatchNorm] = (norm,)
         self.ready: tuple[Tensor, Tensor] | None = None
+        self.folds_again = True
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalised map, or, where the norm is in training mode, one that is to be normalised."""
         if self.norm[0].training:
             return self._conv(x, self.weight, self.bias)
         weight, bias = self.ready or self.fold()
-        if torch.compiler.is_compiling() or not weight.requires_grad:
+        if torch.compiler.is_compiling() or not weight.requires_grad or not self.folds_again:
             return self._conv(x, weight, bias)
         # The backward pass folds again: all folded weights together would be much of what training holds.
         own = weight.data_ptr()
@@ -87,7 +89,7 @@ class FoldedNorm(nn.BatchNorm2d):
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, device="meta")
-        _share_state(norm, self)
+        share_state(norm, self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise in training mode only."""
@@ -102,7 +104,7 @@ class FoldedNormAct(BatchNormAct2d):
         super().__init__(norm.num_features, norm.eps, device="meta")
         self.momentum = norm.momentum
         self.drop, self.act = norm.drop, norm.act
-        _share_state(norm, self)
+        share_state(norm, self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise in training mode only; activate."""
@@ -110,7 +112,7 @@ class FoldedNormAct(BatchNormAct2d):
         return y
 
 
-def _share_state(old: nn.Module, new: nn.Module) -> None:
+def share_state(old: nn.Module, new: nn.Module) -> None:
     """Give a module the parameters, buffers and mode of the one that it replaces."""
     for name, tensor in (*old.named_parameters(recurse=False), *old.named_buffers(recurse=False)):
         setattr(new, name, tensor)

@@ -71,6 +71,7 @@ class Peers:
         self._finished = self._closed = False
         self._server: socket.socket | None = None
         self._children: list[subprocess.Popen[bytes]] = []
+        self._began = time.monotonic()
 
     @property
     def first(self) -> bool:
@@ -201,8 +202,9 @@ class Peers:
             if self.ended is None and not self._finished:
                 self._ends(Ended(self.world.rank, self.host, _reason(error)), tell=True)
         if self.first and self._server is not None and self.world.launcher:
+            patience = min(LINGER, self.timeout - (time.monotonic() - self._began))
             with self._changed:
-                self._changed.wait_for(lambda: len(self._hosts) == self.world.size - 1, LINGER)
+                self._changed.wait_for(lambda: len(self._hosts) == self.world.size - 1, max(0.0, patience))
         until = time.monotonic() + _MOMENT
         while any(child.poll() is None for child in self._children) and time.monotonic() < until:
             time.sleep(0.05)
@@ -219,6 +221,8 @@ class Peers:
         """End the connections."""
         self._closed = self._finished = True
         if self._server is not None:
+            with contextlib.suppress(OSError):
+                self._server.shutdown(socket.SHUT_RDWR)  # else it listens for as long as a thread accepts
             self._server.close()
         for link in list(self._links.values()):
             link.close()

@@ -16,6 +16,8 @@ from msefpn.config import parse_size
 from msefpn.data.loader import lost_worker
 from msefpn.errors import UserError
 from msefpn.inference.device import telling_compiler, telling_memory
+from msefpn.models.sync import synchronise_norms
+from msefpn.runs.console import say
 from msefpn.runs.meeting import explained
 from msefpn.runs.peers import Peers
 from msefpn.runs.signals import interruptible
@@ -41,6 +43,8 @@ def fit(training: Training, peers: Peers, device: torch.device, precision: str) 
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     if (callbacks := training.callbacks) is not None:
         peers.closers.append(lambda: callbacks.end("another process stopped"))
+    if training.config.sync_bn and not synchronise_norms(training.detector.train()) and peers.first:
+        say("sync_bn changes nothing: no batch normalisation is trained (backbone_options.train_norm)")
     nodes = training.config.nodes
     with (
         interruptible() as training.keeper.stop,
@@ -61,7 +65,6 @@ def _trainer(training: Training, device: torch.device, precision: str) -> pl.Tra
         num_nodes=config.nodes,
         strategy=strategy if world.size > 1 else "auto",
         plugins=[_Started(world, config.devices)],
-        sync_batchnorm=config.sync_bn,
         precision=_PRECISIONS[precision],
         max_epochs=config.epochs - training.run.epoch,
         accumulate_grad_batches=config.accumulate,

@@ -17,6 +17,7 @@ from msefpn.inference.detect import inputs_read
 from msefpn.inference.device import check_devices, pick_precision
 from msefpn.models import Detector, build, check_initial_weights, init_weights, probe, styled
 from msefpn.models.convolution import pick_method
+from msefpn.models.recompute import recompute
 from msefpn.runs.console import percent, say
 from msefpn.runs.folder import (
     BEST,
@@ -33,6 +34,7 @@ from msefpn.training.alike import check_alike
 from msefpn.training.anchors import resolve_anchors
 from msefpn.training.callbacks import Run, make_callbacks
 from msefpn.training.data import Early, read_data
+from msefpn.training.largest import settle_batch
 from msefpn.training.launch import check_world, start_others
 from msefpn.training.plan import Plan
 from msefpn.training.position import Position
@@ -108,6 +110,10 @@ def _prepare(
     torch.manual_seed(config.seed)
     detector = build(config, train_data.classes, train_data.category_ids)
     detector.convolution = config.convolution
+    if config.grad_checkpoint:
+        recompute(detector.backbone)
+    config, on_batch = settle_batch(config, detector, train_data, device, precision, peers)
+    plan, detector.config = replace(plan, config=config), replace(detector.config, batch=config.batch)
     marks = DataMarks.of(train_data, val_data, pictures=peers.world.local_rank == 0)
     state = state_to_resume(plan, detector, train_data, val_data, marks)
     told = [*_data_lines("train", train_data, train_report), *_data_lines("val", val_data, val_report)]
@@ -133,7 +139,7 @@ def _prepare(
         callbacks=watching if first else None,
         steps=plan.steps,
     )
-    told += [*on_anchors, *_plan_lines(plan, run, device, precision)]
+    told += [*on_anchors, *on_batch, *_plan_lines(plan, run, device, precision)]
     if plan.resume:
         told += _resumed_lines(state, config)
     return plan, files, training, told
