@@ -1,11 +1,11 @@
-"""A run that is killed, stopped by Ctrl-C and resumed equals an unbroken one, bit for bit."""
+"""A run that is killed and stopped at steps of its epochs, and resumed, equals an unbroken one, bit for bit."""
 
 import csv
-import random
+import json
+import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +13,72 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import msefpn
+from msefpn.cli import main
 from tests import TINY
 
-EPOCHS, KILLED = 5, 1
-"""Of a whole run, and committed at least when it is killed."""
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 RECIPE = f"""
 parent: {TINY}
-epochs: {EPOCHS}
-augment: strong
+epochs: 3
+batch: 4
+accumulate: 2
+augment: mosaic
 schedule: cosine
+workers: 1
+patience: 3
+checkpoint_every: 2
+keep: 3
 """
+SCRIPT = """
+import json
+import os
+import sys
+import msefpn.training.lightning as lit
+from msefpn.cli import main
+
+signals = json.loads(os.environ["SIGNALS"])
+step = lit.Training.optimizer_step
+
+def stepped(training, *rest):
+    step(training, *rest)
+    for at, number in signals.get(str(training.global_rank), []):
+        if training.step == at:
+            os.kill(os.getpid(), number)
+
+lit.Training.optimizer_step = stepped
+sys.exit(main(sys.argv[1:]))
+"""
+Signals = dict[int, list[tuple[int, signal.Signals]]]
+"""Of each process: after which steps it gets which signals."""
 
 
-def start(*arguments: str | Path) -> "subprocess.Popen[str]":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # else a background job's children ignore it
-    command = [sys.executable, "-m", "msefpn", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def run(folder: Path, signals: Signals, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    """Train in a process of its own, which starts others where there are several."""
+    (folder / "train.py").write_text(SCRIPT)
+    environment = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "WORLD_SIZE")}
+    environment["SIGNALS"] = json.dumps(signals)
+    command = [sys.executable, folder / "train.py", "train", *arguments]
+    return subprocess.run(
+        [*map(str, command)], env=environment, timeout=200, capture_output=True, text=True, check=False
+    )
 
 
-def epochs_done(out: Path) -> int:
-    """Committed epochs: the log is written just before the state."""
-    return len(rows(out)) if (out / "resume.ckpt").exists() else 0
+def state_of(out: Path, name: str = "resume.ckpt") -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(out / name, weights_only=True)
+    return state
 
 
 def rows(out: Path) -> list[dict[str, str]]:
-    path = out / "metrics.csv"
-    return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    found = csv.DictReader((out / "metrics.csv").read_text().splitlines())
+    return [{**row, "images_per_second": ""} for row in found]
 
 
-def wait_for_epoch(process: "subprocess.Popen[str]", out: Path, epoch: int) -> None:
-    while epochs_done(out) < epoch:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
+def events(out: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    for event in found:
+        event["values"].pop("images_per_second", None)
+    return found
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -68,39 +101,83 @@ def assert_equal_bits(one: Any, other: Any) -> None:
             assert value == second[key], key
 
 
-@pytest.mark.usefixtures("warm_processes")
-def test_killed_and_stopped_and_resumed_equals_unbroken(tiny_set: Path, tmp_path: Path) -> None:
-    whole, broken, recipe = tmp_path / "whole", tmp_path / "broken", tmp_path / "tiny.yaml"
-    recipe.write_text(RECIPE)
-    killed = start("train", "--data", tiny_set, "--recipe", recipe, "--out", broken)
-    wait_for_epoch(killed, broken, KILLED)
-    time.sleep(random.uniform(0, 0.4))
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert KILLED <= len(rows(broken)) < EPOCHS - 2, "killed too late to show anything"
-
-    stopped = start("train", "--resume", "--out", broken)
-    wait_for_epoch(stopped, broken, len(rows(broken)) + 1)
-    stopped.send_signal(signal.SIGINT)
-    out, err = stopped.communicate(timeout=100)
-    assert "resumed after epoch" in out
-    assert stopped.returncode == 130, err
-    assert err.split("\n") == ["", f"interrupted: resume with msefpn train --resume --out {broken}", ""]
-
-    msefpn.train(out=broken, resume=True)
-    msefpn.train(tiny_set, recipe=recipe, out=whole)
-
-    states = [torch.load(run / "resume.ckpt", weights_only=True) for run in (whole, broken)]
+def assert_equal_runs(whole: Path, broken: Path) -> None:
+    """Weights, averages, optimizer, numbers and logs."""
+    states = [state_of(out) for out in (whole, broken)]
     assert_equal_bits(*states)
-    assert states[0]["epoch"] == EPOCHS
+    assert states[0]["within"] is None
     assert any(name.endswith("momentum_buffer") for name in flat(states[0]["optimizer"]))
     for name in ("best.safetensors", "last.safetensors"):
         assert_equal_bits(load_file(whole / name), load_file(broken / name))
     assert_equal_bits(load_file(whole / "last.safetensors"), states[0]["ema"])
     assert not torch.equal(*(states[0][part]["neck.sem.value.weight"] for part in ("ema", "detector")))
-    logs = [[{**row, "images_per_second": ""} for row in rows(run)] for run in (whole, broken)]
-    assert logs[0] == logs[1]
-    assert [row["epoch"] for row in logs[0]] == [str(epoch + 1) for epoch in range(EPOCHS)]
+    assert rows(whole) == rows(broken)
+    assert [row["epoch"] for row in rows(whole)] == ["1", "2", "3"]
+    assert events(whole) == events(broken)
     for name in ("metrics.json", "predictions.json", "config.yaml", "data.yaml"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes()
     assert not list(broken.glob(".*")), "no half-written file is left"
+
+
+def test_a_run_that_is_killed_and_stopped_at_steps_equals_an_unbroken_one(
+    tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, broken, recipe = tmp_path / "whole", tmp_path / "broken", tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE)
+    asked = ["--data", str(tiny_set), "--recipe", str(recipe), "--out"]
+    assert main(["train", *asked, str(whole)]) == 0
+    per_epoch = state_of(whole)["step"] // 3
+    assert per_epoch == 4
+    older = {f"resume-{3 * per_epoch - before}.ckpt" for before in (2, 4)}
+    assert {path.name for path in whole.glob("resume-*")} == older
+    resuming = ["--resume", "--out", str(broken)]
+
+    killed = run(tmp_path, {0: [(per_epoch + 3, signal.SIGKILL)]}, *asked, broken)
+    assert killed.returncode == -signal.SIGKILL
+    state = state_of(broken)
+    assert (state["epoch"], state["step"], state["within"]["batches"]) == (1, per_epoch + 2, 4)
+
+    asking: Signals = {0: [(per_epoch + 3, signal.SIGUSR1), (per_epoch + 4, signal.SIGKILL)]}
+    asked_for = run(tmp_path, asking, *resuming)
+    total = state["within"]["of"]
+    said = f"resumed after step {per_epoch + 2} (batch 4 of {total}) of epoch 2"
+    assert said in asked_for.stdout, asked_for.stdout + asked_for.stderr
+    assert state_of(broken)["step"] == per_epoch + 3
+
+    stopped = run(tmp_path, {0: [(2 * per_epoch + 1, signal.SIGTERM)]}, *resuming)
+    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.stderr == f"\ninterrupted: resume with msefpn train --resume --out {broken}\n"
+    assert state_of(broken)["step"] == 2 * per_epoch + 1
+
+    capsys.readouterr()
+    assert main(["train", *resuming]) == 0
+    assert f"resumed after step {2 * per_epoch + 1} (batch 2 of {total}) of epoch 3" in capsys.readouterr().out
+    assert_equal_runs(whole, broken)
+
+
+def test_two_processes_stop_at_the_same_step_whichever_is_told(tiny_set: Path, tmp_path: Path) -> None:
+    whole, broken, recipe = tmp_path / "whole", tmp_path / "broken", tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE.replace("workers: 1", "workers: 0"))
+    asked = ["--data", tiny_set, "--recipe", recipe, "--devices", "2", "--out"]
+    resuming = ["--resume", "--out", broken]
+    unbroken = run(tmp_path, {}, *asked, whole)
+    assert unbroken.returncode == 0, unbroken.stderr
+    per_epoch = state_of(whole)["step"] // 3
+
+    one = run(tmp_path, {1: [(per_epoch - 1, signal.SIGTERM)]}, *asked, broken)
+    assert one.returncode == 130, one.stderr
+    assert one.stderr == f"\ninterrupted: resume with msefpn train --resume --out {broken}\n"
+    state = state_of(broken)  # the last step before the evaluation
+    assert (state["step"], state["epoch"]) == (per_epoch, 0)
+    assert state["within"]["batches"] == state["within"]["of"]
+    means = [part[0]["backbone.net.bn1.running_mean"] for part in state["within"]["statistics"]]
+    assert not torch.equal(*means), "each process has statistics of its own"
+
+    both: Signals = {0: [(per_epoch + 1, signal.SIGTERM)], 1: [(per_epoch + 2, signal.SIGTERM)]}
+    two = run(tmp_path, both, *resuming)
+    assert two.returncode == 130, two.stderr
+    assert state_of(broken)["step"] == per_epoch + 2
+
+    last = run(tmp_path, {1: [(2 * per_epoch + 1, signal.SIGUSR1)]}, *resuming)
+    assert last.returncode == 0, last.stderr
+    assert_equal_runs(whole, broken)
