@@ -160,13 +160,10 @@ class Training(pl.LightningModule):
             optimizer.load_state_dict(self.state["optimizer"])
         return optimizer
 
-    def setup(self, stage: str) -> None:
-        """Take the signals back, whose handlers Lightning has just put its own over."""
-        if self.stop.active:
-            self.stop.install()
-
     def on_train_start(self) -> None:
         """Begin the averages, when the weights are on their device, and what the state has left to do."""
+        if self.stop.active:  # Lightning has just put its own handlers over these
+            self.stop.install()
         self.stop.holding = True
         if self.stop.active:  # Lightning's own handler of SIGTERM exchanges tensors, which the others do not
             self.stop.install()
