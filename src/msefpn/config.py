@@ -108,7 +108,7 @@ class Config:
     devices: int = option(1, "number of GPUs, or of processes on the CPU, on each node", low=1)
     nodes: int = option(1, "number of machines; torchrun or srun starts the command on each", low=1)
     timeout: float = option(
-        600, "seconds that a process waits for the others, when they start and in each exchange", above=0
+        600.0, "seconds that a process waits for the others, when they start and in each exchange", above=0
     )
     sync_bn: bool = option(
         False,

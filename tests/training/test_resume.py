@@ -151,7 +151,9 @@ def test_a_run_that_is_killed_and_stopped_at_steps_equals_an_unbroken_one(
 
     capsys.readouterr()
     assert main(["train", *resuming]) == 0
-    assert f"resumed after step {2 * per_epoch + 1} (batch 2 of {total}) of epoch 3" in capsys.readouterr().out
+    assert (
+        f"resumed after step {2 * per_epoch + 1} (batch 2 of {total}) of epoch 3" in capsys.readouterr().out
+    )
     assert_equal_runs(whole, broken)
 
 

@@ -81,5 +81,5 @@ def _mark(tensors: Any) -> int:
     value = 0
     for tensor in tensors:
         if isinstance(tensor, Tensor):
-            value = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().tobytes(), value)
+            value = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes(), value)
     return value

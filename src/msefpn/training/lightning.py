@@ -162,8 +162,6 @@ class Training(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Begin the averages, when the weights are on their device, and what the state has left to do."""
-        if self.stop.active:  # Lightning has just put its own handlers over these
-            self.stop.install()
         self.stop.holding = True
         if self.stop.active:  # Lightning's own handler of SIGTERM exchanges tensors, which the others do not
             self.stop.install()
