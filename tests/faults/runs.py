@@ -27,6 +27,8 @@ from msefpn.training import train
 from msefpn.training.recorder import Recorder
 
 EPOCHS = 3
+LOGS = ("metrics.csv", "log.jsonl")
+"""Files that may be ahead of the state: a resumed run drops what was not kept."""
 APS = (0.1, 0.3, 0.2)
 RECIPE = {
     "backbone": "test_resnet",

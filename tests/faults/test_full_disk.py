@@ -1,5 +1,6 @@
 """A disk that is full from any write on: one line that says what to do, and the run as it was before."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -7,8 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from msefpn.cli import main
+from msefpn.errors import UserError
+from msefpn.training.recorder import Recorder
 from tests.faults import runs
 from tests.faults.conftest import Unbroken
 from tests.faults.disk import NEEDS_ROOM, FullDisk, copy_run, watching
@@ -70,8 +74,7 @@ def test_a_disk_that_fills_up_at_any_file_leaves_the_epoch_before(
         assert runs.epochs_in(out, unbroken.epoch_of) == (1, 1)
         assert not list(out.glob(".*"))
         left = runs.content(out)
-        logs = ("metrics.csv", "log.jsonl")  # may be ahead: a resumed run drops what was not kept
-        assert {**left, **{log: before[log] for log in logs}} == before, name
+        assert {**left, **{log: before[log] for log in runs.LOGS}} == before, name
     assert main(runs.resuming(out)) == 0
     assert runs.content(out) == runs.content(unbroken.out)
 
@@ -115,3 +118,26 @@ def test_a_folder_that_is_removed_ends_the_run(
         assert main(runs.resuming(out)) == 2
     assert f"the folder '{out}' is gone" in one_line(capsys.readouterr().err)
     assert runs.epochs_in(tmp_path / "elsewhere", unbroken.epoch_of) == (1, 1)
+
+
+def test_a_disk_that_fills_up_at_a_state_leaves_those_before(tmp_path: Path) -> None:
+    values = {"detector": {"weight": torch.zeros(2**10)}, "within": {}}
+    for number in range(20):
+        out = tmp_path / str(number)
+        out.mkdir()
+        recorder = Recorder(out, states=3)
+        for step in (3, 5, 7):
+            recorder.state({**values, "step": step})
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        assert before.keys() == {"resume-3.ckpt", "resume-5.ckpt", "resume.ckpt"}
+        with watching(out, FullDisk(number)), contextlib.suppress(UserError):
+            recorder.state({**values, "step": 9})
+        left = {path.name: path.read_bytes() for path in out.iterdir()}
+        if recorder.step == 7:
+            assert left == before, number
+        else:
+            assert left.keys() == {"resume-5.ckpt", "resume-7.ckpt", "resume.ckpt"}
+            assert left["resume-7.ckpt"] == before["resume.ckpt"] != left["resume.ckpt"]
+            assert number > 2
+            return
+    pytest.fail("a state needs room more than twenty times")

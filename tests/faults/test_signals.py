@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from msefpn.cli import main
 from msefpn.runs import signals
+from msefpn.training import evaluating
 from msefpn.training import lightning as lit
 from msefpn.training import recorder as record
 from tests.faults import runs
@@ -18,7 +20,7 @@ from tests.faults.disk import copy_run
 
 PLACES: dict[str, tuple[Any, str]] = {
     "step": (lit.Training, "optimizer_step"),
-    "evaluation": (lit, "detect"),
+    "evaluation": (evaluating, "detect"),
     "checkpoint": (record, "write_weights"),
 }
 
@@ -59,8 +61,17 @@ def test_a_signal_ends_a_training_in_one_line(
         patch.setattr(home, name, interrupted)
         assert main(runs.resuming(out)) == 130
     assert capfd.readouterr().err == f"\ninterrupted: resume with msefpn train --resume --out {out}\n"
-    kept = (2, 2) if place == "checkpoint" else (1, 1)
-    assert runs.epochs_in(out, unbroken.epoch_of) == kept
+    if place == "checkpoint":
+        assert runs.epochs_in(out, unbroken.epoch_of) == (2, 2)
+    else:
+        state = torch.load(out / "resume.ckpt", weights_only=True)
+        done = {name: state["within"][name] for name in ("batches", "of")}
+        total = state["within"]["of"]
+        assert (state["epoch"], done) == (1, {"batches": 1 if place == "step" else total, "of": total})
+        before, left = (runs.content(folder) for folder in (unbroken.after[0], out))
+        for name in (*runs.LOGS, "resume.ckpt"):
+            del before[name], left[name]
+        assert before == left
     assert not list(out.glob(".*"))
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
     if twice:

@@ -1,4 +1,4 @@
-"""A run that is killed and stopped at steps of its epochs, and resumed, equals an unbroken one, bit for bit."""
+"""A run that is killed and stopped within its epochs, and resumed, equals an unbroken one, bit for bit."""
 
 import csv
 import json
@@ -160,8 +160,8 @@ def test_a_run_that_is_killed_and_stopped_at_steps_equals_an_unbroken_one(
 def test_two_processes_stop_at_the_same_step_whichever_is_told(tiny_set: Path, tmp_path: Path) -> None:
     whole, broken, recipe = tmp_path / "whole", tmp_path / "broken", tmp_path / "tiny.yaml"
     recipe.write_text(RECIPE.replace("workers: 1", "workers: 0"))
-    asked = ["--data", tiny_set, "--recipe", recipe, "--devices", "2", "--out"]
-    resuming = ["--resume", "--out", broken]
+    asked = ["--data", str(tiny_set), "--recipe", str(recipe), "--devices", "2", "--out"]
+    resuming = ["--resume", "--out", str(broken)]
     unbroken = run(tmp_path, {}, *asked, whole)
     assert unbroken.returncode == 0, unbroken.stderr
     per_epoch = state_of(whole)["step"] // 3

@@ -172,7 +172,8 @@ def test_an_epoch_that_was_cut_replaces_no_best_one(tmp_path: Path) -> None:
         weights = {"weight": torch.tensor(float(epoch))}
         if epoch == 2:  # a resumed run knows nothing of a first epoch that was cut
             recorder = Recorder(tmp_path)
-        recorder.epoch(epoch, epoch, numbers, [], detector, weights, {} if whole else None)
+        state: dict[str, Any] = {"step": epoch, "within": None if whole else {}}
+        recorder.epoch(epoch, epoch, numbers, [], detector, weights, state)
     assert recorder.best is not None
     assert recorder.best["epoch"] == json.loads((tmp_path / "metrics.json").read_text())["best"]["epoch"] == 2
     assert load_file(tmp_path / "best.safetensors")["weight"] == 2
