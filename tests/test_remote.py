@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib
+import json
 import logging
 import os
 import sys
@@ -14,8 +15,12 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+import msefpn
 from msefpn import remote
+from msefpn.cli import main
 from msefpn.errors import UserError
+from msefpn.training import lightning as lit
+from tests.faults import runs
 
 SECRET = "a-secret"
 
@@ -135,7 +140,40 @@ def _cut_upload_in_parts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(core, "calculate_chunksize", lambda *_, **__: 5 << 20)
 
 
+def test_a_training_on_a_server(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs.script_aps(monkeypatch)
+    data, out = runs.draw_data(tmp_path / "data"), f"{bucket}/run"
+    command = [*runs.command(data, Path("run"))[:-1], out]
+    assert main([*command, "--steps", "1"]) == 0
+    assert main(["train", "--resume", "--out", out, "--epochs", "2"]) == 0
+    assert "resumed after step 1" in capsys.readouterr().out
+    assert main(["predict", out, str(data / "val"), "--out", "found", "--save", "json"]) == 0
+    assert (tmp_path / "found" / "predictions.json").is_file()
+    numbers = msefpn.evaluate(Path(out), workers=0, device="cpu")
+    assert numbers == json.loads((tmp_path / "evaluate-1" / "metrics.json").read_text())["numbers"]
+    assert not (tmp_path / "runs").exists()
+
+    def gone(*_: Any) -> None:
+        fsspec.filesystem("s3").rm(bucket, recursive=True)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(lit.Training, "on_train_epoch_start", gone)
+        assert main(["train", "--resume", "--out", out, "--epochs", "3"]) == 2
+    (copy,) = (tmp_path / "runs").iterdir()
+    (line,) = capsys.readouterr().err.strip().split("\n")
+    assert "cannot be written: bucket or folder does not exist: check the address; the run is whole in" in line
+    assert line.endswith(f"'runs/{copy.name}': resume it there")
+    assert (copy / "best.safetensors").is_file()
+
+
 def test_what_is_an_address() -> None:
+    assert remote.as_address(Path("s3://a/b")) == "s3://a/b"
+    assert remote.as_address(Path("file:///a/b")) == "file:///a/b"
+    assert (remote.as_address(Path("runs/a")), remote.as_address(None)) == (None, None)
     assert all(map(remote.is_address, ("s3://a/b", "gs://a", "memory://", "file:///a", "s4://a/b")))
     others = ("http://a/b", "hf://a/b", "rtsp://a", "C:/a", "runs/a", Path("s3://a"), 0, None)
     assert not any(map(remote.is_address, others))

@@ -39,12 +39,23 @@ class Entry(NamedTuple):
     address: str
     size: int
     """Bytes."""
+    name: str
+    """Its path below the folder that was listed, or its address without protocol where a pattern was."""
 
 
 def is_address(value: object) -> bool:
     """Whether a value is a text PROTOCOL://... of a file system; which may be one that is not known."""
     found = _ADDRESS.match(value) if isinstance(value, str) else None
     return found is not None and found[1].lower() not in _OTHERS
+
+
+def as_address(value: object) -> str | None:
+    """The address that a user names, as a text or as a path, which has lost a slash; None: it is none."""
+    if isinstance(value, Path):
+        found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", value.as_posix())
+        local = found is not None and found[1].lower() in ("file", "local")
+        value = value.as_posix().replace(":/", ":///" if local else "://", 1) if found else None
+    return str(value) if is_address(value) else None
 
 
 def address_name(address: str) -> str:
@@ -101,7 +112,11 @@ def _listed(address: str, find: Any) -> list[Entry]:
         if not found and not re.search(r"[*?\[]", address):
             system.info(path)  # says why
         entries = [
-            Entry(str(system.unstrip_protocol(name)), int(about.get("size") or 0))
+            Entry(
+                str(system.unstrip_protocol(name)),
+                int(about.get("size") or 0),
+                name.removeprefix(path.rstrip("/")).lstrip("/"),
+            )
             for name, about in sorted(found.items())
             if about.get("type") == "file" and not name.endswith("/")
         ]

@@ -17,6 +17,7 @@ from msefpn import plugins
 from msefpn.config import Config, parse_settings
 from msefpn.errors import UserError, unknown_name
 from msefpn.options import option
+from msefpn.remote import as_address
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -143,3 +144,20 @@ def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple, set)) else [value]
+
+
+def at_hand(run: Any, *, whole: bool = False) -> Any:
+    """A copy on this machine of a run, or of its weights, that is named by an address; all else as it is.
+
+    Args:
+        run: what a user names.
+        whole: copy all but the states, as a report needs it; otherwise what detecting needs.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if as_address(run) is None:
+        return run
+    from msefpn.runs.address import local_run  # noqa: PLC0415  slow to import, and seldom needed
+
+    return local_run(run, whole=whole)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from msefpn.checkpoint import check_run
-from msefpn.commands.arguments import as_list, as_path, as_text
+from msefpn.commands.arguments import as_list, as_path, as_text, at_hand
 from msefpn.errors import UserError, missing_extra
-from msefpn.runs.folder import read_run
+from msefpn.runs.folder import free_file, read_run
 from msefpn.runs.imports import import_models
 
 
@@ -73,7 +73,7 @@ def report(runs: Sequence[str | Path] | str | Path, *, out: str | Path | None = 
     command. With several runs, differences to the first are shown.
 
     Args:
-        runs: run folders, at most 6
+        runs: run folders, also at addresses s3://..., at most 6
         out: the HTML file; for one run RUN/report.html, else the first free one of report-1.html, ...
 
     Returns:
@@ -83,7 +83,10 @@ def report(runs: Sequence[str | Path] | str | Path, *, out: str | Path | None = 
         UserError: a folder is not a run folder, or the file cannot be written. The page says what is missing
             in a run.
     """
-    folders = [Path(run) for run in as_list(runs)]
+    given = as_list(runs)
+    folders = [Path(at_hand(run, whole=True)) for run in given]
+    if out is None and len(given) == 1 and folders[0] != Path(given[0]):
+        out = free_file(Path("report.html"))
     for folder in folders:
         read_run(folder)
 

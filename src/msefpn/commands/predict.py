@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msefpn.checkpoint import check_run
-from msefpn.commands.arguments import as_path, as_text, takes
+from msefpn.commands.arguments import as_path, as_text, at_hand, takes
 from msefpn.inference.options import DetectionOptions
 from msefpn.names import check_proposals_given, known_inputs
 from msefpn.prediction.request import PredictionOptions, check_classes, check_kinds
@@ -37,8 +37,8 @@ def predict(
 
     Args:
         run: run folder (its best weights), a .safetensors or exported file of one, a checkpoint that
-            `msefpn import` reads, hf://USER/NAME, or a name of `msefpn models`; from Python also what
-            `msefpn.load` returns
+            `msefpn import` reads, an address s3://... of one of these, hf://USER/NAME, or a name of
+            `msefpn models`; from Python also what `msefpn.load` returns
         sources: image and video files, folders of images, globs, http and https addresses of files, or a
             camera: camera:0
         out: folder for the results (default: the first free one of predictions-1, predictions-2, ...)
@@ -54,6 +54,7 @@ def predict(
         UserError: the request cannot be met; the message says what to change.
     """
     chosen = PredictionOptions.given(**options)
+    run = at_hand(run)
     kinds = check_kinds(["pictures", "json"] if save is None else save)
     folder = as_path(out) or free_folder(Path("predictions"))
     check_out(folder)
@@ -84,8 +85,8 @@ def stream(
 
     Args:
         run: run folder (its best weights), a .safetensors or exported file of one, a checkpoint that
-            `msefpn import` reads, hf://USER/NAME, or a name of `msefpn models`; from Python also what
-            `msefpn.load` returns
+            `msefpn import` reads, an address s3://... of one of these, hf://USER/NAME, or a name of
+            `msefpn models`; from Python also what `msefpn.load` returns
         sources: image and video files, folders of images, globs, http and https addresses of files, or a
             camera: camera:0
         follow_links: follow symbolic links that lead out of a given folder
@@ -97,6 +98,7 @@ def stream(
         UserError: the request cannot be met; the message says what to change.
     """
     chosen = PredictionOptions.given(**options)
+    run = at_hand(run)
     found = _check_given(run, sources, chosen, follow_links=follow_links)
 
     if not chosen.compile:
@@ -130,7 +132,7 @@ def evaluate(
 
     Args:
         run: run folder (its best weights), a .safetensors or exported file of one, a checkpoint that
-            `msefpn import` reads, hf://USER/NAME, or a name of `msefpn models`
+            `msefpn import` reads, an address s3://..., hf://USER/NAME, or a name of `msefpn models`
         data: data folder (default: the run's own data)
         split: train or val
         json: COCO json to evaluate on, instead of a data folder
@@ -153,6 +155,8 @@ def evaluate(
         UserError: the request cannot be met; the message says what to change.
     """
     chosen = DetectionOptions.given(**options)
+    if (copy := at_hand(run)) is not run:
+        run, out = copy, out or free_folder(Path("evaluate"))
     about = check_run(run)
 
     from msefpn.inference.plan import plan_evaluation

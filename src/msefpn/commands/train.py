@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from msefpn.commands.arguments import SplitFiles, as_path, as_text, configured, files_of, takes
+from msefpn.commands.arguments import SplitFiles, as_text, configured, files_of, takes
 from msefpn.config import Config
 
 
@@ -36,7 +36,8 @@ def train(
         recipe: name or YAML file of the other options' values (default: faster_rcnn_r50_mse_fpn_1x, or
             quickstart for the built-in set)
         set: further settings as key=value or key.path=value, such as neck_options.gate=none
-        out: run folder (default: the first free one of runs/train-1, runs/train-2, ...)
+        out: run folder, or its address s3://..., gs://... (default: the first free one of runs/train-1,
+            runs/train-2, ...)
         resume: continue the run in the out folder
         steps: number of steps after which to stop; for trials
         callbacks: objects like `msefpn.training.callbacks.Callback`; Python only
@@ -44,7 +45,7 @@ def train(
         follow_links: follow symbolic links that lead out of the data folder
 
     Returns:
-        The run folder.
+        The run folder; its address where that was given.
 
     Raises:
         UserError: the request cannot be met; the message says what to change.
@@ -52,18 +53,22 @@ def train(
     files = files_of(options)
     values, objects = configured(options, set)
 
+    from msefpn.runs.address import working_folder
     from msefpn.runs.meeting import meeting
     from msefpn.training.data import read_early
     from msefpn.training.plan import plan_training
 
-    with meeting(values.get("timeout")) as peers:
+    with (
+        meeting(values.get("timeout")) as peers,
+        working_folder(out, peers, resume=resume) as (folder, remote_run),
+    ):
         if not peers.first and out is None and not resume:
-            out = peers.tell("out")
+            folder = Path(peers.tell("out"))
         plan = plan_training(
             data,
             files,
             recipe=as_text(recipe),
-            out=as_path(out),
+            out=folder,
             resume=resume,
             steps=steps,
             options=values,
@@ -74,12 +79,14 @@ def train(
         peers.tell("out", str(plan.out.absolute()))
         early = read_early(plan) if peers.world.size == 1 else None
 
+        from msefpn.reporting.report import report_training
         from msefpn.training.train import train as run_training
 
-        run = run_training(plan, peers, [*objects, *callbacks], early)
+        run = run_training(plan, peers, [*objects, *callbacks], early, remote_run)
+        if remote_run is not None:
+            report_training(run)
+            remote_run.send()
         first = peers.first
-    if first:
-        from msefpn.reporting.report import report_training
-
+    if remote_run is None and first:
         report_training(run)
-    return run
+    return run if remote_run is None else Path(str(out))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich import box
@@ -42,10 +44,31 @@ _MEANING = {
 _MINUTE = 60.0
 
 
+_told_as: dict[str, str] = {}
+"""Texts that are told as others."""
+
+
 def say(*lines: str) -> None:
     """Print lines without markup; control characters in them are written out, see `msefpn.plain`."""
     for line in lines:
-        print(printable(line), flush=True)
+        print(printable(told_as(line)), flush=True)
+
+
+def told_as(text: str) -> str:
+    """A text as it is told inside `telling_as`."""
+    for own, other in _told_as.items():
+        text = text.replace(str(Path(own).absolute()), other).replace(own, other)
+    return text
+
+
+@contextlib.contextmanager
+def telling_as(own: str, other: str) -> Iterator[None]:
+    """Tell a path as something else, such as the address that it is a copy of, while the body runs."""
+    _told_as[own] = other
+    try:
+        yield
+    finally:
+        del _told_as[own]
 
 
 def show_numbers(numbers: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Recorder:
         self.out = out
         self.best = best
         self.step, self.states = step, states
+        self.sent: Callable[[], None] = _nothing_to_send
+        """Uploads the folder after each set of files. May raise UserError."""
 
     def epoch(
         self,
@@ -81,12 +83,14 @@ class Recorder:
             self._add_state(parts, {**state, "best": best if whole else self.best or {}})
         self._drop_older(state["step"])
         self.best = best
+        self.sent()
 
     def state(self, state: dict[str, Any]) -> None:
         """Keep a state within an epoch, as `read_resume` reads it, but for `best`. Raises UserError."""
         with replacing_together(self.out, TO_RESUME) as parts:
             self._add_state(parts, {**state, "best": self.best or {}})
         self._drop_older(state["step"])
+        self.sent()
 
     def _add_state(self, parts: Parts, state: dict[str, Any]) -> None:
         before = self.out / RESUME
@@ -106,6 +110,10 @@ class Recorder:
             before = sorted((name for name in names if int(name[1]) < step), key=lambda name: int(name[1]))
             for name in before[: max(0, len(before) - (self.states - 1))]:
                 (self.out / name[0]).unlink()
+
+
+def _nothing_to_send() -> None:
+    pass
 
 
 def _link(source: Path, target: Path) -> None:

@@ -18,6 +18,7 @@ from msefpn.inference.device import check_devices, pick_precision
 from msefpn.models import Detector, build, check_initial_weights, init_weights, probe, styled
 from msefpn.models.convolution import pick_method
 from msefpn.models.recompute import recompute
+from msefpn.runs.address import RemoteRun
 from msefpn.runs.console import percent, say
 from msefpn.runs.folder import (
     BEST,
@@ -46,7 +47,13 @@ if TYPE_CHECKING:
     from msefpn.training.lightning import Training
 
 
-def train(plan: Plan, peers: Peers, callbacks: Iterable[Any] = (), early: Early = None) -> Path:
+def train(
+    plan: Plan,
+    peers: Peers,
+    callbacks: Iterable[Any] = (),
+    early: Early = None,
+    remote_run: RemoteRun | None = None,
+) -> Path:
     """Train as planned and return the run folder.
 
     Args:
@@ -54,6 +61,7 @@ def train(plan: Plan, peers: Peers, callbacks: Iterable[Any] = (), early: Early 
         peers: the other processes, where a launcher has started them; those of one machine are started here.
         callbacks: objects like `msefpn.training.callbacks.Callback`, beside those of the configuration.
         early: what `read_early` gave.
+        remote_run: uploads the run folder; None where that is on this machine.
 
     Raises:
         UserError: before anything is written, where the request cannot be met; later only for a loss that is
@@ -67,12 +75,16 @@ def train(plan: Plan, peers: Peers, callbacks: Iterable[Any] = (), early: Early 
             alone.enter_context(working_in(plan.out, TRAINING))
         with peers.in_turn():
             plan, files, training, told = _prepare(plan, peers, callbacks, early)
+            if training.recorder is not None and remote_run is not None:
+                training.recorder.sent = remote_run.send
         device = check_devices(plan.config)
         start_others(plan.config, peers)
         try:
             check_alike(peers, plan, training.marks, training.state, device)
             if peers.first:
                 alone.enter_context(_folder(plan, files, training.detector))
+                if remote_run is not None:
+                    remote_run.send()
                 say(*told)
             peers.tell("folder")
             from msefpn.training.engine import fit  # noqa: PLC0415  slow to import: last
