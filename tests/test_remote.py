@@ -164,7 +164,9 @@ def test_a_training_on_a_server(
         assert main(["train", "--resume", "--out", out, "--epochs", "3"]) == 2
     (copy,) = (tmp_path / "runs").iterdir()
     (line,) = capsys.readouterr().err.strip().split("\n")
-    assert "cannot be written: bucket or folder does not exist: check the address; the run is whole in" in line
+    assert (
+        "cannot be written: bucket or folder does not exist: check the address; the run is whole in" in line
+    )
     assert line.endswith(f"'runs/{copy.name}': resume it there")
     assert (copy / "best.safetensors").is_file()
 

@@ -142,8 +142,8 @@ def test_two_processes(tiny_set: Path, tmp_path: Path, recipe: Path, monkeypatch
     assert {item["image_id"] for item in predictions} == set(range(1, 6))
     assert numbers["AP"] == json.loads((out / "metrics.json").read_text())["best"]["AP"]
 
-    # One process does the same passes of one image each, four for a step. The gradients' sums are the same but
-    # for their order, so the averages of the weights, up to 1, differ by rounding: 3e-8 after three steps.
+    # One process does the same passes of one image each, four for a step. The sums of the gradients are the
+    # same but for their order, so the averaged weights, up to 1, differ by rounding: 3e-8 after three steps.
     monkeypatch.setattr(lit, "mixed_seed", lambda *numbers: 0)
     msefpn.train(data, recipe=recipe, out=tmp_path / "one", accumulate=4)
     averages, of_one = load_file(out / "last.safetensors"), load_file(tmp_path / "one" / "last.safetensors")

@@ -27,7 +27,7 @@ def mark(plan_changes: dict[str, Any], marks: DataMarks, state: Any = None) -> d
 
 PICTURES = {"train": torch.tensor([1, 2]), "val": torch.tensor([3])}
 MARKS = DataMarks(1, 2, PICTURES)
-STATE = {"step": 3, "detector": {"w": torch.ones(2)}}
+STATE = {"step": 3, "detector": {"w": torch.ones(2), "count": torch.tensor(5)}}
 
 
 @pytest.mark.parametrize(
