@@ -62,6 +62,7 @@ PARSED_ONLY = {
     r"^msefpn export": "traces for half a minute; tests/exporting",
     r"^msefpn demo": "serves until it is stopped; tests/web",
     r"^msefpn (ablate|cost)": "tests/ablation",
+    r"(s3|gs)://": "needs a bucket; tests/test_remote.py",
     r"detector\.onnx": "reads an exported file",
     r"_resnet50_fpn|--recipe finetune|hf://": "needs weights of the network; tests/models/test_pretrained.py",
     r"bccd/|runs/cells": "needs photographs that are not in the repository",

@@ -183,3 +183,22 @@ def test_two_processes_stop_at_the_same_step_whichever_is_told(tiny_set: Path, t
     last = run(tmp_path, {1: [(2 * per_epoch + 1, signal.SIGUSR1)]}, *resuming)
     assert last.returncode == 0, last.stderr
     assert_equal_runs(whole, broken)
+
+
+def test_a_run_that_is_killed_after_any_step_equals_an_unbroken_one(
+    tiny_set: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("--whole-grid"):
+        pytest.skip("takes minutes: --whole-grid")
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE)
+    asked = ["--data", str(tiny_set), "--recipe", str(recipe), "--out"]
+    assert main(["train", *asked, str(tmp_path / "whole")]) == 0
+    for step in range(1, state_of(tmp_path / "whole")["step"] + 1):
+        broken = tmp_path / str(step)
+        killed = run(tmp_path, {0: [(step, signal.SIGKILL)]}, *asked, broken)
+        assert killed.returncode == -signal.SIGKILL
+        if step < 3:
+            assert not (broken / "resume.ckpt").exists() or state_of(broken)["step"] == 2
+        assert main(["train", "--resume", "--out", str(broken)]) == 0
+        assert_equal_runs(tmp_path / "whole", broken)
