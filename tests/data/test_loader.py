@@ -48,6 +48,22 @@ def test_same_batches_with_and_without_workers(data: CocoData, size: tuple[int, 
     assert _same(alone, helped)
 
 
+def test_batches_that_are_skipped_are_not_read(data: CocoData, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = OPTIONS | {"workers": 0, "seed": 5, "epoch": 2, "augment": "paper"}
+    whole, read = list(train_loader(data, **options)), list[int]()
+    load = DetectionDataset.example
+
+    def loaded(dataset: DetectionDataset, index: int) -> Any:
+        read.append(int(data.ids[index]))
+        return load(dataset, index)
+
+    monkeypatch.setattr(DetectionDataset, "example", loaded)
+    rest = train_loader(data, **options, skip=4)
+    assert len(rest) == len(whole) - 4
+    assert _same(list(rest), whole[4:])
+    assert read == [id for batch in whole[4:] for id in batch.ids.tolist()]
+
+
 def test_seed_and_epoch_change_the_batches(data: CocoData) -> None:
     first, other_epoch, other_seed = (
         list(train_loader(data, **OPTIONS, workers=0, seed=seed, epoch=epoch))

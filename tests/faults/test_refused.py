@@ -65,6 +65,12 @@ def first(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return next(value for value in tensors.values() if value.dim() > 1)
 
 
+def position(**values: Any) -> dict[str, Any]:
+    """What a state says of the midst of an epoch."""
+    whole = {"batches": 1, "of": 2, "images": 2, "seconds": 1.0, "sums": {"loss": 1.0}, "statistics": []}
+    return whole | values
+
+
 EDITS: dict[str, tuple[Callable[[State], Any], str]] = {
     "no step": (lambda state: state.pop("step"), "is not the state of a run of this version"),
     "epoch as text": (lambda state: state.update(epoch="1"), "epoch is not of type int"),
@@ -104,6 +110,24 @@ EDITS: dict[str, tuple[Callable[[State], Any], str]] = {
     "endless": (lambda state: state["best"].update(more=endless()), "nested too deeply"),
     "marks a list": (lambda state: state["data"].update(pictures=[1]), "pictures is not of type dict"),
     "other settings": (lambda state: state["config"].update(lr=9.0), "config.yaml' has lr 0.02, but the run"),
+    "a position in pieces": (
+        lambda state: state.update(within={"batches": 1}),
+        "not hold the values of a pos",
+    ),
+    "a position beyond": (lambda state: state.update(within=position(batches=3)), "names batch 3 of 2"),
+    "a position in a step": (
+        lambda state: (state.update(within=position()), state["config"].update(accumulate=2)),
+        "within.batches is not a multiple of 2",
+    ),
+    "a position with texts": (
+        lambda state: state.update(within=position(sums={"a": "b"})),
+        "are not numbers",
+    ),
+    "a position with other statistics": (
+        lambda state: state.update(within=position(statistics=[[{"x": torch.ones(1)}]])),
+        "does not fit the detector",
+    ),
+    "a scaler in a list": (lambda state: state.update(scaler=[1]), "scaler is not of type dict"),
     "no marks": (lambda state: state["data"].pop("pictures"), "has no marks of the train pictures"),
 }
 

@@ -122,6 +122,7 @@ def logged(logger: str, out: Path) -> None:
         callbacks.start(Run(out, config, ("a", "b"), epoch=epoch, step=20 * epoch))
         for step in range(20 * epoch, 20 * epoch + 20):
             callbacks.step(step, {"loss": 1 / (step + 1), "lr": 0.1})
+        callbacks.flush()
         callbacks.epoch(epoch + 1, 20 * epoch + 20, {"loss": 0.5, "images_per_second": 3.0})
         callbacks.evaluation(epoch + 1, 20 * epoch + 20, {"AP": 0.25 * (epoch + 1)})
         callbacks.end("")

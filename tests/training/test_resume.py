@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from msefpn.cli import main
+from msefpn.config import Config
+from msefpn.training.resume import change_of_processes
 from tests import TINY
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
@@ -183,6 +185,14 @@ def test_two_processes_stop_at_the_same_step_whichever_is_told(tiny_set: Path, t
     last = run(tmp_path, {1: [(2 * per_epoch + 1, signal.SIGUSR1)]}, *resuming)
     assert last.returncode == 0, last.stderr
     assert_equal_runs(whole, broken)
+
+
+def test_another_number_of_processes_says_what_changes() -> None:
+    config = Config(devices=4)
+    assert change_of_processes({"config": {"devices": 4}}, config) == ""
+    said = change_of_processes({"config": {"devices": 1}, "within": {}, "epoch": 2}, config)
+    assert said.startswith("1 process before, 4 from now on: in the rest of epoch 3 some images come twice")
+    assert said.endswith("and so are the final weights")
 
 
 def test_a_run_that_is_killed_after_any_step_equals_an_unbroken_one(

@@ -22,6 +22,8 @@ class Wishes(NamedTuple):
     """It was told to end."""
     keep: bool = False
     """A state is due, or was asked for."""
+    asked: bool = False
+    """SIGUSR1 has asked for it."""
 
     def together(self, device: torch.device, world: int) -> Wishes:
         """What at least one of the processes wants; called in all of them: one small exchange."""

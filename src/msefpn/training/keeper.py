@@ -50,8 +50,8 @@ class Keeper:
             world: number of processes.
             fail: whether a loss of this process is not finite.
         """
-        due = self.stop.requested or self.timetable.is_due(step)
-        own = Wishes(fail, self.stop.at is not None, due)
+        asked = self.stop.requested
+        own = Wishes(fail, self.stop.at is not None, asked or self.timetable.is_due(step), asked)
         self.wishes = own.together(device, world)
         return self.wishes
 
@@ -82,6 +82,8 @@ class Keeper:
             raise failure or distributed.DistError
         self.timetable.kept(step)
         self.stop.requested = False
+        if self.wishes.asked and self.recorder is not None:
+            say(f"kept the state after step {step}: {self.recorder.out / RESUME}")
         if self.wishes.stop:
             raise KeyboardInterrupt
 
@@ -91,8 +93,6 @@ class Keeper:
             return
         self.callbacks.flush()
         self.recorder.state(state)
-        if self.stop.requested:
-            say(f"kept the state after step {state['step']}: {self.recorder.out / RESUME}")
 
     def check(self, state: Callable[[], State]) -> None:
         """Heed signals during an evaluation, each process on its own. Raises KeyboardInterrupt, UserError."""
