@@ -9,7 +9,7 @@ from msefpn.training.clock import Clock
 from msefpn.training.position import Position, Statistics
 
 
-class Counts:
+class EpochCounts:
     """Sums and numbers of the epoch that is trained, those from before an interruption included.
 
     Args:

@@ -55,12 +55,16 @@ class Keeper:
         self.wishes = own.together(device, world)
         return self.wishes
 
-    def end_step(self, step: int, state: Callable[[], State], device: torch.device, world: int) -> None:
+    def end_step(
+        self, step: int, state: Callable[[], State], wait: Callable[[], Any], device: torch.device, world: int
+    ) -> None:
         """Do what was agreed on, after an optimizer step; called in all processes, which wait for the first.
 
         Args:
             step: steps that are done.
             state: collects the state; called in all processes.
+            wait: called in all processes, returns when the first one has called it; writing and uploading may
+                take longer than the timeout of an exchange.
             device: of the exchange.
             world: number of processes.
 
@@ -78,6 +82,7 @@ class Keeper:
             self.keep(collected)
         except UserError as error:
             failure = error
+        wait()
         if Wishes(fail=failure is not None).together(device, world).fail:
             raise failure or distributed.DistError
         self.timetable.kept(step)

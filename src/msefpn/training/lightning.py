@@ -28,7 +28,7 @@ from msefpn.structures import Batch
 from msefpn.training.agreement import infinite, refuse_infinite
 from msefpn.training.callbacks import Callbacks, Run
 from msefpn.training.clock import Clock
-from msefpn.training.counts import Counts
+from msefpn.training.counts import EpochCounts
 from msefpn.training.ema import Ema
 from msefpn.training.evaluating import detect_together
 from msefpn.training.group import Group
@@ -95,7 +95,7 @@ class Training(pl.LightningModule):
         self.ema: Ema | None = None
         self.lr = 0.0
         self.clock = Clock(self.config.epochs - run.epoch)
-        self.counts = Counts(self.clock)
+        self.counts = EpochCounts(self.clock)
         self.progress = TrainingProgress(self.config.epochs) if recorder is not None else None
 
     @property
@@ -244,7 +244,8 @@ class Training(pl.LightningModule):
         """After a step, keep the state and end, where one of the processes is to."""
         self.counts.batches = self.skipped + batch_idx + 1
         if (batch_idx + 1) % self.config.accumulate == 0 or self.counts.whole:
-            self.keeper.end_step(self.step, self._state_within, self.device, self.trainer.world_size)
+            world = self.trainer.world_size
+            self.keeper.end_step(self.step, self._state_within, self._wait, self.device, world)
 
     def on_train_epoch_end(self) -> None:
         """Evaluate, and keep the epoch."""
@@ -314,6 +315,9 @@ class Training(pl.LightningModule):
     def _gather(self) -> None:
         names, world = statistics_of(self.detector), self.trainer.world_size
         self.counts.statistics = gather_statistics(self.weights, names, world)
+
+    def _wait(self) -> None:
+        self.group.peers.tell(f"state {self.step}", patient=True)
 
     def _state_within(self) -> dict[str, Any]:
         """The state after a step; called in all processes."""
