@@ -47,6 +47,7 @@ def reason_not_to() -> str:
 
 
 def ip(*words: str) -> None:
+    """Run iproute2."""
     subprocess.run(["ip", *words], check=True)
 
 
@@ -133,6 +134,7 @@ def cut_within(folder: Path, port: int, step: int, *words: str) -> None:
 
 
 def main() -> int:
+    """Do what the text above says; raise AssertionError or SystemExit where it goes wrong."""
     if reason := reason_not_to():
         print(f"skipped: {reason}")
         return 0
@@ -142,7 +144,7 @@ def main() -> int:
     words += ["--batch", "2", "--checkpoint-every", "1"]
     with two_nodes():
         trained(folder, 29701, *words, "--out", str(folder / "whole"))
-        print(f"a run of {EPOCHS} epochs on two nodes has ended")
+        print(f"a run of {EPOCHS} epochs on two nodes has ended", flush=True)
         cut_within(folder, 29702, 10, *words, "--out", str(folder / "broken"))
         trained(folder, 29703, "--resume", "--out", str(folder / "broken"), "--nodes", "2")
     whole, broken = (load_file(folder / name / "last.safetensors") for name in ("whole", "broken"))

@@ -7,15 +7,18 @@ import pytest
 import torch
 
 from msefpn.config import AUTO_BATCH, Config, from_dict, load_recipe, to_yaml
+from msefpn.data.coco import read_coco
+from msefpn.data.locate import find_split
 from msefpn.errors import UserError
 from msefpn.inference.device import check_devices
+from msefpn.models import build
 from msefpn.runs.peers import Peers
 from msefpn.runs.world import World
 from msefpn.training.alike import difference, fingerprint
-from msefpn.training.largest import largest_that_fits
+from msefpn.training.largest import Trial, largest_that_fits, settle_batch
 from msefpn.training.launch import check_world, start_others
 from msefpn.training.plan import Plan
-from msefpn.training.resume import DataMarks
+from msefpn.training.resume import DataMarks, settings_of
 from tests import TINY
 
 
@@ -113,3 +116,34 @@ def test_the_largest_power_of_two_that_fits() -> None:
     config = from_dict({"batch": "auto"}, "options")
     assert config.batch == AUTO_BATCH
     assert "batch: auto\n" in to_yaml(config)
+
+
+class Card:
+    """Stands for a GPU's properties."""
+
+    total_memory = 8 * 2**30
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn", "fast_rcnn"])
+def test_the_batch_is_found_and_told(detector: str, tiny_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fits(trial: Trial, images: int) -> bool:
+        if images == 1 and detector != "mask_rcnn":  # whose head takes half a minute
+            trial._train(images)
+        batch = trial._batch(images)
+        assert (batch.targets.masks is not None) == (detector == "mask_rcnn")
+        assert (batch.proposals is not None) == (detector == "fast_rcnn")
+        return images <= 2
+
+    monkeypatch.setattr(Trial, "fits", fits)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
+    changes = {"detector": detector, "detector_options": {}, "batch": "auto", "devices": 2, "accumulate": 2}
+    config = from_dict(settings_of(load_recipe(str(TINY))) | changes, "test")
+    data, _ = read_coco(*find_split(tiny_set, "train"))
+    model = build(config, data.classes)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found, lines = settle_batch(config, model, data, torch.device("cpu"), "bf16", Peers(World(), 1))
+    assert found.batch == 2 * 2 * 2
+    assert found.scaled_lr == config.lr * 8 / 16
+    (line,) = lines
+    assert line.startswith("batch: 8 images a step, 2 on each of 2 devices in 2 passes: the largest power of")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
