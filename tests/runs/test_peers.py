@@ -166,7 +166,7 @@ def test_one_that_does_not_notice_is_ended(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     codes, closed = list[int](), list[bool]()
-    monkeypatch.setattr(module, "GRACE", 0.2)
+    monkeypatch.setattr(module, "NOTICE", 0.2)
     monkeypatch.setattr(os, "_exit", codes.append)
 
     def hangs(peers: Peers) -> None:

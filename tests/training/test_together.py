@@ -15,7 +15,7 @@ from msefpn.models import build
 from msefpn.runs.peers import Peers
 from msefpn.runs.world import World
 from msefpn.training.alike import difference, fingerprint
-from msefpn.training.largest import Trial, largest_that_fits, settle_batch
+from msefpn.training.largest import Rehearsal, largest_that_fits, settle_batch
 from msefpn.training.launch import check_world, start_others
 from msefpn.training.plan import Plan
 from msefpn.training.resume import DataMarks, settings_of
@@ -126,7 +126,7 @@ class Card:
 
 @pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn", "fast_rcnn"])
 def test_the_batch_is_found_and_told(detector: str, tiny_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fits(trial: Trial, images: int) -> bool:
+    def fits(trial: Rehearsal, images: int) -> bool:
         if images == 1 and detector != "mask_rcnn":  # whose head takes half a minute
             trial._train(images)
         batch = trial._batch(images)
@@ -134,7 +134,7 @@ def test_the_batch_is_found_and_told(detector: str, tiny_set: Path, monkeypatch:
         assert (batch.proposals is not None) == (detector == "fast_rcnn")
         return images <= 2
 
-    monkeypatch.setattr(Trial, "fits", fits)
+    monkeypatch.setattr(Rehearsal, "fits", fits)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
     changes = {"detector": detector, "detector_options": {}, "batch": "auto", "devices": 2, "accumulate": 2}
     config = from_dict(settings_of(load_recipe(str(TINY))) | changes, "test")

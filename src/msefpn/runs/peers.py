@@ -20,10 +20,10 @@ from typing import Any
 
 from msefpn.errors import UserError
 from msefpn.plain import one_line
-from msefpn.runs.wire import Link, connect, is_lost_connection, listen, share_port
+from msefpn.runs.wire import Link, connect, is_lost_connection, open_port, share_port
 from msefpn.runs.world import World, enter
 
-GRACE = 15.0
+NOTICE = 15.0
 """Seconds in which a process has to end by itself once another has left."""
 LINGER = 30.0
 """Seconds for which a first process that fails at once waits for the others, to tell them."""
@@ -87,7 +87,7 @@ class Peers:
         world, port = self.world, self.world.port
         if self.first:
             try:
-                self._server = listen(world.address, 0 if world.shared_store else port)
+                self._server = open_port(world.address, 0 if world.shared_store else port)
             except OSError as error:
                 raise UserError(
                     f"port {port} of this machine cannot be used ({error.strerror}): set MASTER_PORT, or "
@@ -311,7 +311,7 @@ class Peers:
             if self._closed:
                 return
             time.sleep(0.5)
-        time.sleep(GRACE)
+        time.sleep(NOTICE)
         if not self._closed:
             os._exit(2)
 
@@ -352,7 +352,7 @@ class Peers:
 
     def _end_main(self) -> None:
         """End a process that has not noticed by itself that the run is over."""
-        until = time.monotonic() + GRACE
+        until = time.monotonic() + NOTICE
         while time.monotonic() < until:
             if self._closed:
                 return

@@ -66,7 +66,7 @@ class Link:
         self.connection.close()
 
 
-def listen(address: str, port: int) -> socket.socket:
+def open_port(address: str, port: int) -> socket.socket:
     """Listen at a port of this machine; 0: any. Raises OSError where it is taken."""
     if address == "127.0.0.1":  # for processes of this machine alone
         return socket.create_server((address, port), backlog=1024)

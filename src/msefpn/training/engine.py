@@ -51,7 +51,10 @@ def fit(training: Training, peers: Peers, device: torch.device, precision: str) 
         explained(peers),
         opened(peers, device, nodes) as training.group,
     ):
-        _fit(training, _trainer(training, device, precision))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning_fabric")
+            trainer = _trainer(training, device, precision)
+        _fit(training, trainer)
 
 
 def _trainer(training: Training, device: torch.device, precision: str) -> pl.Trainer:

@@ -42,9 +42,9 @@ def settle_batch(
     others = config.processes * config.accumulate
     each, used = 0, 0.0
     if peers.first:
-        trial = Trial(detector, config, device, precision, int(np.diff(data.offsets).max(initial=1)))
-        each = largest_that_fits(trial.fits, max(1, len(data) // others))
-        used = trial.used
+        rehearsal = Rehearsal(detector, config, device, precision, int(np.diff(data.offsets).max(initial=1)))
+        each = largest_that_fits(rehearsal.fits, max(1, len(data) // others))
+        used = rehearsal.used
     each = peers.tell("batch", each)
     if not each:
         raise UserError(
@@ -70,7 +70,7 @@ def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
     return found
 
 
-class Trial:
+class Rehearsal:
     """Training steps on random images, for their memory.
 
     Args:
