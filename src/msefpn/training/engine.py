@@ -51,10 +51,7 @@ def fit(training: Training, peers: Peers, device: torch.device, precision: str) 
         explained(peers),
         opened(peers, device, nodes) as training.group,
     ):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning_fabric")
-            trainer = _trainer(training, device, precision)
-        _fit(training, trainer)
+        _fit(training, _trainer(training, device, precision))
 
 
 def _trainer(training: Training, device: torch.device, precision: str) -> pl.Trainer:
@@ -91,7 +88,9 @@ def _fit(training: Training, trainer: pl.Trainer) -> None:
             telling_memory(config.batch, parse_size(config.size)),
             telling_compiler(),
         ):
-            warnings.filterwarnings("ignore", module=r"pytorch_lightning|torch\.(utils\.data|optim)")
+            warnings.filterwarnings(
+                "ignore", module=r"pytorch_lightning|lightning_fabric|torch\.(utils\.data|optim)"
+            )
             warnings.filterwarnings("ignore", "Grad strides do not match")  # a 1x1 kernel has several
             trainer.fit(training)
         training.stop.check()
