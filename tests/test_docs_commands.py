@@ -62,9 +62,8 @@ PARSED_ONLY = {
     r"^msefpn export": "traces for half a minute; tests/exporting",
     r"^msefpn demo": "serves until it is stopped; tests/web",
     r"^msefpn (ablate|cost)": "tests/ablation",
-    r"(s3|gs)://": "needs a bucket; tests/test_remote.py",
     r"detector\.onnx": "reads an exported file",
-    r"_resnet50_fpn|--recipe finetune|hf://": "needs weights of the network; tests/models/test_pretrained.py",
+    r"_resnet50_fpn|--recipe finetune|(hf|s3)://": "needs the network; test_pretrained.py, test_remote.py",
     r"bccd/|runs/cells": "needs photographs that are not in the repository",
 }
 """Commands that are not run here, and why, or what runs them; their options and names are looked up."""
@@ -84,7 +83,6 @@ ROWS = {
     "mse_fpn_lean.yaml": "neck: mse_fpn\nneck_options: {preset: lean}\n",
 }
 """Files that the pages of measurements describe in a comment."""
-
 
 PLAIN = {item.name for item in dataclasses.fields(Config) if not item.metadata["plugin"]} - {"init"}
 PLAIN |= {"set"}

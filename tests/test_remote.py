@@ -144,7 +144,7 @@ def test_a_training_on_a_server(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     runs.script_aps(monkeypatch)
-    data, out = runs.draw_data(tmp_path / "data"), f"{bucket}/run"
+    data, out = runs.draw_data(tmp_path / "data"), f"{bucket}/trained"
     command = [*runs.command(data, Path("run"))[:-1], out]
     assert main([*command, "--steps", "1"]) == 0
     assert main(["train", "--resume", "--out", out, "--epochs", "2"]) == 0
