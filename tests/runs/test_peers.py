@@ -125,14 +125,14 @@ def test_a_broken_connection_of_torchs_is_explained() -> None:
 @pytest.mark.parametrize(
     ("bodies", "size", "said"),
     [
-        ([waits], 3, "processes 1, 2 of 3 did not come"),
-        ([waits, lambda peers: time.sleep(1)], 2, "process 1 of 2: not ready after 0.2 s"),
-        ([lambda peers: time.sleep(1), lambda peers: peers.tell("x")], 2, None),
+        ([waits], 3, "processes 1, 2 of 3 did not come within 0.2 s: start"),
+        ([waits, lambda peers: time.sleep(0.5)], 2, "process 1 of 2 did not answer within 0.2 s"),
+        ([lambda peers: time.sleep(0.5), lambda peers: peers.tell("x")], 2, None),
     ],
 )
 def test_nobody_is_waited_for_in_vain(bodies: list[Any], size: int, said: str | None) -> None:
     found = together(*bodies, size=size, timeout=0.2)
-    assert (said or "the first process is not ready after 0.2 s") in str(found[0 if said else 1])
+    assert (said or "the first process did not answer within 0.2 s") in str(found[0 if said else 1])
 
 
 def test_processes_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_one_that_does_not_notice_is_ended(
 
     def hangs(peers: Peers) -> None:
         peers.closers.append(lambda: closed.append(True))
-        time.sleep(1)
+        time.sleep(0.5)
 
     together(hangs, fails)
     assert (codes, closed) == ([2], [True])

@@ -30,6 +30,7 @@ LINGER = 30.0
 _MOMENT = 5.0
 """Seconds in which it becomes known why a connection of torch's has broken."""
 _END = "end"
+_LATE = "look at its own lines, or raise --timeout"
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,11 @@ class Peers:
                 for link in self._links.values():
                     link.send(word=key, value=value)
             return value
-        self._wait(lambda: key in self._words, lambda: "the first process is not ready", patient=patient)
+        self._wait(
+            lambda: key in self._words,
+            lambda: f"the first process did not answer within {self.timeout:g} s: {_LATE}",
+            patient=patient,
+        )
         return self._words[key]
 
     def exchange(self, key: str, value: Any = None) -> list[Any]:
@@ -241,19 +246,17 @@ class Peers:
                 return
         self.check()
         if not there:
-            raise UserError(
-                f"{missing()} after {self.timeout:g} s: look at its own lines, or raise --timeout"
-            )
+            raise UserError(missing())
 
     def _missing(self, key: str) -> str:
-        absent = sorted(set(range(1, self.world.size)) - self._hosts.keys())
-        if absent:
+        others, limit = set(range(1, self.world.size)), f"within {self.timeout:g} s"
+        if absent := sorted(others - self._hosts.keys()):
             return (
-                f"{_processes(absent)} of {self.world.size} did not come: the same command must run on every "
-                "node, and the nodes must reach each other;"
+                f"{_processes(absent)} of {self.world.size} did not come {limit}: start the same command on "
+                "every node, see that the nodes reach each other, or raise --timeout"
             )
-        late = sorted(set(range(1, self.world.size)) - self._given.get(key, {}).keys())
-        return f"{_processes(late)} of {self.world.size}: not ready"
+        late = sorted(others - self._given.get(key, {}).keys())
+        return f"{_processes(late)} of {self.world.size} did not answer {limit}: {_LATE}"
 
     def _on_one_machine(self) -> bool:
         return bool(self.world.parent) or self.world.launcher == ""
