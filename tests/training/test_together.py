@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from msefpn.config import AUTO_BATCH, Config, from_dict, load_recipe, to_yaml
-from msefpn.data.coco import read_coco
 from msefpn.data.locate import find_split
+from msefpn.data.reader import read_coco
 from msefpn.errors import UserError
 from msefpn.inference.device import check_devices
 from msefpn.models import build
