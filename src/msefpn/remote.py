@@ -33,7 +33,7 @@ _LONGEST = 160
 """Characters of what a file system says that a message repeats."""
 
 
-class Entry(NamedTuple):
+class Listed(NamedTuple):
     """A file at an address."""
 
     address: str
@@ -90,7 +90,7 @@ def kind_at(address: str) -> str | None:
             return None
 
 
-def files_below(address: str) -> list[Entry]:
+def files_below(address: str) -> list[Listed]:
     """Find all files below a folder, sorted by address.
 
     Raises:
@@ -99,12 +99,12 @@ def files_below(address: str) -> list[Entry]:
     return _listed(address, lambda system, path: system.find(path, detail=True))
 
 
-def files_matching(pattern: str) -> list[Entry]:
+def files_matching(pattern: str) -> list[Listed]:
     """Find the files that match an address with *, ?, [...] or **, sorted by address. Raises UserError."""
     return _listed(pattern, lambda system, path: system.glob(path, detail=True))
 
 
-def _listed(address: str, find: Any) -> list[Entry]:
+def _listed(address: str, find: Any) -> list[Listed]:
     system, path = _system(address, "read")
     with _telling(address, "read"):
         system.invalidate_cache()
@@ -112,7 +112,7 @@ def _listed(address: str, find: Any) -> list[Entry]:
         if not found and not re.search(r"[*?\[]", address):
             system.info(path)  # says why
         entries = [
-            Entry(
+            Listed(
                 str(system.unstrip_protocol(name)),
                 int(about.get("size") or 0),
                 name.removeprefix(path.rstrip("/")).lstrip("/"),

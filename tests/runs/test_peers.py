@@ -141,19 +141,20 @@ def test_processes_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) 
     first.open()
     with pytest.raises(UserError, match=f"port {port} of this machine cannot be used"):
         Peers(World(0, 2, 0, "127.0.0.1", port, "test"), 5).open()
-    for world in (World(1, 4, 1, "127.0.0.1", port), World(1, 2, 1, "127.0.0.1", port)):
-        other = Peers(world, 5)
+    worlds = [World(1, size, 1, "127.0.0.1", port) for size in (4, 2, 2)]
+    others = [Peers(world, 5) for world in worlds]
+    for world, other in zip(worlds[:2], others, strict=False):
         other.open()
         if world.size == 4:
             with pytest.raises(UserError, match="started as one of 4, but the first process as one of 2"):
                 other.tell("x")
         else:
             first._wait(lambda: 1 in first._hosts, str)
-    twin = Peers(World(1, 2, 1, "127.0.0.1", port), 5)
-    twin.open()
+    others[2].open()
     with pytest.raises(UserError, match="two processes were started as number 1"):
         first.exchange("x")
-    first.close()
+    for peers in (*others, first):  # one that has not noticed in time would end the tests
+        peers.close()
     monkeypatch.setenv("RANK", "1")
     for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
         monkeypatch.setenv(name, value)

@@ -13,7 +13,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 
 
 def begin_worker(_: int) -> None:
-    """Let the main process decide what Ctrl-C and SIGUSR1 mean; end in silence on SIGTERM; hold little memory."""
+    """Let the main process decide what Ctrl-C and SIGUSR1 mean; end silently on SIGTERM; save memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
