@@ -84,6 +84,8 @@ EXTRAS = {
     "onnx": set[str](),
     "onnxruntime": set[str](),
     "openvino": set[str](),
+    "pyarrow": {f"prediction/shards/{name}.py" for name in ("job", "journal", "table")},
+    "ray": set[str](),
     "fastapi": set[str](),
     "h11": {"web/server.py"},
     "uvicorn": {"web/server.py"},

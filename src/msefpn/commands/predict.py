@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from msefpn.checkpoint import check_run
 from msefpn.commands.arguments import as_path, as_text, at_hand, takes
+from msefpn.errors import UserError, missing_extra
 from msefpn.inference.options import DetectionOptions
 from msefpn.names import check_proposals_given, known_inputs
-from msefpn.prediction.request import PredictionOptions, check_classes, check_kinds
+from msefpn.prediction.request import (
+    PredictionOptions,
+    ShardOptions,
+    check_classes,
+    check_kinds,
+    check_shard_kinds,
+)
+from msefpn.remote import is_address
 from msefpn.runs.folder import check_out, free_folder
 from msefpn.runs.imports import import_models
 
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
     from msefpn.prediction.results import ImageResult
 
 
-@takes(PredictionOptions, DetectionOptions)
+@takes(PredictionOptions, DetectionOptions, ShardOptions)
 def predict(
     run: str | Path | Any,
     sources: Sequence[str | Path] | str | Path,
@@ -33,29 +41,38 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Detect objects in images and videos: pictures with boxes and masks, and predictions.json.
 
-    Files that cannot be read are named, skipped and counted.
+    Files that cannot be read are named, skipped and counted. With `jobs` or `ray` the images are predicted
+    in shards, Parquet files in OUT/shards: the same command goes on where it was stopped.
 
     Args:
         run: run folder (its best weights), a .safetensors or exported file of one, a checkpoint that
             `msefpn import` reads, an address s3://... of one of these, hf://USER/NAME, or a name of
             `msefpn models`; from Python also what `msefpn.load` returns
-        sources: image and video files, folders of images, globs, http and https addresses of files, or a
-            camera: camera:0
-        out: folder for the results (default: the first free one of predictions-1, predictions-2, ...)
+        sources: image and video files, folders of images, globs, http and https addresses of files, lists of
+            these (.txt: one on each line; .parquet: a column image, path, file_name or url), addresses of
+            fsspec such as s3://BUCKET/FOLDER, or a camera: camera:0
+        out: folder for the results; in shards also an address of fsspec (default: the first free one of
+            predictions-1, predictions-2, ...)
         save: what to write: pictures (images and videos with boxes), json, csv, yolo (a text per image),
-            crops (a picture per object) (default: pictures json)
+            crops (a picture per object); in shards parquet, json (default: pictures json; in shards parquet)
         follow_links: follow symbolic links that lead out of a given folder
 
     Returns:
         One entry per object, as in predictions.json: COCO's result format with file and class names, and the
-        number and time (seconds) of the frame in a video.
+        number and time (seconds) of the frame in a video. In shards, one entry per shard: file, images,
+        objects and unreadable (images).
 
     Raises:
         UserError: the request cannot be met; the message says what to change.
     """
+    sharding = ShardOptions.taken(options)
     chosen = PredictionOptions.given(**options)
     run = at_hand(run)
+    if sharding.wanted:
+        return _in_shards(run, sources, chosen, sharding, out=out, save=save, follow_links=follow_links)
     kinds = check_kinds(["pictures", "json"] if save is None else save)
+    if is_address(out):
+        raise UserError(f"out {out}: only shards are written to an address: add --jobs or --ray")
     folder = as_path(out) or free_folder(Path("predictions"))
     check_out(folder)
     found = _check_given(run, sources, chosen, follow_links=follow_links)
@@ -204,6 +221,40 @@ def _check_given(
     found = find_sources(sources, follow_links=follow_links)
     check_video(found)
     return found
+
+
+def _in_shards(
+    run: str | Path | LoadedDetector,
+    sources: Sequence[str | Path] | str | Path,
+    options: PredictionOptions,
+    sharding: ShardOptions,
+    *,
+    out: str | Path | None,
+    save: Sequence[str] | None,
+    follow_links: bool,
+) -> list[dict[str, Any]]:
+    """Check and predict in shards, see `predict`. Raises UserError."""
+    kinds = check_shard_kinds("parquet" if save is None else save)
+    if not isinstance(run, (str, Path)):
+        raise UserError(
+            "jobs and ray need the path of a run, for each process loads its own: give it instead of a "
+            "loaded detector"
+        )
+    if (about := check_run(run)) is not None:
+        check_classes(options.classes, about.classes)
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise missing_extra("predicting in shards", "ray" if sharding.ray else "parquet") from None
+
+    from msefpn.inference.sources import describe_left_out, each_source
+    from msefpn.prediction.shards.run import predict_in_shards
+    from msefpn.runs.console import say
+
+    say(*filter(None, [describe_left_out(sources)]))
+    found = each_source(sources, follow_links=follow_links)
+    folder = str(out or free_folder(Path("predictions")))
+    return predict_in_shards(str(run), found, options, sharding, out=folder, kinds=kinds)
 
 
 def _opened(run: str | Path | LoadedDetector) -> Path | LoadedDetector:

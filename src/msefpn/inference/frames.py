@@ -21,7 +21,7 @@ class InputSource(NamedTuple):
     """A file, an address or a camera."""
 
     kind: str
-    """image or video (files), url (an image or a video) or camera."""
+    """image or video (files), url (an image or a video), remote (an image, by fsspec) or camera."""
     name: str
     """As the user knows it."""
 
@@ -68,6 +68,8 @@ class ReadFailure(NamedTuple):
     """What, and why."""
     partly: bool = False
     """Whether some frames were read."""
+    passing: bool = False
+    """Whether not the image is at fault: its file system refused, or did not answer."""
 
 
 def safe_name(text: str) -> str:

@@ -9,25 +9,30 @@ import os
 import re
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 from urllib.parse import urlsplit
 
+from msefpn import remote
 from msefpn.data.finding import UNREAD_SUFFIXES, examples, files_in, is_image_name
-from msefpn.data.images import ImageFault, read_header, read_image
+from msefpn.data.images import MAX_PICTURE, ImageFault, read_header, read_image
 from msefpn.errors import UserError, missing_extra
 from msefpn.inference.frames import VIDEO_SUFFIXES, Frame, InputSource, ReadFailure
+from msefpn.inference.listed import find_remote, is_list, names_in
 from msefpn.links import check_links
 
 T = TypeVar("T")
+_AHEAD = {"image": 2, "remote": 8}
+"""Kinds of sources that are one picture each, and threads that read them: an answer from afar takes long."""
+_CHUNK = 1 << 20
 Paths = Sequence[str | Path] | str | Path
 
 
 def find_sources(given: Paths, *, follow_links: bool = False) -> list[InputSource]:
-    """Find files, all images in folders, matches of globs, URLs and cameras, each once.
+    """Find files, all images in folders, matches of globs, what lists name, addresses and cameras, each once.
 
     Args:
         given: what the user names.
@@ -36,14 +41,20 @@ def find_sources(given: Paths, *, follow_links: bool = False) -> list[InputSourc
     Raises:
         UserError: something given leads to nothing, or a link leads out.
     """
+    found = list(dict.fromkeys(each_source(given, follow_links=follow_links)))
+    if not found:
+        raise UserError("no images given: give files, folders, globs, URLs or a camera")
+    return found
+
+
+def each_source(given: Paths, *, follow_links: bool = False) -> Iterator[InputSource]:
+    """Find what `find_sources` does, one after the other; one that is named twice comes twice."""
     items = [given] if isinstance(given, (str, Path)) else given
     for item in items:
         if "\0" not in str(item) and not follow_links and os.path.isdir(item):
             check_links(Path(item))
-    found = [source for item in items for source in _find(str(item))]
-    if not found:
-        raise UserError("no images given: give files, folders, globs, URLs or a camera")
-    return list(dict.fromkeys(found))
+    for item in items:
+        yield from _find(str(item))
 
 
 def describe_left_out(given: Paths) -> str:
@@ -75,20 +86,27 @@ def find_images(given: Paths) -> list[Path]:
     return [Path(source.name) for source in found]
 
 
-def _find(item: str) -> list[InputSource]:
-    if re.match(r"https?://", item, re.IGNORECASE):
+def source_of(name: str) -> InputSource:
+    """The image or video of a file's path, an http address, or an address of fsspec. Raises UserError."""
+    if re.match(r"https?://", name, re.IGNORECASE):
         try:
-            return [InputSource("url", item)] if urlsplit(item).hostname else _no_address(item)
+            return InputSource("url", name) if urlsplit(name).hostname else _no_address(name)
         except ValueError:
-            return _no_address(item)
+            return _no_address(name)
+    return InputSource("remote", name) if remote.is_address(name) else _file(Path(name))
+
+
+def _find(item: str) -> Iterable[InputSource]:
+    if re.match(r"https?://", item, re.IGNORECASE):
+        return [source_of(item)]
     if re.match(r"[a-z][a-z0-9+.-]+://", item, re.IGNORECASE):
-        raise UserError(f"'{item}' cannot be read: give a URL that begins with http:// or https://")
+        return map(source_of, names_in(item) if is_list(item) else find_remote(item))
     path = Path(item)
     try:
         if path.is_dir():
             return _images_in(path)
         if path.exists():
-            return [_file(path)]
+            return map(source_of, names_in(item)) if is_list(item) else [_file(path)]
     except OSError as error:
         raise UserError(
             f"'{item}' cannot be looked up ({error.strerror or error}): give files, folders or globs"
@@ -101,7 +119,7 @@ def _find(item: str) -> list[InputSource]:
     return files
 
 
-def _no_address(item: str) -> list[InputSource]:
+def _no_address(item: str) -> NoReturn:
     raise UserError(f"'{item}' is not an address: write it as http://host/file.jpg")
 
 
@@ -140,7 +158,11 @@ def check_video(sources: Sequence[InputSource]) -> None:
 
 
 def read_frames(
-    sources: Sequence[InputSource], *, stride: int, limit: int | None
+    sources: Sequence[InputSource],
+    *,
+    stride: int,
+    limit: int | None,
+    before: Callable[[int], None] | None = None,
 ) -> Iterator[Frame | ReadFailure]:
     """Read the images and frames of all sources in order, the next ones ahead in threads.
 
@@ -148,13 +170,16 @@ def read_frames(
         sources: what to read.
         stride: of a video or camera, every how many frames one is taken.
         limit: of a video or camera, the most frames that are taken; None: all.
+        before: called with the index of each image before it is read; nothing is then read ahead.
     """
     for kind, group in itertools.groupby(enumerate(sources), key=lambda item: item[1].kind):
-        if kind == "image":
-            tasks = (partial(_read_image, index, source.name, Path(source.name)) for index, source in group)
-            yield from _ahead(tasks, workers=2)
+        if kind in _AHEAD:
+            tasks = (partial(_read_one, index, source) for index, source in group)
+            yield from ahead(tasks, _AHEAD[kind]) if before is None else _told_before(tasks, before)
             continue
         for index, source in group:
+            if before is not None:
+                before(index)
             if kind == "url":
                 yield from _read_url(index, source, stride, limit)
             else:
@@ -172,11 +197,50 @@ def count_frames(sources: Sequence[InputSource], *, stride: int, limit: int | No
             if frames is None:
                 continue
         else:
-            frames = int(source.kind == "image")
+            frames = int(source.kind in _AHEAD)
         if not frames:
             return None
         total += min(number for number in (-(-frames // stride), limit) if number)
     return total
+
+
+def _told_before(
+    tasks: Iterable[partial[Frame | ReadFailure]], before: Callable[[int], None]
+) -> Iterator[Frame | ReadFailure]:
+    for task in tasks:
+        before(task.args[0])
+        yield task()
+
+
+def _read_one(index: int, source: InputSource) -> Frame | ReadFailure:
+    if source.kind == "image":
+        return _read_image(index, source.name, Path(source.name))
+    with tempfile.TemporaryDirectory(prefix="msefpn-") as folder:
+        path = Path(folder) / "picture"
+        try:
+            _fetch(source.name, path)
+        except UserError as error:
+            return ReadFailure(index, f"{source.name}: {error}", passing=not _is_missing(source.name))
+        except ImageFault as error:
+            return ReadFailure(index, f"{source.name}: {error}")
+        return _read_image(index, source.name, path)
+
+
+def _fetch(address: str, path: Path) -> None:
+    """Copy a picture to this machine. Raises UserError; ImageFault: it is too large."""
+    with remote.open_address(address) as file, path.open("wb") as copy:
+        while part := file.read(_CHUNK):
+            copy.write(part)
+            if copy.tell() > MAX_PICTURE:
+                raise ImageFault(f"the file has more than {MAX_PICTURE / 2**20:.0f} MB, which is the limit")
+
+
+def _is_missing(address: str) -> bool:
+    """Whether a file system says that nothing is there; not where it does not answer."""
+    try:
+        return remote.kind_at(address) is None
+    except UserError:
+        return False
 
 
 def _read_image(index: int, name: str, path: Path) -> Frame | ReadFailure:
@@ -226,12 +290,12 @@ def _read_video(
         yield ReadFailure(index, str(missing_extra(f"{name}: reading a video", "video")))
         return
     frames = decode_video(index, source, name, stride, limit)
-    made = _ahead(itertools.repeat(partial(next, frames, None)), workers=1)
+    made = ahead(itertools.repeat(partial(next, frames, None)), workers=1)
     with contextlib.closing(frames), contextlib.closing(made):
         yield from itertools.takewhile(lambda item: item is not None, made)
 
 
-def _ahead(tasks: Iterator[Callable[[], T]], *, workers: int) -> Generator[T]:
+def ahead(tasks: Iterator[Callable[[], T]], workers: int) -> Generator[T]:
     """Results of tasks in order; up to two more than there are workers are made ahead."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque(pool.submit(task) for task in itertools.islice(tasks, workers + 2))

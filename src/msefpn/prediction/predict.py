@@ -30,7 +30,7 @@ from msefpn.runs.folder import new_folder
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
     """Everything that a prediction needs, opened and checked."""
 
     detector: LoadedDetector
@@ -42,7 +42,7 @@ class _Request:
     @classmethod
     def open(
         cls, run: Path | LoadedDetector, sources: list[InputSource], options: PredictionOptions
-    ) -> _Request:
+    ) -> Request:
         """Open the detector and check that all fits. Raises UserError."""
         if isinstance(run, Path):
             run = LoadedDetector.open(
@@ -64,12 +64,14 @@ class _Request:
         proposals = None if options.proposals is None else _read_proposals(options, sources)
         return cls(run, sources, options, proposals)
 
-    def results(self, failed: Callable[[ReadFailure], None]) -> Iterator[tuple[int, Frame, Predictions]]:
+    def results(
+        self, failed: Callable[[ReadFailure], None], before: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[int, Frame, Predictions]]:
         """Number of the image among all, image, and its predictions of the classes asked for.
 
-        `failed` is called with what cannot be read.
+        `failed` is called with what cannot be read; `before`: see `read_frames`.
         """
-        options, frames = self.options, self._frames(failed)
+        options, frames = self.options, self._frames(failed, before)
         while group := list(itertools.islice(frames, 1 if options.tile else options.batch)):
             images = [frame.pixels for _, frame in group]
             regions = self.proposals and [self.proposals[frame.source] for _, frame in group]
@@ -77,8 +79,10 @@ class _Request:
             for (number, frame), predictions in zip(group, found, strict=True):
                 yield number, frame, predictions
 
-    def _frames(self, failed: Callable[[ReadFailure], None]) -> Iterator[tuple[int, Frame]]:
-        read = read_frames(self.sources, stride=self.options.stride, limit=self.options.frames)
+    def _frames(
+        self, failed: Callable[[ReadFailure], None], before: Callable[[int], None] | None
+    ) -> Iterator[tuple[int, Frame]]:
+        read = read_frames(self.sources, stride=self.options.stride, limit=self.options.frames, before=before)
         for number, item in enumerate(read):
             if isinstance(item, Frame):
                 yield number, item
@@ -100,7 +104,7 @@ def predict(
     kinds: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Detect and write results of some kinds, of `RESULT_KINDS`; see `msefpn.commands.predict.predict`."""
-    request = _Request.open(run, sources, options)
+    request = Request.open(run, sources, options)
     output = Output(out, request.sources, request.detector.classes, request.detector.category_ids)
     results: list[dict[str, Any]] = []
     failures: list[ReadFailure] = []
@@ -140,10 +144,10 @@ def stream(
     run: Path | LoadedDetector, sources: list[InputSource], options: PredictionOptions
 ) -> Iterator[ImageResult]:
     """Check, then detect on one image after the other; see `msefpn.commands.predict.stream`."""
-    return _results(_Request.open(run, sources, options))
+    return _results(Request.open(run, sources, options))
 
 
-def _results(request: _Request) -> Iterator[ImageResult]:
+def _results(request: Request) -> Iterator[ImageResult]:
     failures: list[ReadFailure] = []
     result = None
 
@@ -188,7 +192,7 @@ def _closing(stack: contextlib.ExitStack, writer: Writer) -> Writer:
 
 
 @contextlib.contextmanager
-def _stoppable(request: _Request) -> Iterator[list[bool]]:
+def _stoppable(request: Request) -> Iterator[list[bool]]:
     """Let Ctrl-C end the body, so that what was found is written; the list is then not empty."""
     stopped: list[bool] = []
     if _only_cameras(request):
@@ -199,7 +203,7 @@ def _stoppable(request: _Request) -> Iterator[list[bool]]:
         stopped.append(True)
 
 
-def _only_cameras(request: _Request) -> bool:
+def _only_cameras(request: Request) -> bool:
     return all(source.kind == "camera" for source in request.sources)
 
 

@@ -15,6 +15,8 @@ from msefpn.options import check_bounds, option
 T = TypeVar("T", bound="ImageOptions")
 RESULT_KINDS = ("pictures", "json", "csv", "yolo", "crops")
 """What `--save` can name."""
+SHARD_KINDS = ("parquet", "json")
+"""What it can name in shards: the names of other files depend on all images."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,66 @@ class PredictionOptions(ImageOptions):
         return super().given(**values, detection=detection)
 
 
+@dataclass(frozen=True)
+class ShardOptions:
+    """Whether to predict in shards, and who does."""
+
+    jobs: int | None = option(
+        None, "predict in shards, by so many processes with a detector each; what is made is kept", low=1
+    )
+    ray: bool = option(False, "predict in shards by Ray Data; --jobs is then the number of detectors")
+    ray_address: str | None = option(
+        None, "address of a Ray cluster, such as auto or HOST:6379 (default: a Ray of this machine alone)"
+    )
+    shard_size: int | None = option(
+        None, "images of a shard (default: 1000; of few images a sixteenth)", low=1
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.ray_address is not None and not self.ray:
+            raise UserError(f"ray-address {self.ray_address} without --ray: add it, or leave the address out")
+        if self.shard_size is not None and not self.wanted:
+            raise UserError(f"shard-size {self.shard_size} without shards: add --jobs or --ray")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether to predict in shards."""
+        return self.jobs is not None or self.ray
+
+    @classmethod
+    def taken(cls, options: dict[str, Any]) -> ShardOptions:
+        """Take those that are given out of a user's options. Raises UserError."""
+        given = {name: options.pop(name, None) for name in cls.__dataclass_fields__}
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+
 def check_kinds(save: Sequence[str] | str) -> list[str]:
     """The kinds of results to write, each once. Raises UserError for an unknown one, or none."""
     kinds = list(dict.fromkeys([save] if isinstance(save, str) else save))
     for kind in kinds:
+        if kind in SHARD_KINDS and kind not in RESULT_KINDS:
+            raise UserError(f"{kind} is written in shards: add --jobs or --ray, or save another kind")
         if kind not in RESULT_KINDS:
             raise unknown_name("kind of results", kind, RESULT_KINDS)
     if not kinds:
         raise UserError(f"nothing to save: give some of {', '.join(RESULT_KINDS)}")
+    return kinds
+
+
+def check_shard_kinds(save: Sequence[str] | str) -> list[str]:
+    """The kinds of results to write of shards. Raises UserError for others, or none."""
+    kinds = list(dict.fromkeys([save] if isinstance(save, str) else save))
+    for kind in kinds:
+        if kind in RESULT_KINDS and kind not in SHARD_KINDS:
+            raise UserError(
+                f"{kind} cannot be written of shards, whose images are predicted apart: save "
+                f"{' or '.join(SHARD_KINDS)}, or leave out --jobs and --ray"
+            )
+        if kind not in SHARD_KINDS:
+            raise unknown_name("kind of results", kind, SHARD_KINDS)
+    if not kinds:
+        raise UserError(f"nothing to save: give some of {', '.join(SHARD_KINDS)}")
     return kinds
 
 

@@ -1,0 +1,259 @@
+"""What of a job is there already: its description, its whole shards, and what is put together of them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from msefpn.errors import UserError
+from msefpn.inference.sources import ahead, source_of
+from msefpn.plain import CsvRows
+from msefpn.prediction.shards.job import Inputs, Job, changed_option
+from msefpn.prediction.shards.place import BEGUN, SHARDS, Place
+from msefpn.prediction.shards.table import Footer, check_rows, decode, mark_states, predictions_in
+from msefpn.prediction.shards.work import shard_name
+from msefpn.reading import parse_json
+from msefpn.runs.folder import PREDICTIONS
+
+JOB, UNREADABLE, NOTES = "job.json", "unreadable.csv", "notes.csv"
+_MADE_AT_THE_END = (UNREADABLE, NOTES, PREDICTIONS)
+_READERS = 8
+"""Threads that read shards: an address answers late."""
+_ELSEWHERE = "name another --out, or remove that"
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A shard that is there, whole and of this job."""
+
+    index: int
+    table: pa.Table
+    footer: Footer
+
+
+class Before(NamedTuple):
+    """What a place says of the job that it was made by."""
+
+    there: bool
+    values: dict[str, Any] | None
+    """None: nothing, or it is damaged."""
+
+    @property
+    def shard_size(self) -> int | None:
+        """Images of a shard."""
+        size = None if self.values is None else self.values.get("shard_size")
+        return size if type(size) is int and size > 0 else None
+
+
+def look_before(place: Place) -> Before:
+    """Read the job of a place; where there is none, it must be new or empty. Raises UserError."""
+    content = place.read(JOB)
+    if content is None:
+        place.check_new()
+        return Before(False, None)
+    try:
+        values = parse_json(content)
+    except ValueError:
+        values = None
+    return Before(True, values if isinstance(values, dict) else None)
+
+
+class Journal:
+    """The shards of a job in a place.
+
+    Args:
+        place: where they are.
+        job: what made them, or will.
+        inputs: its images.
+    """
+
+    def __init__(self, place: Place, job: Job, inputs: Inputs) -> None:
+        self.place, self.job, self.inputs = place, job, inputs
+
+    def check_same(self, before: Before) -> None:
+        """Raise UserError where the place holds the results of another job; nothing is written."""
+        if before.values is None:
+            return
+        now, was, out = self.job.about(), before.values, self.place.shown()
+        if was.get("version") != now["version"]:
+            raise UserError(f"out '{out}' was made by another version of msefpn: name another --out")
+        if was.get("model") != now["model"]:
+            raise UserError(f"out '{out}' holds results of other weights than {self.job.run}'s: {_ELSEWHERE}")
+        options = was.get("options")
+        changed = changed_option(options if isinstance(options, dict) else {}, now["options"])
+        if changed:
+            raise UserError(f"out '{out}' holds results with other options ({changed}): {_ELSEWHERE}")
+        if was.get("inputs") != now["inputs"]:
+            raise UserError(
+                f"out '{out}' holds results of other images ({was.get('images')}, now {now['images']}): "
+                f"{_ELSEWHERE}"
+            )
+        if was.get("shard_size") != now["shard_size"]:
+            raise UserError(
+                f"out '{out}' has shards of {was.get('shard_size')} images, now {now['shard_size']}: leave "
+                "out --shard-size, or name another --out"
+            )
+
+    def begin(self) -> None:
+        """Write the job down, and forget what an attempt that died left. Raises UserError."""
+        self.place.write(JOB, json.dumps(self.job.about(), indent=1).encode())
+        self.place.clear(BEGUN)
+
+    def undo(self) -> None:
+        """Remove what `begin` wrote, where no shard was made."""
+        with contextlib.suppress(UserError):
+            if not self.place.names(SHARDS):
+                self.place.clear(BEGUN, files=(JOB,))
+
+    def check(self) -> tuple[list[int], dict[int, str]]:
+        """Look at the shards that are there.
+
+        Returns:
+            Numbers of those that are whole; of the others that are there, what is wrong with them.
+
+        Raises:
+            UserError: one is of another job.
+        """
+        known = {shard_name(index): index for index in range(self.inputs.shards)}
+        there = self.place.names(SHARDS)
+        stray = next((name for name in there if name not in known), None)
+        if stray is not None:
+            raise UserError(
+                f"'{self.place.shown(f'{SHARDS}/{stray}')}' is not a shard of this job: {_ELSEWHERE}"
+            )
+        whole, wrong = [], dict[int, str]()
+        for index, found in self._read(known[name] for name in there):
+            if isinstance(found, Whole):
+                whole.append(index)
+            else:
+                wrong[index] = found
+        return whole, wrong
+
+    def forget_the_end(self) -> None:
+        """Remove what was put together of shards that are made again. Raises UserError."""
+        self.place.clear(files=_MADE_AT_THE_END)
+
+    def each(self, indices: Iterable[int]) -> Iterator[Whole]:
+        """Read whole shards. Raises UserError: one has been damaged since."""
+        for index, found in self._read(indices):
+            if not isinstance(found, Whole):
+                name = self.place.shown(f"{SHARDS}/{shard_name(index)}")
+                raise UserError(f"'{name}' {found}: run the same command again")
+            yield found
+
+    def _read(self, indices: Iterable[int]) -> Iterator[tuple[int, Whole | str]]:
+        yield from ahead((partial(self._look_at, index) for index in indices), _READERS)
+
+    def _look_at(self, index: int) -> tuple[int, Whole | str]:
+        """A shard, or what is wrong with it. Raises UserError: it is of another job."""
+        name = f"{SHARDS}/{shard_name(index)}"
+        content = self.place.read(name)
+        if content is None:
+            return index, "is not there"
+        names = self.inputs.shard(index)
+        try:
+            table, footer = decode(content)
+        except ValueError as error:
+            return index, f"is damaged ({error})"
+        if footer.fingerprint != self.job.fingerprint(index, names):
+            raise UserError(
+                f"'{self.place.shown(name)}' was made with other weights, options or images: {_ELSEWHERE}"
+            )
+        try:
+            check_rows(table, footer, index * self.job.size, names)
+        except ValueError as error:
+            return index, f"is damaged ({error})"
+        if footer.states != mark_states([source_of(one) for one in names]):
+            return index, "has images that have changed since"
+        return index, Whole(index, table, footer)
+
+
+class Totals(NamedTuple):
+    """Sums over shards."""
+
+    images: int
+    unreadable: int
+    objects: int
+    dropped: int
+    files: list[dict[str, Any]]
+    """For each shard: file, images, objects, unreadable."""
+
+
+def put_together(journal: Journal, indices: Iterable[int], kinds: Iterable[str]) -> Totals:
+    """Write what there is of all shards: lists of unreadable images and notes, and predictions.json if asked.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    place, files = journal.place, list[dict[str, Any]]()
+    unreadable, notes = _List("image", "reason"), _List("image", "note")
+    images = objects = dropped = 0
+    with contextlib.ExitStack() as stack:
+        merged = stack.enter_context(place.writing(PREDICTIONS)) if "json" in kinds else None
+        entries = None if merged is None else stack.enter_context(_Entries.open(merged))
+        for shard in journal.each(indices):
+            footer, count = shard.footer, shard.table.num_rows
+            images, objects, dropped = images + count, objects + footer.objects, dropped + footer.dropped
+            unreadable.add(footer.unreadable)
+            notes.add(footer.notes)
+            if entries is not None:
+                entries.add(shard)
+            about = {"images": count, "objects": footer.objects, "unreadable": len(footer.unreadable)}
+            files.append({"file": place.shown(f"{SHARDS}/{shard_name(shard.index)}"), **about})
+    for name, own in ((UNREADABLE, unreadable), (NOTES, notes)):
+        if own.count:
+            place.write(name, own.text.getvalue().encode())
+        else:
+            place.remove(name)
+    return Totals(images, unreadable.count, objects, dropped, files)
+
+
+class _List:
+    """A table of two columns of texts."""
+
+    def __init__(self, *heads: str) -> None:
+        self.text, self.count = io.StringIO(newline=""), 0
+        self.rows = CsvRows(self.text)
+        self.rows.add(heads)
+
+    def add(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Add rows."""
+        for row in rows:
+            self.rows.add(row)
+            self.count += 1
+
+
+class _Entries:
+    """predictions.json, written as the shards come."""
+
+    def __init__(self, file: io.TextIOBase) -> None:
+        self.file, self.first = file, True
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: Path) -> Iterator[_Entries]:
+        """The file, which is complete when the body has ended."""
+        with path.open("w", encoding="utf-8") as file:
+            file.write("[")
+            yield cls(file)
+            file.write("\n]")
+
+    def add(self, shard: Whole) -> None:
+        """Write the objects of a shard, as a prediction without shards does."""
+        from msefpn.inference.detect import as_results  # noqa: PLC0415  (imports torch)
+
+        footer = shard.footer
+        names = dict(zip(footer.category_ids, footer.classes, strict=True))
+        for row in predictions_in(shard.table):
+            for item in as_results(row.found, footer.category_ids):
+                entry = {"file_name": row.image, "category": names[item["category_id"]], **item}
+                self.file.write(f"{'' if self.first else ','}\n{json.dumps(entry)}")
+                self.first = False

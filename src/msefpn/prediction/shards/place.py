@@ -1,0 +1,217 @@
+"""Where the results of a job are: a folder, or an address of fsspec; both are used alike."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+from msefpn import remote
+from msefpn.errors import UserError
+from msefpn.inference.listed import check_remote
+from msefpn.reading import read_bytes, unreadable
+from msefpn.runs.folder import check_out
+from msefpn.writing import cannot_write, missing_folders, part_of, remove_empty, working_in
+
+MAX_FILE = 1 << 31
+"""Bytes of the largest shard."""
+SHARDS, BEGUN = "shards", "begun"
+FOLDERS = (SHARDS, BEGUN)
+"""The folders in a place: of the shards, and of marks of those that are being made."""
+AGAIN = "then run the same command again: whole shards are kept"
+"""What the user can do after results could not be written."""
+
+
+class Place(ABC):
+    """A folder of results. A name in it may have one folder before a slash."""
+
+    @abstractmethod
+    def shown(self, name: str = "") -> str:
+        """The place, or a file in it, for messages."""
+
+    @abstractmethod
+    def check_new(self) -> None:
+        """Raise UserError where it holds something, or cannot be made."""
+
+    @abstractmethod
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder of it, without those that a writer which died has left."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a file; None where it is not there. Raises UserError."""
+
+    @abstractmethod
+    def writing(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """Give a path to write to; what is there takes its place whole or not at all. Raises UserError."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is not there is no fault. Raises UserError."""
+
+    @abstractmethod
+    def working(self) -> contextlib.AbstractContextManager[None]:
+        """Make the place where it is missing, and work there alone. Raises UserError."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file whole or not at all. Raises UserError."""
+        with self.writing(name) as path:
+            path.write_bytes(content)
+
+    def clear(self, *folders: str, files: tuple[str, ...] = ()) -> None:
+        """Remove the files in some folders, and other files."""
+        for name in [*(f"{folder}/{own}" for folder in folders for own in self.names(folder)), *files]:
+            self.remove(name)
+
+
+class Folder(Place):
+    """A folder of this machine, or of one that all machines share."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def shown(self, name: str = "") -> str:
+        """See `Place`."""
+        return str(self.path / name)
+
+    def check_new(self) -> None:
+        """See `Place`."""
+        check_out(self.path)
+
+    def names(self, folder: str) -> list[str]:
+        """See `Place`."""
+        try:
+            found = os.listdir(self.path / folder)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise unreadable(self.path / folder, error, "make it readable") from None
+        return sorted(name for name in found if not name.startswith("."))
+
+    def read(self, name: str) -> bytes | None:
+        """See `Place`."""
+        try:
+            return read_bytes(self.path / name, MAX_FILE)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise unreadable(self.path / name, error, "make it readable, or remove it") from None
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """See `Place`; two that write the same file at a time do not disturb each other."""
+        path = self.path / name
+        part = part_of(path.with_name(f"{path.name}.{secrets.token_hex(4)}"))
+        try:
+            yield part
+            part.replace(path)
+        except OSError as error:
+            raise cannot_write(path, error, AGAIN) from None
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """See `Place`."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self.path / name, error, AGAIN) from None
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """See `Place`."""
+        missing = missing_folders(self.path)
+        inner = [self.path / folder for folder in FOLDERS]
+        try:
+            for folder in inner:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            remove_empty([*inner, *missing])
+            raise cannot_write(self.path, error, "or name another folder") from None
+        try:
+            with working_in(self.path, "msefpn predict"):
+                self._clear_parts()
+                yield
+        finally:
+            for folder in (*inner, *missing):
+                remove_empty([folder])
+
+    def _clear_parts(self) -> None:
+        """Remove what writers that died have left in the inner folders."""
+        with contextlib.suppress(OSError):
+            for folder in FOLDERS:
+                for path in (self.path / folder).glob(".*.part"):
+                    path.unlink()
+
+
+class Address(Place):
+    """A folder at an address of fsspec; nothing keeps a second job away: it would write the same files."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def shown(self, name: str = "") -> str:
+        """See `Place`."""
+        return remote.without_secrets(remote.below(self.address, name) if name else self.address)
+
+    def check_new(self) -> None:
+        """See `Place`."""
+        kind = remote.kind_at(self.address)
+        if kind == "directory" and remote.files_below(self.address):
+            raise UserError(f"out '{self.shown()}' is not empty: name another address")
+        if kind == "file":
+            raise UserError(f"out '{self.shown()}' is a file: name a folder")
+
+    def names(self, folder: str) -> list[str]:
+        """See `Place`."""
+        place = remote.below(self.address, folder)
+        if remote.kind_at(place) is None:
+            return []
+        found = [remote.address_name(entry.address) for entry in remote.files_below(place)]
+        return [name for name in found if not name.startswith(".")]
+
+    def read(self, name: str) -> bytes | None:
+        """See `Place`."""
+        place = remote.below(self.address, name)
+        try:
+            return remote.read_address(place, MAX_FILE)
+        except UserError:
+            if remote.kind_at(place) is None:
+                return None
+            raise
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """See `Place`."""
+        with tempfile.TemporaryDirectory(prefix="msefpn-") as folder:
+            path = Path(folder) / remote.address_name(name)
+            try:
+                yield path
+            except OSError as error:
+                raise cannot_write(path, error, AGAIN) from None
+            try:
+                remote.copy_to(path, remote.below(self.address, name))
+            except UserError as error:
+                raise UserError(f"{error}; {AGAIN}") from None
+
+    def remove(self, name: str) -> None:
+        """See `Place`."""
+        remote.remove_at(remote.below(self.address, name))
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """See `Place`."""
+        yield
+
+
+def open_place(out: str) -> Place:
+    """The place of a path or an address. Raises UserError for an address that cannot be used."""
+    if not remote.is_address(out):
+        return Folder(out)
+    remote.check_address(check_remote(out))
+    return Address(out)

@@ -1,0 +1,179 @@
+"""A prediction in shards: what is there is checked, the rest is made, and all is put together."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from msefpn import plugins, remote
+from msefpn.errors import UserError
+from msefpn.inference.frames import InputSource
+from msefpn.prediction.request import PredictionOptions, ShardOptions
+from msefpn.prediction.shards.job import Inputs, Job, check_options, mark_model, shard_size
+from msefpn.prediction.shards.journal import UNREADABLE, Journal, Totals, look_before, put_together
+from msefpn.prediction.shards.on_ray import import_ray, on_ray
+from msefpn.prediction.shards.place import open_place
+from msefpn.prediction.shards.processes import Shards, in_processes, in_this_process
+from msefpn.prediction.shards.work import Report, shard_name
+from msefpn.pretrained import is_named
+from msefpn.runs.console import Bar, say, show_dropped
+
+_IN_MEMORY = "memory://"
+_HOPELESS = 3
+"""Shards that are left out before the first is made: more would be."""
+_MOST = 5
+"""Shards that are named."""
+
+
+def predict_in_shards(
+    run: str,
+    sources: Iterable[InputSource],
+    options: PredictionOptions,
+    sharding: ShardOptions,
+    *,
+    out: str,
+    kinds: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Predict what a place lacks, and put it together; see `msefpn.commands.predict.predict`.
+
+    Args:
+        run: run folder, file or name.
+        sources: images.
+        options: how to detect.
+        sharding: by whom.
+        out: folder or address.
+        kinds: of `SHARD_KINDS`.
+
+    Returns:
+        For each shard: file, images, objects, unreadable.
+
+    Raises:
+        UserError: the request cannot be met, or shards were left out; whole ones are kept.
+    """
+    check_options(options)
+    if sharding.ray:
+        import_ray()
+    inputs = Inputs(sources)
+    place = open_place(out)
+    _check_shared(inputs, out, sharding)
+    before = look_before(place)
+    inputs.size = shard_size(len(inputs), options.batch, sharding.shard_size or before.shard_size)
+    job = Job(
+        run if is_named(run) else os.path.abspath(run),
+        out if remote.is_address(out) else os.path.abspath(out),
+        options,
+        inputs.size,
+        len(inputs),
+        inputs.digest(),
+        mark_model(run),
+        os.getcwd(),
+        tuple(plugins.loaded()),
+    )
+    journal = Journal(place, job, inputs)
+    journal.check_same(before)
+    if before.there and before.values is None:
+        say(f"{place.shown('job.json')} is damaged: written again")
+    with place.working():
+        return _work(journal, sharding, kinds)
+
+
+def _check_shared(inputs: Inputs, out: str, sharding: ShardOptions) -> None:
+    """Refuse addresses that other processes cannot see. Raises UserError."""
+    if not sharding.ray and sharding.jobs == 1:
+        return
+    named = [out, *(name for names in inputs for name in names if name.startswith(_IN_MEMORY))]
+    inner = next((name for name in named if name.startswith(_IN_MEMORY)), None)
+    if inner is not None:
+        raise UserError(f"'{inner}' is in the memory of this process, which others do not see: give --jobs 1")
+
+
+def _work(journal: Journal, sharding: ShardOptions, kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """Make the shards that are not there, and put all together."""
+    inputs, place = journal.inputs, journal.place
+    journal.begin()
+    whole, made = list[int](), list[Report]()
+    try:
+        whole, wrong = journal.check()
+        todo = sorted(set(range(inputs.shards)) - set(whole))
+        say(*(_told(journal, len(whole), wrong)))
+        lost, seconds = [], 0.0
+        if todo:
+            journal.forget_the_end()
+            began = time.monotonic()
+            lost = _make(journal, sharding, todo, made)
+            seconds = time.monotonic() - began
+        there = sorted({*whole, *(report.shard for report in made)})
+        totals = put_together(journal, there, kinds if len(there) == inputs.shards else ())
+    except KeyboardInterrupt:
+        count = len(whole) + len(made)
+        raise KeyboardInterrupt(
+            f"interrupted: {count} of {inputs.shards} shards are whole in {place.shown()}: run the same "
+            "command again to go on"
+        ) from None
+    finally:
+        journal.undo()
+    _summarise(journal, totals, sum(one.images + one.unreadable for one in made) / max(seconds, 1e-9))
+    if lost:
+        raise _left_out(journal, lost)
+    return totals.files
+
+
+def _told(journal: Journal, whole: int, wrong: dict[int, str]) -> Iterator[str]:
+    """What of the shards is there."""
+    if whole:
+        yield f"{whole} of {journal.inputs.shards} shards are whole in {journal.place.shown()}: they are kept"
+    names = {index: journal.place.shown(f"shards/{shard_name(index)}") for index in wrong}
+    if wrong:
+        yield from (f"{names[index]} {text}: made again" for index, text in list(wrong.items())[:_MOST])
+    if len(wrong) > _MOST:
+        yield f"and {len(wrong) - _MOST} more shards: made again"
+
+
+def _make(journal: Journal, sharding: ShardOptions, todo: list[int], made: list[Report]) -> list[Report]:
+    """Have shards made, which are added to `made`; return those that were left out. Raises UserError."""
+    job, inputs, lost = journal.job, journal.inputs, list[Report]()
+    images = sum(min(inputs.size, len(inputs) - index * inputs.size) for index in todo)
+    reports = _engine(job, ((index, inputs.shard(index)) for index in todo), sharding, len(todo))
+    with Bar("predict", images) as bar:
+        for report in reports:
+            if report.wrong:
+                raise UserError(report.wrong)
+            if report.bug:
+                raise RuntimeError(f"shard {report.shard}: {report.bug}")
+            if report.lost:
+                lost.append(report)
+                if len(lost) >= _HOPELESS and not made:
+                    raise _left_out(journal, lost)
+                continue
+            made.append(report)
+            bar.seen(report.images + report.unreadable)
+    return lost
+
+
+def _engine(job: Job, shards: Shards, sharding: ShardOptions, count: int) -> Iterator[Report]:
+    if sharding.ray:
+        return on_ray(job, shards, sharding.jobs, sharding.ray_address)
+    jobs = min(sharding.jobs or 1, count)
+    return in_this_process(job, shards) if sharding.jobs == 1 else in_processes(job, shards, jobs)
+
+
+def _summarise(journal: Journal, totals: Totals, speed: float) -> None:
+    place = journal.place
+    show_dropped(totals.dropped)
+    skipped = f", {totals.unreadable} cannot be read ({UNREADABLE})" if totals.unreadable else ""
+    made = f", {speed:.1f} images/s" if speed else ""
+    say(f"{totals.objects} objects in {totals.images} images{skipped}{made}: {place.shown()}")
+    if not totals.images and totals.unreadable:
+        raise UserError(
+            f"none of the {totals.unreadable} images can be read ('{place.shown(UNREADABLE)}'): give others"
+        )
+
+
+def _left_out(journal: Journal, lost: list[Report]) -> UserError:
+    return UserError(
+        f"{len(lost)} of {journal.inputs.shards} shards were left out, first shard {lost[0].shard}: "
+        f"{lost[0].lost}; give the processes more memory (fewer --jobs, a smaller --batch), or leave that "
+        "image out; then run the same command again: whole shards are kept"
+    )
