@@ -106,17 +106,21 @@ def _find(item: str) -> Iterable[InputSource]:
         if path.is_dir():
             return _images_in(path)
         if path.exists():
-            return map(source_of, names_in(item)) if is_list(item) else [_file(path)]
+            return map(source_of, _named_by(str(path)))
     except OSError as error:
         raise UserError(
             f"'{item}' cannot be looked up ({error.strerror or error}): give files, folders or globs"
         ) from None
     if camera := re.fullmatch(r"(?:camera:)?(\d+)", item):
         return [InputSource("camera", f"camera:{camera[1]}")]
-    files = [_file(Path(name)) for name in sorted(glob.glob(item, recursive=True)) if Path(name).is_file()]
+    files = [name for name in sorted(glob.glob(item, recursive=True)) if Path(name).is_file()]
     if not files:
         raise UserError(f"no image found at '{item}': give files, folders or globs like 'photos/*.jpg'")
-    return files
+    return map(source_of, itertools.chain.from_iterable(map(_named_by, files)))
+
+
+def _named_by(file: str) -> Iterable[str]:
+    return names_in(file) if is_list(file) else [file]
 
 
 def _no_address(item: str) -> NoReturn:

@@ -66,7 +66,7 @@ def on_ray(job: Job, shards: Shards, jobs: int | None, address: str | None) -> I
     """
     ray = import_ray()
     items = [{"shard": index, "names": names} for index, names in shards]
-    with _session(ray, address):
+    with ray_at(ray, address, jobs):
         gpus = _gpus(ray, job)
         count = _pool_size(ray, jobs, gpus)
         context = ray.data.DataContext.get_current()
@@ -107,19 +107,31 @@ def _pool_size(ray: Any, jobs: int | None, gpus: int) -> int:
 
 
 @contextlib.contextmanager
-def _session(ray: Any, address: str | None) -> Iterator[None]:
-    """Ray, connected; it ends with the body where it was not there before. Raises UserError."""
+def ray_at(ray: Any, address: str | None, jobs: int | None) -> Iterator[None]:
+    """Ray, connected; it ends with the body where it was not there before.
+
+    Args:
+        ray: the package.
+        address: of the cluster; None: a Ray of this machine.
+        jobs: actors that the latter is to have room for; None: as many as CPUs.
+
+    Raises:
+        UserError: it cannot be reached or started.
+    """
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
+        if address is not None:
+            raise UserError(f"ray-address {address}: this program uses a Ray already: leave the address out")
         yield
         return
     handlers = _handlers()
     try:
         if address is not None:
             _check_reachable(address)
-        more = {} if address is not None else {"include_dashboard": False}
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **more)
+        own = {"include_dashboard": False, "num_cpus": jobs} if address is None else {}
+        with _silent():
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except UserError:
         raise
     except Exception as error:  # of many kinds: no cluster, other versions, no room for its memory
@@ -134,6 +146,19 @@ def _session(ray: Any, address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Drop what other code writes to the standard error: what matters is raised too."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _handlers() -> dict[int, Any]:

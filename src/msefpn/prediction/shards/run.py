@@ -114,7 +114,7 @@ def _work(journal: Journal, sharding: ShardOptions, kinds: Sequence[str]) -> lis
         ) from None
     finally:
         journal.undo()
-    _summarise(journal, totals, sum(one.images + one.unreadable for one in made) / max(seconds, 1e-9))
+    _summarise(journal, totals, made, seconds)
     if lost:
         raise _left_out(journal, lost)
     return totals.files
@@ -159,12 +159,16 @@ def _engine(job: Job, shards: Shards, sharding: ShardOptions, count: int) -> Ite
     return in_this_process(job, shards) if sharding.jobs == 1 else in_processes(job, shards, jobs)
 
 
-def _summarise(journal: Journal, totals: Totals, speed: float) -> None:
+def _summarise(journal: Journal, totals: Totals, made: list[Report], seconds: float) -> None:
     place = journal.place
+    losses = sum(one.attempts - 1 for one in made)
+    if losses:
+        say(f"{losses} {'process was' if losses == 1 else 'processes were'} lost: others made their shards")
     show_dropped(totals.dropped)
     skipped = f", {totals.unreadable} cannot be read ({UNREADABLE})" if totals.unreadable else ""
-    made = f", {speed:.1f} images/s" if speed else ""
-    say(f"{totals.objects} objects in {totals.images} images{skipped}{made}: {place.shown()}")
+    images = sum(one.images + one.unreadable for one in made)
+    speed = f", {images / max(seconds, 1e-9):.1f} images/s" if made else ""
+    say(f"{totals.objects} objects in {totals.images} images{skipped}{speed}: {place.shown()}")
     if not totals.images and totals.unreadable:
         raise UserError(
             f"none of the {totals.unreadable} images can be read ('{place.shown(UNREADABLE)}'): give others"

@@ -33,6 +33,8 @@ class Report(NamedTuple):
     """Those that could be read."""
     unreadable: int = 0
     objects: int = 0
+    attempts: int = 1
+    """Workers that it took: all but the last were lost."""
     lost: str = ""
     """Why it was left out; the job goes on without it."""
     wrong: str = ""
@@ -120,7 +122,7 @@ class ShardWorker:
             )
             content = encode(rows, footer, masks=detector.detector.learns_masks)
             self.place.write(f"{SHARDS}/{shard_name(index)}", content)
-            return Report(index, len(rows), len(failures), footer.objects)
+            return Report(index, len(rows), len(failures), footer.objects, attempts + 1)
         finally:
             self.place.remove(f"{BEGUN}/{index}.json")
 
