@@ -5,7 +5,7 @@ import time
 import pytest
 
 from msefpn.metrics.coco import NUMBERS
-from msefpn.runs.console import TrainingProgress, percent, show_numbers
+from msefpn.runs.console import Bar, TrainingProgress, percent, show_numbers
 from msefpn.training.clock import Clock
 
 
@@ -23,6 +23,20 @@ def moving(monkeypatch: pytest.MonkeyPatch) -> Time:
     own = Time()
     monkeypatch.setattr(time, "monotonic", own.monotonic)
     return own
+
+
+def test_a_bar_tells_each_minute_outside_a_terminal(moving: Time, capsys: pytest.CaptureFixture[str]) -> None:
+    for total in (1000, None):
+        with Bar("predict", total) as bar:
+            for _ in range(13):
+                moving.now += 10
+                bar.seen(50)
+    assert capsys.readouterr().out.splitlines() == [
+        "predict 300/1000 images, 5.0 images/s, left 2:20",
+        "predict 600/1000 images, 5.0 images/s, left 1:20",
+        "predict 300 images, 5.0 images/s",
+        "predict 600 images, 5.0 images/s",
+    ]
 
 
 def test_outside_a_terminal_a_line_is_told_each_minute(

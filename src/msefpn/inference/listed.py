@@ -16,7 +16,7 @@ from msefpn.reading import open_file, reason_of
 
 LIST_SUFFIXES = (".txt", ".parquet")
 """Suffixes of the files that are read as lists."""
-COLUMNS = ("image", "path", "file_name", "url")
+NAME_COLUMNS = ("image", "path", "file_name", "url")
 """Columns of a Parquet file that may hold the names, the first that is there is taken."""
 _REMOTE = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hdfs", "file", "memory"))
 """Protocols of fsspec that images are read by; others, such as webhdfs or github, ask web servers."""
@@ -48,8 +48,8 @@ def check_remote(address: str) -> str:
 def names_in(place: str) -> Iterator[str]:
     """The images that a list names, in its order.
 
-    A text has one on each line; blank lines are ignored. Of a Parquet file, the first of `COLUMNS` is taken.
-    Relative names are taken from the list's own folder.
+    A text has one on each line; blank lines are ignored. Of a Parquet file, the first of `NAME_COLUMNS` is
+    taken. Relative names are taken from the list's own folder.
 
     Args:
         place: path or address of the list.
@@ -143,11 +143,12 @@ def _column(schema: Any, pa: Any, place: str) -> str:
         for field in schema
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
     ]
-    for name in COLUMNS:
+    for name in NAME_COLUMNS:
         if name in texts:
             return name
     raise UserError(
-        f"'{place}' has no column of texts named {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}: rename one"
+        f"'{place}' has no column of texts named {', '.join(NAME_COLUMNS[:-1])} or {NAME_COLUMNS[-1]}: "
+        "rename one"
     )
 
 

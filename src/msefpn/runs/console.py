@@ -161,7 +161,7 @@ class _Speed(ProgressColumn):
 
 
 class Bar:
-    """A progress bar over images, or another unit; nothing where the output is not a terminal.
+    """A progress bar over images, or another unit; where the output is not a terminal, a line a minute.
 
     Args:
         text: what is done.
@@ -181,6 +181,9 @@ class Bar:
         )
         self.progress = Progress(*columns, transient=True, disable=not Console().is_terminal)
         self.task = self.progress.add_task(text, total=total)
+        self.text, self.total, self.unit = text, total, unit
+        self.began = self.told = time.monotonic()
+        self.count = 0
 
     def __enter__(self) -> Bar:
         self.progress.start()
@@ -192,6 +195,15 @@ class Bar:
     def seen(self, count: int) -> None:
         """Move on by some units."""
         self.progress.advance(self.task, count)
+        self.count += count
+        now = time.monotonic()
+        if self.progress.disable and now - self.told >= _MINUTE:
+            self.told = now
+            speed = max(self.count / (now - self.began), 1e-9)
+            of, left = "", ""
+            if self.total is not None:
+                of, left = f"/{self.total}", f", left {duration((self.total - self.count) / speed)}"
+            say(f"{self.text} {self.count}{of} {self.unit}, {speed:.1f} {self.unit}/s{left}")
 
 
 class _TwoLines(Progress):

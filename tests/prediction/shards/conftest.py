@@ -43,8 +43,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     for place, name in enumerate("abcdefghij"):
         pixels = noise.integers(0, 255, (40 + place, 64, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(folder / "photos" / f"{name}.png")
-    options = {"score": float(SCORE), "device": "cpu", "save": "json"}
-    found = msefpn.predict(weights, folder / "photos", out=folder / "plain", **options)
+    found = msefpn.predict(
+        weights, folder / "photos", out=folder / "plain", score=float(SCORE), device="cpu", save=["json"]
+    )
     assert len(found) > 20
     return Given(weights, folder / "photos", found)
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 import msefpn
+from msefpn import remote
 from msefpn.errors import UserError
 from msefpn.prediction.shards import work
-from msefpn.prediction.shards.table import decode
+from msefpn.prediction.shards.table import decode_shard
 from msefpn.runs.console import Bar
 from tests.faults.disk import FullDisk, watching
 from tests.prediction.shards.conftest import SCORE, Given, entries, images
@@ -45,14 +46,15 @@ def test_finds_what_a_prediction_without_shards_does(given: Given, predict: Pred
 
 
 @pytest.fixture(scope="module")
-def done(given: Given, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def done(given: Given, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished job of three shards; tests copy what they change."""
     out = tmp_path_factory.mktemp("done") / "out"
-    options = {"score": float(SCORE), "device": "cpu", "jobs": 1, "shard_size": 4}
-    files = msefpn.predict(given.weights, given.photos, out=out, **options)
+    files = msefpn.predict(
+        given.weights, given.photos, out=out, score=float(SCORE), device="cpu", jobs=1, shard_size=4
+    )
     assert [(one["images"], one["unreadable"]) for one in files] == [(4, 0), (4, 0), (2, 0)]
     assert sum(one["objects"] for one in files) == len(given.found)
-    yield out
+    return out
 
 
 def copied(done: Path, tmp_path: Path) -> Path:
@@ -214,7 +216,7 @@ def test_addresses_hold_images_and_results(given: Given, predict: Predict, tmp_p
         moved = str(given.photos), "memory:///in"
         first = [entry for entry in given.found if entry["image_id"] < 3]
         assert found == [{**entry, "file_name": entry["file_name"].replace(*moved)} for entry in first]
-        table, footer = decode(memory.cat("/out/shards/shard-000000.parquet"))
+        table, footer = decode_shard(memory.cat("/out/shards/shard-000000.parquet"))
         assert (table.num_rows, footer.unreadable) == (3, ())
         code, said = predict("memory://out", *JOBS, sources="memory://in")
         assert "1 of 1 shards are whole" in said
@@ -282,3 +284,33 @@ def test_a_missing_package_is_named(
     code, said = predict(tmp_path / "out", "--ray")
     assert (code, said) == (2, 'error: --ray needs the extra: pip install "msefpn[ray]"\n')
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_system_that_does_not_answer_stops_the_job(
+    given: Given, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image there is not listed as unreadable: the job would never look at it again."""
+    place = f"file://{given.photos}"
+    kind_at, asked = remote.kind_at, list[str]()
+
+    def fail(address: str) -> str | None:
+        asked.append(address)
+        raise UserError(f"'{address}' cannot be read: no route to host: check the network")
+
+    def lost(address: str) -> str | None:
+        return None if address in asked else kind_at(address)
+
+    def silent(address: str) -> str | None:
+        return fail(address) if address in asked else kind_at(address)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "open_address", fail)
+        patch.setattr(remote, "kind_at", lost)
+        code, said = predict(tmp_path / "lost", "--jobs", 1, sources=place)
+        assert "none of the 10 images can be read" in said
+        patch.setattr(remote, "kind_at", silent)
+        code, said = predict(tmp_path / "out", "--jobs", 1, sources=place)
+    assert code == 2
+    assert "no route to host: check the network; then run the same command again" in said.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+    assert predict(tmp_path / "out", "--jobs", 1, sources=place)[0] == 0

@@ -18,7 +18,7 @@ from msefpn.inference.frames import InputSource
 from msefpn.prediction.request import PredictionOptions
 from msefpn.reading import open_file, unreadable
 
-VERSION = 1
+JOB_VERSION = 1
 """Of what a job and its shards say of themselves."""
 MOST = 1000
 """Images of a shard where nobody says how many."""
@@ -30,7 +30,7 @@ _BATCH = 100_000
 _CHUNK = 1 << 20
 
 
-class Inputs:
+class ImageNames:
     """The names of the images, each once, in the order given; compact, for there may be millions.
 
     Args:
@@ -126,7 +126,7 @@ class Job:
     def about(self) -> dict[str, Any]:
         """What decides the results, as plain values."""
         return {
-            "version": VERSION,
+            "version": JOB_VERSION,
             "model": self.model,
             "options": _decisive(self.options),
             "images": self.images,
@@ -136,7 +136,7 @@ class Job:
 
     def fingerprint(self, index: int, names: Sequence[str]) -> str:
         """Mark of a shard: of the weights, the options and its images."""
-        decides = [VERSION, self.model, _decisive(self.options), index * self.size, *names]
+        decides = [JOB_VERSION, self.model, _decisive(self.options), index * self.size, *names]
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
     def task(self) -> str:
@@ -173,7 +173,7 @@ def shard_size(images: int, batch: int, given: int | None) -> int:
     return given
 
 
-def check_options(options: PredictionOptions) -> None:
+def check_shard_options(options: PredictionOptions) -> None:
     """Refuse options that shards cannot follow. Raises UserError."""
     if options.proposals is not None:
         raise UserError(

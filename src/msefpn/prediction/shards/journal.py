@@ -16,9 +16,9 @@ import pyarrow as pa
 from msefpn.errors import UserError
 from msefpn.inference.sources import ahead, source_of
 from msefpn.plain import CsvRows
-from msefpn.prediction.shards.job import Inputs, Job, changed_option
-from msefpn.prediction.shards.place import BEGUN, SHARDS, Place
-from msefpn.prediction.shards.table import Footer, check_rows, decode, mark_states, predictions_in
+from msefpn.prediction.shards.job import ImageNames, Job, changed_option
+from msefpn.prediction.shards.store import BEGUN, SHARDS, Store
+from msefpn.prediction.shards.table import Footer, check_shard_rows, decode_shard, mark_states, predictions_in
 from msefpn.prediction.shards.work import shard_name
 from msefpn.reading import parse_json
 from msefpn.runs.folder import PREDICTIONS
@@ -40,7 +40,7 @@ class Whole:
 
 
 class Before(NamedTuple):
-    """What a place says of the job that it was made by."""
+    """What a store says of the job that it was made by."""
 
     there: bool
     values: dict[str, Any] | None
@@ -53,11 +53,11 @@ class Before(NamedTuple):
         return size if type(size) is int and size > 0 else None
 
 
-def look_before(place: Place) -> Before:
-    """Read the job of a place; where there is none, it must be new or empty. Raises UserError."""
-    content = place.read(JOB)
+def look_before(store: Store) -> Before:
+    """Read the job of a store; where there is none, it must be new or empty. Raises UserError."""
+    content = store.read(JOB)
     if content is None:
-        place.check_new()
+        store.check_new()
         return Before(False, None)
     try:
         values = parse_json(content)
@@ -67,22 +67,22 @@ def look_before(place: Place) -> Before:
 
 
 class Journal:
-    """The shards of a job in a place.
+    """The shards of a job in a store.
 
     Args:
-        place: where they are.
+        store: where they are.
         job: what made them, or will.
         inputs: its images.
     """
 
-    def __init__(self, place: Place, job: Job, inputs: Inputs) -> None:
-        self.place, self.job, self.inputs = place, job, inputs
+    def __init__(self, store: Store, job: Job, inputs: ImageNames) -> None:
+        self.store, self.job, self.inputs = store, job, inputs
 
     def check_same(self, before: Before) -> None:
-        """Raise UserError where the place holds the results of another job; nothing is written."""
+        """Raise UserError where the store holds the results of another job; nothing is written."""
         if before.values is None:
             return
-        now, was, out = self.job.about(), before.values, self.place.shown()
+        now, was, out = self.job.about(), before.values, self.store.shown()
         if was.get("version") != now["version"]:
             raise UserError(f"out '{out}' was made by another version of msefpn: name another --out")
         if was.get("model") != now["model"]:
@@ -104,14 +104,14 @@ class Journal:
 
     def begin(self) -> None:
         """Write the job down, and forget what an attempt that died left. Raises UserError."""
-        self.place.write(JOB, json.dumps(self.job.about(), indent=1).encode())
-        self.place.clear(BEGUN)
+        self.store.write(JOB, json.dumps(self.job.about(), indent=1).encode())
+        self.store.clear(BEGUN)
 
     def undo(self) -> None:
         """Remove what `begin` wrote, where no shard was made."""
         with contextlib.suppress(UserError):
-            if not self.place.names(SHARDS):
-                self.place.clear(BEGUN, files=(JOB,))
+            if not self.store.names(SHARDS):
+                self.store.clear(BEGUN, files=(JOB,))
 
     def check(self) -> tuple[list[int], dict[int, str]]:
         """Look at the shards that are there.
@@ -123,11 +123,11 @@ class Journal:
             UserError: one is of another job.
         """
         known = {shard_name(index): index for index in range(self.inputs.shards)}
-        there = self.place.names(SHARDS)
+        there = self.store.names(SHARDS)
         stray = next((name for name in there if name not in known), None)
         if stray is not None:
             raise UserError(
-                f"'{self.place.shown(f'{SHARDS}/{stray}')}' is not a shard of this job: {_ELSEWHERE}"
+                f"'{self.store.shown(f'{SHARDS}/{stray}')}' is not a shard of this job: {_ELSEWHERE}"
             )
         whole, wrong = [], dict[int, str]()
         for index, found in self._read(known[name] for name in there):
@@ -139,13 +139,13 @@ class Journal:
 
     def forget_the_end(self) -> None:
         """Remove what was put together of shards that are made again. Raises UserError."""
-        self.place.clear(files=_MADE_AT_THE_END)
+        self.store.clear(files=_MADE_AT_THE_END)
 
     def each(self, indices: Iterable[int]) -> Iterator[Whole]:
         """Read whole shards. Raises UserError: one has been damaged since."""
         for index, found in self._read(indices):
             if not isinstance(found, Whole):
-                name = self.place.shown(f"{SHARDS}/{shard_name(index)}")
+                name = self.store.shown(f"{SHARDS}/{shard_name(index)}")
                 raise UserError(f"'{name}' {found}: run the same command again")
             yield found
 
@@ -155,20 +155,20 @@ class Journal:
     def _look_at(self, index: int) -> tuple[int, Whole | str]:
         """A shard, or what is wrong with it. Raises UserError: it is of another job."""
         name = f"{SHARDS}/{shard_name(index)}"
-        content = self.place.read(name)
+        content = self.store.read(name)
         if content is None:
             return index, "is not there"
         names = self.inputs.shard(index)
         try:
-            table, footer = decode(content)
+            table, footer = decode_shard(content)
         except ValueError as error:
             return index, f"is damaged ({error})"
         if footer.fingerprint != self.job.fingerprint(index, names):
             raise UserError(
-                f"'{self.place.shown(name)}' was made with other weights, options or images: {_ELSEWHERE}"
+                f"'{self.store.shown(name)}' was made with other weights, options or images: {_ELSEWHERE}"
             )
         try:
-            check_rows(table, footer, index * self.job.size, names)
+            check_shard_rows(table, footer, index * self.job.size, names)
         except ValueError as error:
             return index, f"is damaged ({error})"
         if footer.states != mark_states([source_of(one) for one in names]):
@@ -193,11 +193,11 @@ def put_together(journal: Journal, indices: Iterable[int], kinds: Iterable[str])
     Raises:
         UserError: it cannot be written.
     """
-    place, files = journal.place, list[dict[str, Any]]()
+    store, files = journal.store, list[dict[str, Any]]()
     unreadable, notes = _List("image", "reason"), _List("image", "note")
     images = objects = dropped = 0
     with contextlib.ExitStack() as stack:
-        merged = stack.enter_context(place.writing(PREDICTIONS)) if "json" in kinds else None
+        merged = stack.enter_context(store.writing(PREDICTIONS)) if "json" in kinds else None
         entries = None if merged is None else stack.enter_context(_Entries.open(merged))
         for shard in journal.each(indices):
             footer, count = shard.footer, shard.table.num_rows
@@ -207,12 +207,12 @@ def put_together(journal: Journal, indices: Iterable[int], kinds: Iterable[str])
             if entries is not None:
                 entries.add(shard)
             about = {"images": count, "objects": footer.objects, "unreadable": len(footer.unreadable)}
-            files.append({"file": place.shown(f"{SHARDS}/{shard_name(shard.index)}"), **about})
+            files.append({"file": store.shown(f"{SHARDS}/{shard_name(shard.index)}"), **about})
     for name, own in ((UNREADABLE, unreadable), (NOTES, notes)):
         if own.count:
-            place.write(name, own.text.getvalue().encode())
+            store.write(name, own.text.getvalue().encode())
         else:
-            place.remove(name)
+            store.remove(name)
     return Totals(images, unreadable.count, objects, dropped, files)
 
 

@@ -1,30 +1,36 @@
 """Shards by Ray Data: a pool of actors, each with a detector, on this machine or on a cluster.
 
-Ray starts a lost actor again and gives its shard to another; `ShardWorker` counts how often.
+Ray starts a lost actor again and gives its shard to another; `ShardWorker` counts how often. Ray runs in a
+process of its own: without a word it ends the process that has lost its cluster.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import logging
 import os
-import signal
 import socket
-import threading
+import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 from msefpn.errors import UserError, missing_extra
 from msefpn.prediction.shards.job import Job
+from msefpn.prediction.shards.pipes import answer, end, send, serve, start
 from msefpn.prediction.shards.processes import Shards
+from msefpn.prediction.shards.store import GO_ON
 from msefpn.prediction.shards.work import Report, ShardWorker
 
-_QUIET = {
+_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",  # else it sends what it counts over the network
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
+_END = {"end": True}
+_NO_TOKEN = "Unauthenticated"
+"""What Ray prints, and does not raise, where the cluster wants a token."""
 
 
 class _Actor:
@@ -40,15 +46,14 @@ class _Actor:
         return {name: [value] for name, value in self.worker(index, names)._asdict().items()}
 
 
-def import_ray() -> Any:
-    """Ray, with its Data. Raises UserError: it is not installed."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+def check_ray() -> None:
+    """Raise UserError where Ray is not installed; it is not imported."""
     try:
-        importlib.import_module("ray.data")
-        return importlib.import_module("ray")
-    except ImportError:
-        raise missing_extra("--ray", "ray") from None
+        found = importlib.util.find_spec("ray") and importlib.util.find_spec("ray.data")
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise missing_extra("--ray", "ray")
 
 
 def on_ray(job: Job, shards: Shards, jobs: int | None, address: str | None) -> Iterator[Report]:
@@ -58,35 +63,64 @@ def on_ray(job: Job, shards: Shards, jobs: int | None, address: str | None) -> I
         job: what to do.
         shards: the shards.
         jobs: see above.
-        address: of the cluster; None: a Ray of this machine, which ends with this; one that the program has
-            started is used as it is.
+        address: of the cluster; None: a Ray of this machine, which ends with the last shard; one that this
+            program has started is used as it is.
 
     Raises:
-        UserError: Ray is not installed, cannot be reached, or has not the CPUs or GPUs.
+        UserError: Ray cannot be reached, has not the CPUs or GPUs, or is lost.
     """
-    ray = import_ray()
-    items = [{"shard": index, "names": names} for index, names in shards]
-    with ray_at(ray, address, jobs):
-        gpus = _gpus(ray, job)
-        count = _pool_size(ray, jobs, gpus)
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _Actor,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(count, len(items))),
-            fn_constructor_args=(job.task(), job.home),
-            num_cpus=1,
-            num_gpus=1 if gpus else None,
-        )
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        if address is not None:
+            raise UserError(f"ray-address {address}: this program uses a Ray already: leave the address out")
+        yield from _by_actors(ray, job, list(shards), jobs)
+        return
+    with tempfile.TemporaryFile() as errors:
+        process = start(__name__, variables=_VARIABLES, errors=errors)
         try:
-            for batch in found.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pandas"):
-                for values in batch.to_dict("records"):
-                    yield Report(**values)
-        except (ray.exceptions.RayError, ConnectionError) as error:
-            raise UserError(
-                f"Ray cannot go on ({_last_line(error)}): look at its logs, then run again"
-            ) from None
+            send(process, [job.task(), jobs, address])
+            for shard in shards:
+                send(process, shard)
+            send(process, None)
+            while (found := answer(process)) != _END:
+                if found is None:
+                    raise UserError(
+                        f"Ray has ended before all shards were made (code {process.wait()}): look at its "
+                        f"logs, {GO_ON}"
+                    )
+                if found["wrong"] and _NO_TOKEN in _text(errors):
+                    raise UserError(f"{found['wrong']}: its token is missing or wrong: set RAY_AUTH_TOKEN")
+                yield Report(**found)
+        finally:
+            end(process)
+
+
+def _text(errors: Any) -> str:
+    errors.seek(0)
+    return str(errors.read().decode(errors="replace"))
+
+
+def _by_actors(ray: Any, job: Job, shards: list[tuple[int, list[str]]], jobs: int | None) -> Iterator[Report]:
+    """Predict shards in a Ray that is connected. Raises UserError."""
+    gpus = _gpus(ray, job)
+    count = _pool_size(ray, jobs, gpus)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    items = [{"shard": index, "names": names} for index, names in shards]
+    found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _Actor,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(count, len(items))),
+        fn_constructor_args=(job.task(), job.home),
+        num_cpus=1,
+        num_gpus=1 if gpus else None,
+    )
+    try:
+        for batch in found.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pandas"):
+            for values in batch.to_dict("records"):
+                yield Report(**values)
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise UserError(f"Ray cannot go on ({_last_line(error)}): look at its logs, then run again") from None
 
 
 def _gpus(ray: Any, job: Job) -> int:
@@ -107,65 +141,25 @@ def _pool_size(ray: Any, jobs: int | None, gpus: int) -> int:
 
 
 @contextlib.contextmanager
-def ray_at(ray: Any, address: str | None, jobs: int | None) -> Iterator[None]:
-    """Ray, connected; it ends with the body where it was not there before.
+def _connected(ray: Any, address: str | None, jobs: int | None) -> Iterator[None]:
+    """Connect to the cluster of an address, or start a Ray of this machine with room for the actors.
 
-    Args:
-        ray: the package.
-        address: of the cluster; None: a Ray of this machine.
-        jobs: actors that the latter is to have room for; None: as many as CPUs.
-
-    Raises:
-        UserError: it cannot be reached or started.
+    Raises UserError.
     """
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    if ray.is_initialized():
-        if address is not None:
-            raise UserError(f"ray-address {address}: this program uses a Ray already: leave the address out")
-        yield
-        return
-    handlers = _handlers()
+    own = {"include_dashboard": False, "num_cpus": jobs} if address is None else {}
+    if address is not None:
+        _check_reachable(address)
     try:
-        if address is not None:
-            _check_reachable(address)
-        own = {"include_dashboard": False, "num_cpus": jobs} if address is None else {}
-        with _silent():
-            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
-    except UserError:
-        raise
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except Exception as error:  # of many kinds: no cluster, other versions, no room for its memory
         where = f"a Ray cluster at {address}" if address else "Ray on this machine"
         raise UserError(
-            f"{where} cannot be used: {_last_line(error)}: check --ray-address and 'ray status'"
+            f"{where} cannot be used ({_last_line(error)}): check --ray-address and 'ray status'"
         ) from None
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     try:
         yield
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Drop what other code writes to the standard error: what matters is raised too."""
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
-
-
-def _handlers() -> dict[int, Any]:
-    """Handlers of signals, which Ray replaces."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 def _check_reachable(address: str) -> None:
@@ -175,12 +169,31 @@ def _check_reachable(address: str) -> None:
         return
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise UserError(
-            f"no Ray cluster answers at {address} ({error.strerror or error}): check --ray-address"
-        ) from None
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"no Ray cluster answers at {address} ({reason}): check --ray-address") from None
 
 
 def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:200] if lines else type(error).__name__
+
+
+def main() -> None:
+    """Run Ray for who started this process: a task, its shards and None are sent, reports answered."""
+    ask, reply = serve()
+    task, jobs, address = ask()
+    shards = list(iter(ask, None))
+    ray = importlib.import_module("ray")
+    importlib.import_module("ray.data")
+    try:
+        with _connected(ray, address, jobs):
+            for report in _by_actors(ray, Job.read(task), shards, jobs):
+                reply(report._asdict())
+    except UserError as error:
+        reply(Report(-1, wrong=str(error))._asdict())
+    reply(_END)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,11 +11,11 @@ from msefpn import plugins, remote
 from msefpn.errors import UserError
 from msefpn.inference.frames import InputSource
 from msefpn.prediction.request import PredictionOptions, ShardOptions
-from msefpn.prediction.shards.job import Inputs, Job, check_options, mark_model, shard_size
+from msefpn.prediction.shards.job import ImageNames, Job, check_shard_options, mark_model, shard_size
 from msefpn.prediction.shards.journal import UNREADABLE, Journal, Totals, look_before, put_together
-from msefpn.prediction.shards.on_ray import import_ray, on_ray
-from msefpn.prediction.shards.place import open_place
+from msefpn.prediction.shards.on_ray import check_ray, on_ray
 from msefpn.prediction.shards.processes import Shards, in_processes, in_this_process
+from msefpn.prediction.shards.store import open_store
 from msefpn.prediction.shards.work import Report, shard_name
 from msefpn.pretrained import is_named
 from msefpn.runs.console import Bar, say, show_dropped
@@ -36,7 +36,7 @@ def predict_in_shards(
     out: str,
     kinds: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Predict what a place lacks, and put it together; see `msefpn.commands.predict.predict`.
+    """Predict what a store lacks, and put it together; see `msefpn.commands.predict.predict`.
 
     Args:
         run: run folder, file or name.
@@ -52,13 +52,13 @@ def predict_in_shards(
     Raises:
         UserError: the request cannot be met, or shards were left out; whole ones are kept.
     """
-    check_options(options)
+    check_shard_options(options)
     if sharding.ray:
-        import_ray()
-    inputs = Inputs(sources)
-    place = open_place(out)
+        check_ray()
+    inputs = ImageNames(sources)
+    store = open_store(out)
     _check_shared(inputs, out, sharding)
-    before = look_before(place)
+    before = look_before(store)
     inputs.size = shard_size(len(inputs), options.batch, sharding.shard_size or before.shard_size)
     job = Job(
         run if is_named(run) else os.path.abspath(run),
@@ -71,15 +71,15 @@ def predict_in_shards(
         os.getcwd(),
         tuple(plugins.loaded()),
     )
-    journal = Journal(place, job, inputs)
+    journal = Journal(store, job, inputs)
     journal.check_same(before)
     if before.there and before.values is None:
-        say(f"{place.shown('job.json')} is damaged: written again")
-    with place.working():
+        say(f"{store.shown('job.json')} is damaged: written again")
+    with store.working():
         return _work(journal, sharding, kinds)
 
 
-def _check_shared(inputs: Inputs, out: str, sharding: ShardOptions) -> None:
+def _check_shared(inputs: ImageNames, out: str, sharding: ShardOptions) -> None:
     """Refuse addresses that other processes cannot see. Raises UserError."""
     if not sharding.ray and sharding.jobs == 1:
         return
@@ -91,7 +91,7 @@ def _check_shared(inputs: Inputs, out: str, sharding: ShardOptions) -> None:
 
 def _work(journal: Journal, sharding: ShardOptions, kinds: Sequence[str]) -> list[dict[str, Any]]:
     """Make the shards that are not there, and put all together."""
-    inputs, place = journal.inputs, journal.place
+    inputs, store = journal.inputs, journal.store
     journal.begin()
     whole, made = list[int](), list[Report]()
     try:
@@ -109,7 +109,7 @@ def _work(journal: Journal, sharding: ShardOptions, kinds: Sequence[str]) -> lis
     except KeyboardInterrupt:
         count = len(whole) + len(made)
         raise KeyboardInterrupt(
-            f"interrupted: {count} of {inputs.shards} shards are whole in {place.shown()}: run the same "
+            f"interrupted: {count} of {inputs.shards} shards are whole in {store.shown()}: run the same "
             "command again to go on"
         ) from None
     finally:
@@ -123,8 +123,8 @@ def _work(journal: Journal, sharding: ShardOptions, kinds: Sequence[str]) -> lis
 def _told(journal: Journal, whole: int, wrong: dict[int, str]) -> Iterator[str]:
     """What of the shards is there."""
     if whole:
-        yield f"{whole} of {journal.inputs.shards} shards are whole in {journal.place.shown()}: they are kept"
-    names = {index: journal.place.shown(f"shards/{shard_name(index)}") for index in wrong}
+        yield f"{whole} of {journal.inputs.shards} shards are whole in {journal.store.shown()}: they are kept"
+    names = {index: journal.store.shown(f"shards/{shard_name(index)}") for index in wrong}
     if wrong:
         yield from (f"{names[index]} {text}: made again" for index, text in list(wrong.items())[:_MOST])
     if len(wrong) > _MOST:
@@ -160,7 +160,7 @@ def _engine(job: Job, shards: Shards, sharding: ShardOptions, count: int) -> Ite
 
 
 def _summarise(journal: Journal, totals: Totals, made: list[Report], seconds: float) -> None:
-    place = journal.place
+    store = journal.store
     losses = sum(one.attempts - 1 for one in made)
     if losses:
         say(f"{losses} {'process was' if losses == 1 else 'processes were'} lost: others made their shards")
@@ -168,10 +168,10 @@ def _summarise(journal: Journal, totals: Totals, made: list[Report], seconds: fl
     skipped = f", {totals.unreadable} cannot be read ({UNREADABLE})" if totals.unreadable else ""
     images = sum(one.images + one.unreadable for one in made)
     speed = f", {images / max(seconds, 1e-9):.1f} images/s" if made else ""
-    say(f"{totals.objects} objects in {totals.images} images{skipped}{speed}: {place.shown()}")
+    say(f"{totals.objects} objects in {totals.images} images{skipped}{speed}: {store.shown()}")
     if not totals.images and totals.unreadable:
         raise UserError(
-            f"none of the {totals.unreadable} images can be read ('{place.shown(UNREADABLE)}'): give others"
+            f"none of the {totals.unreadable} images can be read ('{store.shown(UNREADABLE)}'): give others"
         )
 
 

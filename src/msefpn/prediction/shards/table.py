@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msefpn.inference.frames import InputSource
-from msefpn.prediction.shards.job import VERSION
+from msefpn.prediction.shards.job import JOB_VERSION
 from msefpn.reading import MAX_TEXT, parse_json
 
 if TYPE_CHECKING:
     from msefpn.inference.detect import Predictions
 
-KEY = b"msefpn"
+_KEY = b"msefpn"
 _ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 """What reading a damaged file raises."""
 
@@ -59,7 +59,7 @@ class Footer:
     classes: tuple[str, ...]
     """Names that labels index."""
     category_ids: tuple[int, ...]
-    version: int = VERSION
+    version: int = JOB_VERSION
 
 
 def _schema(masks: bool) -> pa.Schema:
@@ -75,7 +75,7 @@ def _schema(masks: bool) -> pa.Schema:
     return pa.schema([*fields, *([("masks", pa.list_(pa.string()))] if masks else [])])
 
 
-def encode(rows: Sequence[Row], footer: Footer, *, masks: bool) -> bytes:
+def encode_shard(rows: Sequence[Row], footer: Footer, *, masks: bool) -> bytes:
     """The file of a shard.
 
     Args:
@@ -97,17 +97,17 @@ def encode(rows: Sequence[Row], footer: Footer, *, masks: bool) -> bytes:
         found = [() if row.found.masks is None else row.found.masks for row in rows]
         columns["masks"] = [[mask["counts"] for mask in own] for own in found]
     about = json.dumps(dataclasses.asdict(footer)).encode()
-    table = pa.Table.from_pydict(columns, schema.with_metadata({KEY: about}))
+    table = pa.Table.from_pydict(columns, schema.with_metadata({_KEY: about}))
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
     return file.getvalue()
 
 
-def decode(content: bytes) -> tuple[pa.Table, Footer]:
+def decode_shard(content: bytes) -> tuple[pa.Table, Footer]:
     """The table of a shard, every page checked, and its footer. Raises ValueError: it is damaged."""
     try:
         file = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
-        about = (file.schema_arrow.metadata or {})[KEY]
+        about = (file.schema_arrow.metadata or {})[_KEY]
         if len(about) > MAX_TEXT:
             raise ValueError("its footer is too large")
         footer = _parse(parse_json(about))
@@ -129,7 +129,7 @@ def _parse(values: Any) -> Footer:
     return Footer(**given)
 
 
-def check_rows(table: pa.Table, footer: Footer, first: int, names: Sequence[str]) -> None:
+def check_shard_rows(table: pa.Table, footer: Footer, first: int, names: Sequence[str]) -> None:
     """Raise ValueError unless each image has a row or a reason, once, and all are in order.
 
     Args:

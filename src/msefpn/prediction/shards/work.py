@@ -15,8 +15,8 @@ from msefpn import plugins
 from msefpn.errors import UserError
 from msefpn.inference.frames import InputSource, ReadFailure
 from msefpn.prediction.shards.job import Job, mark_model
-from msefpn.prediction.shards.place import BEGUN, SHARDS, open_place
-from msefpn.prediction.shards.table import Footer, Row, encode, mark_states
+from msefpn.prediction.shards.store import BEGUN, SHARDS, open_store
+from msefpn.prediction.shards.table import Footer, Row, encode_shard, mark_states
 
 if TYPE_CHECKING:
     from msefpn.prediction.loaded import LoadedDetector
@@ -74,10 +74,10 @@ class ShardWorker:
     def __call__(self, index: int, names: Sequence[str]) -> Report:
         """Predict a shard, unless it has cost too many workers."""
         try:
-            self.place = open_place(self.job.out)
-            if not self.place.read("job.json"):
+            self.store = open_store(self.job.out)
+            if not self.store.read("job.json"):
                 raise UserError(
-                    f"'{self.place.shown()}' is not the job's folder on {socket.gethostname()}: it is gone, "
+                    f"'{self.store.shown()}' is not the job's folder on {socket.gethostname()}: it is gone, "
                     "or not shared by the machines: give --out on a shared disk, or an address"
                 )
             before = self._last_mark(index)
@@ -91,14 +91,14 @@ class ShardWorker:
 
     def _last_mark(self, index: int) -> Mark | None:
         try:
-            content = self.place.read(f"{BEGUN}/{index}.json")
+            content = self.store.read(f"{BEGUN}/{index}.json")
             return None if content is None else Mark(**json.loads(content))
         except (ValueError, TypeError):
             return None
 
     def _mark(self, index: int, attempts: int, image: str = "") -> None:
         mark = Mark(attempts, os.getpid(), socket.gethostname(), image)
-        self.place.write(f"{BEGUN}/{index}.json", json.dumps(mark._asdict()).encode())
+        self.store.write(f"{BEGUN}/{index}.json", json.dumps(mark._asdict()).encode())
 
     def _predict(self, index: int, names: Sequence[str], attempts: int) -> Report:
         from msefpn.inference.sources import source_of  # noqa: PLC0415
@@ -120,11 +120,11 @@ class ShardWorker:
                 tuple(detector.classes),
                 tuple(map(int, detector.category_ids)),
             )
-            content = encode(rows, footer, masks=detector.detector.learns_masks)
-            self.place.write(f"{SHARDS}/{shard_name(index)}", content)
+            content = encode_shard(rows, footer, masks=detector.detector.learns_masks)
+            self.store.write(f"{SHARDS}/{shard_name(index)}", content)
             return Report(index, len(rows), len(failures), footer.objects, attempts + 1)
         finally:
-            self.place.remove(f"{BEGUN}/{index}.json")
+            self.store.remove(f"{BEGUN}/{index}.json")
 
     def _rows(
         self, index: int, sources: list[InputSource], attempts: int

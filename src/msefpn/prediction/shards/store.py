@@ -21,17 +21,17 @@ MAX_FILE = 1 << 31
 """Bytes of the largest shard."""
 SHARDS, BEGUN = "shards", "begun"
 FOLDERS = (SHARDS, BEGUN)
-"""The folders in a place: of the shards, and of marks of those that are being made."""
-AGAIN = "then run the same command again: whole shards are kept"
+"""The folders in a store: of the shards, and of marks of those that are being made."""
+GO_ON = "then run the same command again: whole shards are kept"
 """What the user can do after results could not be written."""
 
 
-class Place(ABC):
+class Store(ABC):
     """A folder of results. A name in it may have one folder before a slash."""
 
     @abstractmethod
     def shown(self, name: str = "") -> str:
-        """The place, or a file in it, for messages."""
+        """The store, or a file in it, for messages."""
 
     @abstractmethod
     def check_new(self) -> None:
@@ -55,7 +55,7 @@ class Place(ABC):
 
     @abstractmethod
     def working(self) -> contextlib.AbstractContextManager[None]:
-        """Make the place where it is missing, and work there alone. Raises UserError."""
+        """Make the store where it is missing, and work there alone. Raises UserError."""
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all. Raises UserError."""
@@ -68,22 +68,22 @@ class Place(ABC):
             self.remove(name)
 
 
-class Folder(Place):
+class Folder(Store):
     """A folder of this machine, or of one that all machines share."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
 
     def shown(self, name: str = "") -> str:
-        """See `Place`."""
+        """See `Store`."""
         return str(self.path / name)
 
     def check_new(self) -> None:
-        """See `Place`."""
+        """See `Store`."""
         check_out(self.path)
 
     def names(self, folder: str) -> list[str]:
-        """See `Place`."""
+        """See `Store`."""
         try:
             found = os.listdir(self.path / folder)
         except FileNotFoundError:
@@ -93,7 +93,7 @@ class Folder(Place):
         return sorted(name for name in found if not name.startswith("."))
 
     def read(self, name: str) -> bytes | None:
-        """See `Place`."""
+        """See `Store`."""
         try:
             return read_bytes(self.path / name, MAX_FILE)
         except FileNotFoundError:
@@ -103,28 +103,28 @@ class Folder(Place):
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """See `Place`; two that write the same file at a time do not disturb each other."""
+        """See `Store`; two that write the same file at a time do not disturb each other."""
         path = self.path / name
         part = part_of(path.with_name(f"{path.name}.{secrets.token_hex(4)}"))
         try:
             yield part
             part.replace(path)
         except OSError as error:
-            raise cannot_write(path, error, AGAIN) from None
+            raise cannot_write(path, error, GO_ON) from None
         finally:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
-        """See `Place`."""
+        """See `Store`."""
         try:
             (self.path / name).unlink(missing_ok=True)
         except OSError as error:
-            raise cannot_write(self.path / name, error, AGAIN) from None
+            raise cannot_write(self.path / name, error, GO_ON) from None
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """See `Place`."""
+        """See `Store`."""
         missing = missing_folders(self.path)
         inner = [self.path / folder for folder in FOLDERS]
         try:
@@ -149,18 +149,18 @@ class Folder(Place):
                     path.unlink()
 
 
-class Address(Place):
+class Address(Store):
     """A folder at an address of fsspec; nothing keeps a second job away: it would write the same files."""
 
     def __init__(self, address: str) -> None:
         self.address = address
 
     def shown(self, name: str = "") -> str:
-        """See `Place`."""
+        """See `Store`."""
         return remote.without_secrets(remote.below(self.address, name) if name else self.address)
 
     def check_new(self) -> None:
-        """See `Place`."""
+        """See `Store`."""
         kind = remote.kind_at(self.address)
         if kind == "directory" and remote.files_below(self.address):
             raise UserError(f"out '{self.shown()}' is not empty: name another address")
@@ -168,49 +168,49 @@ class Address(Place):
             raise UserError(f"out '{self.shown()}' is a file: name a folder")
 
     def names(self, folder: str) -> list[str]:
-        """See `Place`."""
-        place = remote.below(self.address, folder)
-        if remote.kind_at(place) is None:
+        """See `Store`."""
+        store = remote.below(self.address, folder)
+        if remote.kind_at(store) is None:
             return []
-        found = [remote.address_name(entry.address) for entry in remote.files_below(place)]
+        found = [remote.address_name(entry.address) for entry in remote.files_below(store)]
         return [name for name in found if not name.startswith(".")]
 
     def read(self, name: str) -> bytes | None:
-        """See `Place`."""
-        place = remote.below(self.address, name)
+        """See `Store`."""
+        store = remote.below(self.address, name)
         try:
-            return remote.read_address(place, MAX_FILE)
+            return remote.read_address(store, MAX_FILE)
         except UserError:
-            if remote.kind_at(place) is None:
+            if remote.kind_at(store) is None:
                 return None
             raise
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """See `Place`."""
+        """See `Store`."""
         with tempfile.TemporaryDirectory(prefix="msefpn-") as folder:
             path = Path(folder) / remote.address_name(name)
             try:
                 yield path
             except OSError as error:
-                raise cannot_write(path, error, AGAIN) from None
+                raise cannot_write(path, error, GO_ON) from None
             try:
                 remote.copy_to(path, remote.below(self.address, name))
             except UserError as error:
-                raise UserError(f"{error}; {AGAIN}") from None
+                raise UserError(f"{error}; {GO_ON}") from None
 
     def remove(self, name: str) -> None:
-        """See `Place`."""
+        """See `Store`."""
         remote.remove_at(remote.below(self.address, name))
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """See `Place`."""
+        """See `Store`."""
         yield
 
 
-def open_place(out: str) -> Place:
-    """The place of a path or an address. Raises UserError for an address that cannot be used."""
+def open_store(out: str) -> Store:
+    """The store of a path or an address. Raises UserError for an address that cannot be used."""
     if not remote.is_address(out):
         return Folder(out)
     remote.check_address(check_remote(out))

@@ -1,0 +1,85 @@
+"""A process of this package's own that is asked and answers in lines of json, and ends with who asks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+Asked = subprocess.Popen[str]
+"""A process that `start` has started."""
+
+
+def start(module: str, *words: str, variables: Mapping[str, str], errors: IO[Any] | None = None) -> Asked:
+    """Start a process that `serve`s.
+
+    Args:
+        module: what it runs, with `python -m`.
+        words: its arguments.
+        variables: of its environment, where this process has not set them.
+        errors: where its standard error goes; None: to that of this process.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        encoding="utf-8",
+        env={**variables, **os.environ},
+    )
+
+
+def send(process: Asked, value: Any) -> None:
+    """Send a line; where the process has ended, no answer will come."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.write(f"{json.dumps(value)}\n")
+        process.stdin.flush()
+
+
+def answer(process: Asked) -> Any:
+    """The next line of a process; None: it has ended."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    return json.loads(line) if line.endswith("\n") else None
+
+
+def end(process: Asked) -> int:
+    """Kill a process, which puts files in their places whole, and return its exit code."""
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        with contextlib.suppress(OSError):  # it has not read what was sent
+            pipe.close()
+    return process.wait()
+
+
+def serve() -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    """Serve who started this process: return a function for the next line, and one to answer.
+
+    The process ends at once when there is nobody to ask any more.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the first process ends the others
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no answer
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        with os.fdopen(0, encoding="utf-8", closefd=False) as given:
+            for line in given:
+                lines.put(line)
+        os._exit(0)
+
+    def reply(value: Any) -> None:
+        answers.write(f"{json.dumps(value)}\n")
+        answers.flush()
+
+    threading.Thread(target=read, daemon=True).start()
+    return lambda: json.loads(lines.get()), reply
