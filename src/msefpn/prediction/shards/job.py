@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +65,6 @@ class ImageNames:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __iter__(self) -> Iterator[list[str]]:
-        return (self.shard(index) for index in range(self.shards))
-
     @property
     def shards(self) -> int:
         """How many shards there are, of `size` images but for the last."""
@@ -77,6 +74,11 @@ class ImageNames:
         """The names in one shard."""
         names: list[str] = self.names.slice(index * self.size, self.size).to_pylist()
         return names
+
+    def first_with(self, prefix: str) -> str | None:
+        """The first name that begins so; None: there is none."""
+        found = self.names.filter(pc.starts_with(self.names, prefix))
+        return str(found[0].as_py()) if len(found) else None
 
     def digest(self) -> str:
         """A mark of all names, in their order."""

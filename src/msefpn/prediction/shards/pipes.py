@@ -10,9 +10,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
+GRACE = 20.0
+"""Seconds in which a process ends others that it has started."""
 Asked = subprocess.Popen[str]
 """A process that `start` has started."""
 
@@ -51,8 +54,17 @@ def answer(process: Asked) -> Any:
     return json.loads(line) if line.endswith("\n") else None
 
 
-def end(process: Asked) -> int:
-    """Kill a process, which puts files in their places whole, and return its exit code."""
+def end(process: Asked, grace: float = 0.0) -> int:
+    """End a process, and return its exit code.
+
+    Args:
+        process: it puts files in their places whole, so that it may be killed.
+        grace: seconds that it has to end others before.
+    """
+    if grace:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace)
     process.kill()
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
@@ -64,7 +76,7 @@ def end(process: Asked) -> int:
 def serve() -> tuple[Callable[[], Any], Callable[[Any], None]]:
     """Serve who started this process: return a function for the next line, and one to answer.
 
-    The process ends at once when there is nobody to ask any more.
+    The process ends as by SIGTERM when there is nobody to ask any more.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the first process ends the others
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -75,7 +87,9 @@ def serve() -> tuple[Callable[[], Any], Callable[[Any], None]]:
         with os.fdopen(0, encoding="utf-8", closefd=False) as given:
             for line in given:
                 lines.put(line)
-        os._exit(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        os._exit(1)
 
     def reply(value: Any) -> None:
         answers.write(f"{json.dumps(value)}\n")

@@ -15,7 +15,7 @@ from msefpn.prediction.shards.job import ImageNames, Job, check_shard_options, m
 from msefpn.prediction.shards.journal import UNREADABLE, Journal, Totals, look_before, put_together
 from msefpn.prediction.shards.on_ray import check_ray, on_ray
 from msefpn.prediction.shards.processes import Shards, in_processes, in_this_process
-from msefpn.prediction.shards.store import open_store
+from msefpn.prediction.shards.store import SHARDS, open_store
 from msefpn.prediction.shards.work import Report, shard_name
 from msefpn.pretrained import is_named
 from msefpn.runs.console import Bar, say, show_dropped
@@ -83,8 +83,7 @@ def _check_shared(inputs: ImageNames, out: str, sharding: ShardOptions) -> None:
     """Refuse addresses that other processes cannot see. Raises UserError."""
     if not sharding.ray and sharding.jobs == 1:
         return
-    named = [out, *(name for names in inputs for name in names if name.startswith(_IN_MEMORY))]
-    inner = next((name for name in named if name.startswith(_IN_MEMORY)), None)
+    inner = out if out.startswith(_IN_MEMORY) else inputs.first_with(_IN_MEMORY)
     if inner is not None:
         raise UserError(f"'{inner}' is in the memory of this process, which others do not see: give --jobs 1")
 
@@ -107,7 +106,7 @@ def _work(journal: Journal, sharding: ShardOptions, kinds: Sequence[str]) -> lis
         there = sorted({*whole, *(report.shard for report in made)})
         totals = put_together(journal, there, kinds if len(there) == inputs.shards else ())
     except KeyboardInterrupt:
-        count = len(whole) + len(made)
+        count = len(store.names(SHARDS))
         raise KeyboardInterrupt(
             f"interrupted: {count} of {inputs.shards} shards are whole in {store.shown()}: run the same "
             "command again to go on"
