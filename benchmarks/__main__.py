@@ -4,6 +4,8 @@ predict, train: torchvision and ours with the same weights, each side in a proce
 necks: each neck in FPN's place; roofline: how far each part is from the machine's peak; startup; coco:
 the evaluation; loader: from files to batches; data: sets of the size of COCO's and
 Objects365. Ratios of medians are what counts.
+the evaluation; loader: from files to batches; scale: how cost grows with boxes, classes, GPUs
+and images. Ratios of medians are what counts.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import torch
 import torchvision
 
 from benchmarks import coco, data, loader, roofline, startup
+from benchmarks import coco, loader, roofline, scale, startup
 from benchmarks.interleave import ROOT, Outcome, interleaved
 from benchmarks.sides import SIDES, Case, agreement, sides_on
 from msefpn.config import parse_size
@@ -25,6 +28,7 @@ from msefpn.necks import NECKS
 SECTIONS = ("predict", "train", "necks", "roofline", "startup", "coco", "loader", "data")
 LARGE = "data"
 """It needs minutes and gigabytes, and is measured where it is named."""
+SECTIONS = ("predict", "train", "necks", "roofline", "startup", "coco", "loader", "scale")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -197,6 +201,9 @@ def main() -> None:
         elif section == "loader":
             print("\n### Loader\n")
             loader.main(["--rounds", str(args.rounds), *(["--images", args.images] if args.images else [])])
+        elif section == "scale":
+            print("\n### Scale\n")
+            scale.main(["--rounds", str(args.rounds)])
         else:
             {"necks": necks, "roofline": show_roofline, "startup": show_startup}[section](args)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests import ROOT
+from tests import ROOT, TINY
 
 
 @pytest.fixture
@@ -209,3 +209,23 @@ def test_boxes_without_outlines_are_made(module: Callable[[str], Any], tmp_path:
     file, folder = full_size.make(tmp_path, full_size.Size("tiny", 9, 30, 5, 0.0), images=False)
     assert all("segmentation" not in note for note in json.loads(file.read_text())["annotations"])
     assert not folder.exists()
+@pytest.mark.usefixtures("warm_processes")
+def test_scale(
+    module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale = module("scale")
+    assert scale.ring_bytes(80, 2) == 80
+    assert scale.ring_bytes(80, 8) == 140
+    monkeypatch.setattr(scale, "known", lambda kind: ["faster_rcnn"])
+    monkeypatch.setattr(scale, "OTHERS", (str(TINY),))
+    few = ["--recipe", str(TINY), "--rounds", "1", "--size", "96x64", "--detectors", "faster_rcnn"]
+    scale.main([*few, "--sides", "64x64", "--images", "2", "--names", "1000"])
+    printed = capsys.readouterr().out
+    communication, growth, share, prediction = (rows_of(part) for part in printed.split("####")[1:])
+    assert communication["faster_rcnn"] == ["268", "268", "469", "520"]
+    assert communication["10 Gbit/s"][:3] == ["214.6", "375.6", "415.8"]
+    assert set(growth) == {"boxes", "---", "1", "10", "100", "1000"}
+    assert share["faster_rcnn"][-1].endswith(" %")
+    assert float(prediction["64x64"][0]) > 0
+    assert "A list of 1000 names" in printed
+    assert "A shard of 1000 images" in printed

@@ -38,8 +38,9 @@ class InputSource(NamedTuple):
     @property
     def is_video(self) -> bool:
         """Whether it is known to have frames; of an address this may show only when it is downloaded."""
-        suffix = Path(urllib.parse.urlsplit(self.name).path).suffix.lower()
-        return self.kind in ("video", "camera") or (self.kind == "url" and suffix in VIDEO_SUFFIXES)
+        if self.kind != "url":
+            return self.kind in ("video", "camera")
+        return Path(urllib.parse.urlsplit(self.name).path).suffix.lower() in VIDEO_SUFFIXES
 
 
 class Frame(NamedTuple):
