@@ -269,8 +269,8 @@ def shards(detections: int = 10, images: int = 1000) -> None:
     write = median_of(lambda: encode_shard(rows, footer, masks=False), 5)
     check = median_of(lambda: check_shard_rows(*decode_shard(content), 0, names), 5)
     print(
-        f"A shard of {images} images, {detections} detections on each: {len(content) / 1000:.0f} kB, written in "
-        f"{1000 * write:.0f} ms and checked in {1000 * check:.0f} ms of a core\n"
+        f"A shard of {images} images, {detections} detections on each: {len(content) / 1000:.0f} kB, written "
+        f"in {1000 * write:.0f} ms and checked in {1000 * check:.0f} ms of a core\n"
     )
 
 
