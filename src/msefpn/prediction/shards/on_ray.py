@@ -19,7 +19,7 @@ from typing import Any
 
 from msefpn.errors import UserError, missing_extra
 from msefpn.prediction.shards.job import Job
-from msefpn.prediction.shards.pipes import GRACE, answer, end, send, serve, start
+from msefpn.prediction.shards.pipes import TIME_TO_END, answer, end, send, serve, start
 from msefpn.prediction.shards.processes import Shards
 from msefpn.prediction.shards.store import GO_ON
 from msefpn.prediction.shards.work import Report, ShardWorker
@@ -92,7 +92,7 @@ def on_ray(job: Job, shards: Shards, jobs: int | None, address: str | None) -> I
                     raise UserError(f"{found['wrong']}: its token is missing or wrong: set RAY_AUTH_TOKEN")
                 yield Report(**found)
         finally:
-            end(process, GRACE)
+            end(process, TIME_TO_END)
 
 
 def _text(errors: Any) -> str:

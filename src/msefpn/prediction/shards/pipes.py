@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-GRACE = 20.0
+TIME_TO_END = 20.0
 """Seconds in which a process ends others that it has started."""
 Asked = subprocess.Popen[str]
 """A process that `start` has started."""
@@ -88,7 +88,7 @@ def serve() -> tuple[Callable[[], Any], Callable[[Any], None]]:
             for line in given:
                 lines.put(line)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE)
+        time.sleep(TIME_TO_END)
         os._exit(1)
 
     def reply(value: Any) -> None:
