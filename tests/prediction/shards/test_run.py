@@ -314,3 +314,26 @@ def test_a_file_system_that_does_not_answer_stops_the_job(
     assert "no route to host: check the network; then run the same command again" in said.splitlines()[-1]
     assert not (tmp_path / "out").exists()
     assert predict(tmp_path / "out", "--jobs", 1, sources=place)[0] == 0
+
+
+def test_a_full_address_stops_the_job_and_keeps_what_is_whole(
+    given: Given, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = f"file://{tmp_path}/out"
+    copy_to, copied_to = remote.copy_to, list[str]()
+
+    def fill_up(path: Path, address: str) -> None:
+        copied_to.append(address)
+        if address.endswith("shard-000001.parquet"):
+            raise UserError(f"'{address}' cannot be written: No space left on device: free some space there")
+        copy_to(path, address)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "copy_to", fill_up)
+        code, said = predict(out, *JOBS, "--save", "json")
+    assert code == 2
+    assert "free some space there; then run the same command again: whole shards are kept" in said
+    assert [path.name for path in (tmp_path / "out" / "shards").iterdir()] == ["shard-000000.parquet"]
+    code, said = predict(out, "--jobs", 1, "--save", "json")
+    assert "1 of 3 shards are whole" in said
+    assert entries(tmp_path / "out") == given.found

@@ -1,6 +1,6 @@
 """A shard's file: a Parquet table of detections, a row for each image, which says itself whether it is whole.
 
-The footer's key `msefpn` holds a json, see `Footer`. Every page of the file has a checksum.
+The footer's key `msefpn` holds a json, see `Footer`. It and every page of the file have a checksum.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from msefpn.reading import MAX_TEXT, parse_json
 if TYPE_CHECKING:
     from msefpn.inference.detect import Predictions
 
-_KEY = b"msefpn"
+_KEY, _CHECKSUM = b"msefpn", b"msefpn_crc32"
 _ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 """What reading a damaged file raises."""
 
@@ -97,7 +97,8 @@ def encode_shard(rows: Sequence[Row], footer: Footer, *, masks: bool) -> bytes:
         found = [() if row.found.masks is None else row.found.masks for row in rows]
         columns["masks"] = [[mask["counts"] for mask in own] for own in found]
     about = json.dumps(dataclasses.asdict(footer)).encode()
-    table = pa.Table.from_pydict(columns, schema.with_metadata({_KEY: about}))
+    metadata = {_KEY: about, _CHECKSUM: str(zlib.crc32(about)).encode()}
+    table = pa.Table.from_pydict(columns, schema.with_metadata(metadata))
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
     return file.getvalue()
@@ -107,9 +108,10 @@ def decode_shard(content: bytes) -> tuple[pa.Table, Footer]:
     """The table of a shard, every page checked, and its footer. Raises ValueError: it is damaged."""
     try:
         file = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
-        about = (file.schema_arrow.metadata or {})[_KEY]
-        if len(about) > MAX_TEXT:
-            raise ValueError("its footer is too large")
+        metadata = file.schema_arrow.metadata or {}
+        about = metadata[_KEY]
+        if len(about) > MAX_TEXT or int(metadata[_CHECKSUM]) != zlib.crc32(about):
+            raise ValueError("its footer has another checksum, or is too large")
         footer = _parse(parse_json(about))
         table = file.read()
         if not table.schema.equals(_schema("masks" in table.column_names)):
