@@ -1,5 +1,6 @@
 """Images that lists name, and at addresses; a list that is none is one line."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,3 +131,23 @@ def test_addresses_are_read(memory: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     (failure,) = read_frames([first], stride=1, limit=None)
     assert isinstance(failure, ReadFailure)
     assert failure.passing
+
+
+def test_a_list_of_a_file_system_whose_files_have_no_bounded_readline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Remote(fsspec.spec.AbstractBufferedFile):  # type: ignore[misc]  # untyped
+        def _fetch_range(self, start: int, end: int) -> bytes:
+            return content[start:end]
+
+    @contextlib.contextmanager
+    def opened(address: str) -> Iterator[Any]:
+        with Remote(None, address, size=len(content)) as file:
+            yield file
+
+    monkeypatch.setattr(remote, "open_address", opened)
+    content = b"a.jpg\nhttp://host/b.jpg\n"
+    names = ["s3://bucket/in/a.jpg", "http://host/b.jpg"]
+    assert [source.name for source in find_sources("s3://bucket/in/list.txt")] == names
+    content = write_column(tmp_path / "list.parquet", "image", ["a.jpg", "http://host/b.jpg"]).read_bytes()
+    assert [source.name for source in find_sources("s3://bucket/in/list.parquet")] == names

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from msefpn import remote
 from msefpn.data.finding import UNREAD_SUFFIXES, is_image_name
@@ -85,10 +86,10 @@ def _placed(name: str, home: str) -> str:
 
 
 @contextlib.contextmanager
-def _opened(place: str) -> Iterator[BinaryIO]:
+def _opened(place: str) -> Iterator[BinaryIO | io.BufferedReader]:
     if remote.is_address(place):
         with remote.open_address(check_remote(place)) as file:
-            yield file
+            yield io.BufferedReader(cast(io.RawIOBase, file))  # some have no bounded readline
         return
     try:
         with open_file(place) as file:
@@ -97,7 +98,7 @@ def _opened(place: str) -> Iterator[BinaryIO]:
         raise UserError(f"'{place}' {reason_of(error)}: {_FIX}") from None
 
 
-def _in_text(file: BinaryIO, place: str) -> Iterator[tuple[str, str]]:
+def _in_text(file: BinaryIO | io.BufferedReader, place: str) -> Iterator[tuple[str, str]]:
     for number in itertools.count(1):
         line = file.readline(_LONGEST + 1)
         if not line:
@@ -115,7 +116,7 @@ def _in_text(file: BinaryIO, place: str) -> Iterator[tuple[str, str]]:
             yield where, text
 
 
-def _in_parquet(file: BinaryIO, place: str) -> Iterator[tuple[str, str]]:
+def _in_parquet(file: BinaryIO | io.BufferedReader, place: str) -> Iterator[tuple[str, str]]:
     try:
         import pyarrow as pa  # noqa: PLC0415  (of an extra)
         import pyarrow.parquet as pq  # noqa: PLC0415
