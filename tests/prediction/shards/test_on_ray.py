@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from msefpn.errors import UserError
-from msefpn.prediction.shards import on_ray, pipes
+from msefpn.prediction.shards import on_ray, pipes, run
 from tests.prediction.shards.conftest import Given, Killer, entries, list_with_killers, places
 
 Predict = Callable[..., tuple[int, str]]
@@ -40,7 +40,7 @@ def test_a_ray_that_ends_is_one_line(
     def start(module: str, *words: str, **more: Any) -> pipes.Asked:
         return pipes.start("platform", variables={})  # it answers with something else, and ends
 
-    monkeypatch.setattr(on_ray, "check_ray", lambda: None)
+    monkeypatch.setattr(run, "check_ray", lambda: None)
     monkeypatch.setattr(on_ray, "start", start)
     monkeypatch.setattr(on_ray, "answer", lambda process: pipes.answer(process) if process.wait() else None)
     code, said = predict(tmp_path / "out", "--ray")
