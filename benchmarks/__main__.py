@@ -3,9 +3,7 @@
 predict, train: torchvision and ours with the same weights, each side in a process of its own, called in turn;
 necks: each neck in FPN's place; roofline: how far each part is from the machine's peak; startup; coco:
 the evaluation; loader: from files to batches; data: sets of the size of COCO's and
-Objects365. Ratios of medians are what counts.
-the evaluation; loader: from files to batches; scale: how cost grows with boxes, classes, GPUs
-and images. Ratios of medians are what counts.
+Objects365; scale: how cost grows with boxes, classes, GPUs and images. Ratios of medians are what counts.
 """
 
 import argparse
@@ -18,17 +16,15 @@ from typing import Any
 import torch
 import torchvision
 
-from benchmarks import coco, data, loader, roofline, startup
-from benchmarks import coco, loader, roofline, scale, startup
+from benchmarks import coco, data, loader, roofline, scale, startup
 from benchmarks.interleave import ROOT, Outcome, interleaved
 from benchmarks.sides import SIDES, Case, agreement, sides_on
 from msefpn.config import parse_size
 from msefpn.necks import NECKS
 
-SECTIONS = ("predict", "train", "necks", "roofline", "startup", "coco", "loader", "data")
+SECTIONS = ("predict", "train", "necks", "roofline", "startup", "coco", "loader", "scale", "data")
 LARGE = "data"
 """It needs minutes and gigabytes, and is measured where it is named."""
-SECTIONS = ("predict", "train", "necks", "roofline", "startup", "coco", "loader", "scale")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -209,6 +209,8 @@ def test_boxes_without_outlines_are_made(module: Callable[[str], Any], tmp_path:
     file, folder = full_size.make(tmp_path, full_size.Size("tiny", 9, 30, 5, 0.0), images=False)
     assert all("segmentation" not in note for note in json.loads(file.read_text())["annotations"])
     assert not folder.exists()
+
+
 @pytest.mark.usefixtures("warm_processes")
 def test_scale(
     module: Callable[[str], Any],
