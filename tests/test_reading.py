@@ -194,6 +194,9 @@ def test_every_reader_uses_these() -> None:
         "ablation/cost.py": "likewise",
         "exporting/export.py": "what this process wrote",
         "training/resume.py": "likewise",
+        "training/alike.py": "the package's own",
+        "prediction/shards/pipes.py": "what the command's own process sends",
+        "prediction/shards/job.py": "likewise",
     }
     words: tuple[str, ...] = (
         "json.loads(",

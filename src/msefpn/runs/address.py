@@ -19,6 +19,7 @@ from pathlib import Path
 
 from msefpn import remote
 from msefpn.errors import UserError
+from msefpn.reading import parse_json
 from msefpn.runs.console import say, telling_as, told_as
 from msefpn.runs.folder import BEST, CONFIG, DATA, LAST, LOG, METRICS, PREDICTIONS, RESUME, STEPS
 from msefpn.runs.peers import Peers
@@ -133,7 +134,7 @@ def fetch_run(address: str, folder: Path, names: Sequence[str] = ()) -> list[str
 
 def _journal(address: str) -> list[str]:
     try:
-        names = json.loads(remote.read_address(address, 1 << 20))
+        names = parse_json(remote.read_address(address, 1 << 20))
     except ValueError:
         names = None
     if not isinstance(names, list) or any(name != Path(str(name)).name for name in names):

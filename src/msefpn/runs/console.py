@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,11 @@ def say(*lines: str) -> None:
     """Print lines without markup; control characters in them are written out, see `msefpn.plain`."""
     for line in lines:
         print(printable(told_as(line)), flush=True)
+
+
+def say_end(line: str) -> None:
+    """Print to the standard error what ends the process, on a line of its own."""
+    print(f"\n{printable(line)}", file=sys.stderr, flush=True)
 
 
 def told_as(text: str) -> str:

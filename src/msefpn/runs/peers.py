@@ -11,7 +11,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -367,7 +366,9 @@ class Peers:
         if self.world.local_rank == 0:
             error = self.ended.error(self._on_one_machine())
             line = f"error: {one_line(str(error))}" if isinstance(error, UserError) else "interrupted"
-            print(f"\n{line}", file=sys.stderr, flush=True)
+            from msefpn.runs.console import say_end  # noqa: PLC0415  a process that meets others may end early
+
+            say_end(line)
         os._exit(2 if self.ended.text else 130)
 
 

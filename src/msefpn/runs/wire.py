@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from msefpn.errors import UserError
+from msefpn.reading import parse_json
 
 SILENT = 30
 """Seconds after which a machine that does not answer counts as gone. The systems ask each other, not the
@@ -54,7 +55,7 @@ class Link:
         """Messages, until the other end is gone or sends something else."""
         with contextlib.suppress(OSError, ValueError), self.connection.makefile("rb") as lines:
             while (line := lines.readline(_LONGEST)).endswith(b"\n"):
-                message = json.loads(line)
+                message = parse_json(line)
                 if not isinstance(message, dict):
                     return
                 yield message

@@ -1,5 +1,6 @@
 """Shards by Ray Data on this machine: two actors, one killed in the middle; what cannot be is one line."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,13 @@ def test_a_ray_that_ends_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_sockets_have_short_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    for folder, own in (("/tmp", {}), ("/tmp/" + 40 * "x", {"_temp_dir": "/tmp/ray"})):
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        assert on_ray._short_folder() == own
+
+
 def test_a_cluster_that_does_not_answer_is_one_line(predict: Predict, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"answers at ray://127.0.0.1:9 \(Connection refused\)"):
         on_ray._check_reachable("ray://127.0.0.1:9")
@@ -56,8 +64,10 @@ def test_a_cluster_that_does_not_answer_is_one_line(predict: Predict, tmp_path: 
 
 
 def test_a_killed_actor_is_replaced_and_nothing_is_lost(
-    given: Given, killer: Killer, predict: Predict, tmp_path: Path
+    given: Given, killer: Killer, predict: Predict, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
+    if not pytestconfig.getoption("--whole-grid"):
+        pytest.skip("Ray takes long to start: --whole-grid")
     pytest.importorskip("ray")
     photos = list_with_killers(given, killer, tmp_path, 1)
     killer.out, killer.kills = tmp_path / "out", {"1": 1}

@@ -29,6 +29,8 @@ _VARIABLES = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 _END = {"end": True}
+_SHORT, _LONGEST_FOLDER = "/tmp", 36
+"""A folder for sockets, and characters of the path of another: Ray adds 70, and a system allows 107."""
 _NO_TOKEN = "Unauthenticated"
 """What Ray prints, and does not raise, where the cluster wants a token."""
 
@@ -146,7 +148,9 @@ def _connected(ray: Any, address: str | None, jobs: int | None) -> Iterator[None
 
     Raises UserError.
     """
-    own = {"include_dashboard": False, "num_cpus": jobs} if address is None else {}
+    own: dict[str, Any] = {}
+    if address is None:
+        own = {"include_dashboard": False, "num_cpus": jobs, **_short_folder()}
     if address is not None:
         _check_reachable(address)
     try:
@@ -160,6 +164,12 @@ def _connected(ray: Any, address: str | None, jobs: int | None) -> Iterator[None
         yield
     finally:
         ray.shutdown()
+
+
+def _short_folder() -> dict[str, str]:
+    """Where Ray is to put its sockets, if their paths would be longer than a system allows."""
+    long = len(tempfile.gettempdir()) > _LONGEST_FOLDER and not os.environ.get("RAY_TMPDIR")
+    return {"_temp_dir": f"{_SHORT}/ray"} if long and os.access(_SHORT, os.W_OK) else {}
 
 
 def _check_reachable(address: str) -> None:

@@ -17,6 +17,7 @@ from msefpn.inference.frames import InputSource, ReadFailure
 from msefpn.prediction.shards.job import Job, mark_model
 from msefpn.prediction.shards.store import BEGUN, SHARDS, open_store
 from msefpn.prediction.shards.table import Footer, Row, encode_shard, mark_states
+from msefpn.reading import parse_json
 
 if TYPE_CHECKING:
     from msefpn.prediction.loaded import LoadedDetector
@@ -92,7 +93,7 @@ class ShardWorker:
     def _last_mark(self, index: int) -> Mark | None:
         try:
             content = self.store.read(f"{BEGUN}/{index}.json")
-            return None if content is None else Mark(**json.loads(content))
+            return None if content is None else Mark(**parse_json(content))
         except (ValueError, TypeError):
             return None
 
