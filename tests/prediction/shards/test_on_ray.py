@@ -9,7 +9,7 @@ import pytest
 
 from msefpn.errors import UserError
 from msefpn.prediction.shards import on_ray, pipes, run
-from tests.prediction.shards.conftest import Given, Killer, entries, list_with_killers, places
+from tests.prediction.shards.conftest import Given, Killer, assert_same, entries, list_with_killers
 
 Predict = Callable[..., tuple[int, str]]
 
@@ -76,4 +76,4 @@ def test_a_killed_actor_is_replaced_and_nothing_is_lost(
     assert code == 0, said
     assert len(killer.killed) == 1
     assert "1 process was lost: others made their shards" in said
-    assert places(entries(killer.out)) == places(given.found)
+    assert_same(entries(killer.out), given.found)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.prediction.shards.conftest import Given, Killer, entries, images, list_with_killers, places
+from tests.prediction.shards.conftest import Given, Killer, assert_same, entries, images, list_with_killers
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 Predict = Callable[..., tuple[int, str]]
@@ -34,7 +34,7 @@ def test_lost_processes_are_replaced_and_what_kills_them_all_is_named(
     killer.kills = {}
     code, said = predict(killer.out, "--jobs", 1, *TWO[2:], sources=photos)
     assert "4 of 5 shards are whole" in said
-    assert places(entries(killer.out)) == places(given.found)
+    assert_same(entries(killer.out), given.found)
     assert not (killer.out / "begun").exists()
 
 
