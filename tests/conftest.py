@@ -16,7 +16,9 @@ from msefpn.data import synthetic
 from tests import ROOT
 from tests.processes import WarmPython
 
-gc.set_threshold(100_000, 50, 100)  # tracing makes millions of small objects: looking for garbage takes 6 %
+# Tracing makes millions of small objects and formulas: looking for garbage takes 6 %, forgetting formulas more.
+gc.set_threshold(100_000, 50, 100)
+os.environ.setdefault("SYMPY_CACHE_SIZE", "None")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

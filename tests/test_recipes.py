@@ -94,6 +94,12 @@ PAPER = {
     "reading_residual": reading(combine="residual"),
     "reading_norm_after": reading(score_norm="after"),
     "reading_gate_lateral": reading(gate_at="lateral"),
+    "reading_gate_above": reading(gate_at="above"),
+    "reading_gate_after": reading(gate_at="after"),
+    "reading_gate_linear": reading(gate_init="linear"),
+    "reading_sigmoid_first": reading(attention="sigmoid"),
+    "reading_mix": reading(attention="mix"),
+    "reading_bilinear": reading(upsample="bilinear"),
 }
 OTHER = {"finetune", "light", "mmdetection_1x", "quickstart", "quickstart_masks", "small_data"}
 OTHER |= {"small_data_retinanet"}

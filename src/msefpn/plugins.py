@@ -48,7 +48,10 @@ KINDS = {
 }
 """Each kind, and the module of the package that registers its own of that kind."""
 OUR_NAMES = {
-    "neck": ("ac_fpn", "aug_fpn", "bfp", "bifpn", "ce_fpn", "fpn", "mse_fpn", "pafpn"),
+    "neck": (
+        *("ac_fpn", "afpn", "aug_fpn", "bfp", "bifpn", "ce_fpn", "fpn", "freq_fusion", "mse_fpn", "pafpn"),
+        "res_mse_fpn",
+    ),
     "detector": (
         *("cascade_rcnn", "fast_rcnn", "faster_rcnn", "fcos", "mask_rcnn", "retinanet", "ssd", "yolov3"),
     ),

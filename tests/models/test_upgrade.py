@@ -86,7 +86,7 @@ def test_detectors(detector: str, tiny_set: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--neck", "pafpn"], "neck 'pafpn' cannot start as an FPN: known: mse_fpn"),
+        (["--neck", "pafpn"], "neck 'pafpn' cannot start as an FPN: known: mse_fpn, res_mse_fpn"),
         (["--neck", "mse_fpn+bfp"], "neck 'mse_fpn+bfp' cannot start as an FPN"),
         (["--neck", "mse_fpm"], "unknown neck 'mse_fpm': did you mean 'mse_fpn'"),
         (["--set", "neck_options.gate=cbam"], "start 'identity' is not possible with gate 'cbam'"),

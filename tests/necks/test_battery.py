@@ -16,10 +16,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
     "ce_fpn-retina": ("ce_fpn", {"start_level": 1, "extra_levels": "conv_c5"}),
     "ac_fpn-deformable": ("ac_fpn", {"deformable": True, "attention": False}),
     "fpn+bfp": ("fpn+bfp", {"extra_levels": "pool"}),
-    "mse_fpn-split": ("mse_fpn", {"preset": "split"}),
-    "mse_fpn-lean": ("mse_fpn", {"preset": "lean"}),
-    "mse_fpn-identity": ("mse_fpn", {"start": "identity"}),
-    "mse_fpn-retina": ("mse_fpn", {"start_level": 1, "extra_levels": "conv_c5", "sim": "wide"}),
+    "fpn-carafe": ("fpn", {"norm": "gn", "upsample": "carafe"}),
+    "mse_fpn-split": (
+        "mse_fpn",
+        {"preset": "split", "start_level": 1, "extra_levels": "conv_c5", "sim": "wide"},
+    ),
+    "mse_fpn-lean": ("mse_fpn", {"preset": "lean", "start": "identity", "norm": "gn"}),
+    "mse_fpn-mix": ("mse_fpn", {"attention": "mix", "gate_at": "after", "upsample": "dysample"}),
+    "mse_fpn-above": (
+        "mse_fpn",
+        {"attention": "sigmoid", "gate_at": "above", "gate_init": "linear", "upsample": "dysample_s_plus"},
+    ),
     "mse_fpn-pool": ("mse_fpn", {"extra_levels": "pool", "sim": "add", "gate": "none"}),
     "fpn-detectron2": ("fpn", {"start_level": 1, "extra_levels": "conv_c5_relu"}),
     "fpn-torchvision": ("fpn", {"start_level": 1, "extra_levels": "conv_p5_relu"}),
@@ -45,6 +52,8 @@ def inputs_of(name: str) -> list[int]:
     return [32] * len(STRIDES) if NECKS[name].on_top else CHANNELS
 
 
+FEW = ("afpn", "freq_fusion")
+"""Necks whose third level has nothing that the second one lacks, and takes long to trace."""
 SHIFT_INVARIANT = ("refine.phi.bias",)
 """A softmax does not see what shifts all its scores alike."""
 
@@ -52,7 +61,8 @@ SHIFT_INVARIANT = ("refine.phi.bias",)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_neck_keeps_the_contract(variant: str) -> None:
     name, options = VARIANTS[variant]
-    levels = 3 if variant in NECKS or "start_level" in options else 2  # each is traced anew
+    many = (variant in NECKS and variant not in FEW) or "start_level" in options
+    levels = 3 if many else 2  # each is traced anew
     channels, strides = inputs_of(name.split("+")[0])[:levels], STRIDES[:levels]
     check_neck(factory(name), in_channels=channels, in_strides=strides, invariant=SHIFT_INVARIANT, **options)
 

@@ -6,15 +6,18 @@
 """
 
 from msefpn.necks.ac_fpn import ACFPN
+from msefpn.necks.afpn import AFPN
 from msefpn.necks.aug_fpn import AugFPN
 from msefpn.necks.base import InnerMap, Neck, init_xavier
 from msefpn.necks.bfp import BFP
 from msefpn.necks.bifpn import BiFPN
 from msefpn.necks.ce_fpn import CEFPN
 from msefpn.necks.fpn import FPN
+from msefpn.necks.freq_fusion import FreqFusion
 from msefpn.necks.gates import GATES, GCG
 from msefpn.necks.mse_fpn import MSEFPN, SIM
 from msefpn.necks.pafpn import PAFPN
+from msefpn.necks.res_mse_fpn import ResMSEFPN
 from msefpn.necks.sem import SEM
 from msefpn.necks.stack import Stack
 
@@ -26,11 +29,15 @@ NECKS: dict[str, type[Neck]] = {
     "aug_fpn": AugFPN,
     "ce_fpn": CEFPN,
     "ac_fpn": ACFPN,
+    "afpn": AFPN,
+    "freq_fusion": FreqFusion,
     "mse_fpn": MSEFPN,
+    "res_mse_fpn": ResMSEFPN,
 }
 
 __all__ = [
     "ACFPN",
+    "AFPN",
     "BFP",
     "CEFPN",
     "FPN",
@@ -43,8 +50,10 @@ __all__ = [
     "SIM",
     "AugFPN",
     "BiFPN",
+    "FreqFusion",
     "InnerMap",
     "Neck",
+    "ResMSEFPN",
     "Stack",
     "init_xavier",
 ]

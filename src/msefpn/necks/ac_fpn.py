@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from msefpn.necks.base import InnerMap, init_xavier
+from msefpn.necks.base import InnerMap, OwnStart, init_xavier
 from msefpn.necks.fpn import FPN
 from msefpn.necks.layers import float32, group_norm, rounded_width
 
 DILATIONS = (3, 6, 12, 18, 24)
 
 
-class DeformableConv(nn.Module):
+class DeformableConv(OwnStart):
     """3x3 deformable convolution (arXiv 1703.06211); its offsets start at zero. Needs torchvision."""
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int) -> None:
@@ -23,7 +23,7 @@ class DeformableConv(nn.Module):
         self.offsets = nn.Conv2d(in_channels, 18, **shape)  # type: ignore[arg-type]  # all are ints
         self.conv = DeformConv2d(in_channels, out_channels, **shape)
 
-    def reset(self) -> None:
+    def start(self, generator: torch.Generator | None) -> None:
         """Set the offsets to zero."""
         nn.init.zeros_(self.offsets.weight)
 
@@ -145,6 +145,8 @@ class ACFPN(FPN):
         out_channels: channels of every output map.
         start_level: first input level that becomes an output (0 for two-stage heads, 1 for RetinaNet).
         extra_levels: coarser levels on top, as in `FPN`.
+        norm: of the laterals, as in `FPN`.
+        upsample: of the top-down path, as in `FPN`.
         attention: with AM; else the context is added as it is.
         deformable: see `CEM`; needs torchvision.
     """
@@ -157,18 +159,23 @@ class ACFPN(FPN):
         *,
         start_level: int = 0,
         extra_levels: str = "none",
+        norm: str = "none",
+        upsample: str = "nearest",
         attention: bool = True,
         deformable: bool = False,
     ) -> None:
         super().__init__(
-            in_channels, in_strides, out_channels, start_level=start_level, extra_levels=extra_levels
+            in_channels,
+            in_strides,
+            out_channels,
+            start_level=start_level,
+            extra_levels=extra_levels,
+            norm=norm,
+            upsample=upsample,
         )
         self.cem = CEM(in_channels[-1], out_channels, deformable=deformable)
         self.am = AM(in_channels[-1], out_channels) if attention else None
         init_xavier(self)
-        for module in self.cem.modules():
-            if isinstance(module, DeformableConv):
-                module.reset()
 
     def laterals_of(self, features: list[Tensor]) -> list[Tensor]:
         """FPN's laterals, the coarsest with context."""

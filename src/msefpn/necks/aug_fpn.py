@@ -114,6 +114,8 @@ class AugFPN(FPN):
         out_channels: channels of every output map.
         start_level: first input level that becomes an output (0 for two-stage heads, 1 for RetinaNet).
         extra_levels: coarser levels on top, as in `FPN`.
+        norm: of the laterals, as in `FPN`.
+        upsample: of the top-down path, as in `FPN`.
     """
 
     aux = ("laterals",)
@@ -126,9 +128,17 @@ class AugFPN(FPN):
         *,
         start_level: int = 0,
         extra_levels: str = "none",
+        norm: str = "none",
+        upsample: str = "nearest",
     ) -> None:
         super().__init__(
-            in_channels, in_strides, out_channels, start_level=start_level, extra_levels=extra_levels
+            in_channels,
+            in_strides,
+            out_channels,
+            start_level=start_level,
+            extra_levels=extra_levels,
+            norm=norm,
+            upsample=upsample,
         )
         self.augment = ResidualAugmentation(in_channels[-1], out_channels)
         init_xavier(self)

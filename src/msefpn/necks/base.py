@@ -107,15 +107,31 @@ class Neck(nn.Module, abc.ABC):
         return pyramid + extra
 
 
+class OwnStart(nn.Module, abc.ABC):
+    """A module of a neck some of whose weights do not start from Xavier's."""
+
+    @abc.abstractmethod
+    def start(self, generator: torch.Generator | None) -> None:
+        """Set these weights, random ones by the generator; called after the others have theirs."""
+
+
 def init_xavier(neck: Neck) -> None:
-    """Xavier-uniform weights and zero biases in every convolution (mmdetection's FPN).
+    """Xavier-uniform weights and zero biases in every convolution (mmdetection's FPN), but for `OwnStart`.
 
     Two necks that are built from the same random state get the same weights wherever names and shapes agree,
     so that trainings of both can be paired.
     """
     for name, module in neck.named_modules():
+        generator = torch.Generator("cpu").manual_seed(neck.init_seed ^ zlib.crc32(name.encode()))
+        given = None if any(weight.is_meta for weight in module.parameters()) else generator
         if isinstance(module, nn.Conv2d):
-            generator = torch.Generator("cpu").manual_seed(neck.init_seed ^ zlib.crc32(name.encode()))
-            nn.init.xavier_uniform_(module.weight, generator=None if module.weight.is_meta else generator)
+            nn.init.xavier_uniform_(module.weight, generator=given)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for name, module in neck.named_modules():
+        if isinstance(module, OwnStart):
+            generator = torch.Generator("cpu").manual_seed(
+                neck.init_seed ^ zlib.crc32(f"{name} own".encode())
+            )
+            given = None if any(weight.is_meta for weight in module.parameters()) else generator
+            module.start(given)

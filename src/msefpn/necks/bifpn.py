@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from msefpn.necks.base import Neck
-from msefpn.necks.layers import ExtraLevels, cropped, max_half, upsample_nearest
+from msefpn.necks.layers import ExtraLevels, cropped, max_half
+from msefpn.necks.upsample import make_upsampler
 
 
 class WeightedFusion(nn.Module):
@@ -54,11 +55,15 @@ class BiFPNCell(nn.Module):
         channels: channels of every map.
         levels: number of maps.
         weighted: see `WeightedFusion`.
+        upsample: of the top-down pass, as in `FPN`.
     """
 
-    def __init__(self, channels: int, levels: int, *, weighted: bool = True) -> None:
+    def __init__(
+        self, channels: int, levels: int, *, weighted: bool = True, upsample: str = "nearest"
+    ) -> None:
         super().__init__()
         inner = range(levels - 1)
+        self.upsamplers = nn.ModuleList(make_upsampler(upsample, channels) for _ in inner)
         self.top_down = nn.ModuleList(WeightedFusion(channels, 2, weighted=weighted) for _ in inner)
         self.bottom_up = nn.ModuleList(
             WeightedFusion(channels, 3 if i < levels - 2 else 2, weighted=weighted) for i in inner
@@ -68,7 +73,7 @@ class BiFPNCell(nn.Module):
         """Maps (B, C, H_i, W_i), finest first, to maps of the same shapes."""
         middle = list(maps)
         for i in range(len(maps) - 2, -1, -1):
-            middle[i] = self.top_down[i]([maps[i], upsample_nearest(middle[i + 1], like=maps[i])])
+            middle[i] = self.top_down[i]([maps[i], self.upsamplers[i](middle[i + 1], like=maps[i])])
         out = middle[:1]
         for i in range(1, len(maps)):
             below = cropped(max_half(out[-1]), like=maps[i])
@@ -109,6 +114,7 @@ class BiFPN(Neck):
         weighted: see `WeightedFusion`.
         norm_momentum: share of a batch in the statistics of batch normalisation. The authors' 0.01 suits
             their 300 epochs; after a few hundred steps the statistics are still those of the start.
+        upsample: of the top-down passes, as in `FPN`.
 
     Raises:
         ValueError: fewer than two levels.
@@ -125,6 +131,7 @@ class BiFPN(Neck):
         cells: int = 3,
         weighted: bool = True,
         norm_momentum: float = 0.01,
+        upsample: str = "nearest",
     ) -> None:
         super().__init__(
             in_channels, in_strides, out_channels, start_level=start_level, extra_levels=extra_levels
@@ -139,7 +146,7 @@ class BiFPN(Neck):
             self.extra = PooledC5(in_channels[-1], out_channels, self.extra.count)
         levels = len(self.out_strides)
         self.cells = nn.Sequential(
-            *(BiFPNCell(out_channels, levels, weighted=weighted) for _ in range(cells))
+            *(BiFPNCell(out_channels, levels, weighted=weighted, upsample=upsample) for _ in range(cells))
         )
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from msefpn.necks.base import Neck, init_xavier
 from msefpn.necks.gates import CAG
-from msefpn.necks.layers import max_down, max_half, upsample_nearest
+from msefpn.necks.layers import NORMS, Lateral, check_choice, max_down, max_half, upsample_nearest
+from msefpn.necks.upsample import make_upsampler
 
 
 class SkipFusion(nn.Module):
@@ -22,17 +23,20 @@ class SkipFusion(nn.Module):
         in_channels: channels of C_i.
         above_channels: channels of C_{i+1}, divisible by 4.
         out_channels: channels of F_i.
+        norm: of F_i, as in `Lateral`.
     """
 
-    def __init__(self, in_channels: int, above_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, above_channels: int, out_channels: int, norm: str = "none") -> None:
         super().__init__()
         self.local = nn.Conv2d(in_channels, out_channels, 1)
         self.above = nn.Conv2d(above_channels // 4, out_channels, 1)
+        self.norm: nn.Module = NORMS[norm](out_channels)
 
     def forward(self, x: Tensor, above: Tensor) -> Tensor:
         """Fuse x (B, in_channels, H, W) and the map above (B, above_channels, h, w)."""
         local: Tensor = self.local(x)
-        return local + upsample_nearest(self.above(F.pixel_shuffle(above, 2)), like=x)
+        fused: Tensor = self.norm(local + upsample_nearest(self.above(F.pixel_shuffle(above, 2)), like=x))
+        return fused.to(local.dtype)
 
 
 class ContextEnhancement(nn.Module):
@@ -78,6 +82,8 @@ class CEFPN(Neck):
         out_channels: channels of every output map.
         start_level: first input level that becomes an output (0 for two-stage heads, 1 for RetinaNet).
         extra_levels: coarser levels on top, as in `FPN`.
+        norm: of F_i, as of the laterals in `FPN`.
+        upsample: of P_{i+1}, as in `FPN`.
 
     Raises:
         ValueError: channels that cannot be shuffled, or no level under the coarsest.
@@ -91,6 +97,8 @@ class CEFPN(Neck):
         *,
         start_level: int = 0,
         extra_levels: str = "none",
+        norm: str = "none",
+        upsample: str = "nearest",
     ) -> None:
         super().__init__(
             in_channels, in_strides, out_channels, start_level=start_level, extra_levels=extra_levels
@@ -98,11 +106,13 @@ class CEFPN(Neck):
         inputs = self.in_channels[start_level:]
         if len(inputs) < 2:
             raise ValueError("ce_fpn needs a level under the coarsest: lower start_level")
+        check_choice("norm", norm, tuple(NORMS))
         if any(channels % 4 for channels in inputs[-2:]):
             raise ValueError(f"ce_fpn shuffles channels by 4: {inputs[-2:]} must be divisible by 4")
-        self.plain = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for channels in inputs[:-3])
-        pairs = list(pairwise(inputs))[-2:]
-        self.skips = nn.ModuleList(SkipFusion(own, above, out_channels) for own, above in pairs)
+        self.plain = nn.ModuleList(Lateral(channels, out_channels, norm) for channels in inputs[:-3])
+        pairs = list(pairwise(inputs))
+        self.skips = nn.ModuleList(SkipFusion(own, above, out_channels, norm) for own, above in pairs[-2:])
+        self.upsamplers = nn.ModuleList(make_upsampler(upsample, out_channels) for _ in pairs[1:])
         self.context = ContextEnhancement(inputs[-1], out_channels)
         self.guidance = CAG(out_channels)
         init_xavier(self)
@@ -115,7 +125,7 @@ class CEFPN(Neck):
         fused += [skip(inputs[first + i], inputs[first + i + 1]) for i, skip in enumerate(self.skips)]
         summed = list(fused)
         for i in range(len(summed) - 2, -1, -1):
-            summed[i] = upsample_nearest(summed[i + 1], like=summed[i]).add_(summed[i])
+            summed[i] = self.upsamplers[i](summed[i + 1], like=summed[i]).add_(summed[i])
         middle = summed[-1]
         last = len(summed) - 1
         gathered = [max_down(x, middle, ratio=2 ** (last - i)) for i, x in enumerate(summed[:-1])]

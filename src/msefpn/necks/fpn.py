@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from msefpn.necks.base import Neck, init_xavier
-from msefpn.necks.layers import upsample_nearest
+from msefpn.necks.layers import Lateral
+from msefpn.necks.upsample import make_upsampler
 
 
 class FPN(Neck):
-    """Feature pyramid: 1x1 laterals, nearest top-down sums, 3x3 smoothing; no norm, no activation.
+    """Feature pyramid: 1x1 laterals, nearest top-down sums, 3x3 smoothing; no activation.
 
     Args:
         in_channels: channels of the input maps, finest first.
@@ -18,6 +19,9 @@ class FPN(Neck):
         start_level: first input level that becomes an output (0 for two-stage heads, 1 for RetinaNet).
         extra_levels: coarser levels on top: `none`, `pool` (P6 for two-stage heads), `conv_c5` (P6 and P7
             of RetinaNet), `conv_c5_relu` (detectron2's RetinaNet) or `conv_p5_relu` (torchvision's).
+        norm: of the laterals: `none`, as published, or `gn`, group normalisation.
+        upsample: of the top-down path: `nearest`, as published, `bilinear`, `cross`, `carafe`,
+            `dysample`, `dysample_plus`, `dysample_s` or `dysample_s_plus`, see `msefpn.necks.upsample`.
     """
 
     def __init__(
@@ -28,13 +32,17 @@ class FPN(Neck):
         *,
         start_level: int = 0,
         extra_levels: str = "none",
+        norm: str = "none",
+        upsample: str = "nearest",
     ) -> None:
         super().__init__(
             in_channels, in_strides, out_channels, start_level=start_level, extra_levels=extra_levels
         )
+        self.norm, self.upsample = norm, upsample
         levels = self.in_channels[start_level:]
-        self.laterals = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for channels in levels)
+        self.laterals = nn.ModuleList(Lateral(channels, out_channels, norm) for channels in levels)
         self.outputs = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in levels)
+        self.upsamplers = nn.ModuleList(make_upsampler(upsample, out_channels) for _ in levels[1:])
         init_xavier(self)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
@@ -50,5 +58,5 @@ class FPN(Neck):
         """Sum the laterals top-down and smooth the sums."""
         merged = list(laterals)
         for i in range(len(merged) - 2, -1, -1):
-            merged[i] = upsample_nearest(merged[i + 1], like=merged[i]).add_(merged[i])
+            merged[i] = self.upsamplers[i](merged[i + 1], like=merged[i]).add_(merged[i])
         return [conv(x) for conv, x in zip(self.outputs, merged, strict=True)]

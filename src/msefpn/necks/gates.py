@@ -6,7 +6,7 @@ Every gate here reads a map (B, C, H, W) and gives a map of the same shape.
 import torch
 from torch import Tensor, nn
 
-from msefpn.necks.base import InnerMap
+from msefpn.necks.base import InnerMap, OwnStart
 from msefpn.necks.layers import rounded_width, strip_means
 
 
@@ -40,7 +40,7 @@ class NoGate(Gate):
         return x
 
 
-class GCG(Gate):
+class GCG(OwnStart, Gate):
     """Gated channel guidance of one level: X * sigmoid(FC1(mean over width) FC2(mean over height)).
 
     The product of the two strips is the outer product, channel by channel; no residual.
@@ -48,13 +48,14 @@ class GCG(Gate):
     Args:
         channels: channels of the map.
         identity: the gate is 1 + tanh in place of the sigmoid, see `start_as_identity`.
+        linear: its layers start as linear ones do, not from Xavier's weights.
     """
 
     has_identity = True
 
-    def __init__(self, channels: int, *, identity: bool = False) -> None:
+    def __init__(self, channels: int, *, identity: bool = False, linear: bool = False) -> None:
         super().__init__()
-        self.identity = identity
+        self.identity, self.linear = identity, linear
         self.rows = nn.Conv2d(channels, channels, 1)
         self.columns = nn.Conv2d(channels, channels, 1)
 
@@ -73,9 +74,19 @@ class GCG(Gate):
         gate = scores.tanh() / 2 + 0.5 if self.identity else scores.sigmoid()
         return [InnerMap("GCG gate", "gate", gate)]
 
+    def start(self, generator: torch.Generator | None) -> None:
+        """Where asked for, weights and biases between -1 and 1 over the root of the channels."""
+        for layer in (self.rows, self.columns) if self.linear else ():
+            bound = layer.in_channels**-0.5
+            assert layer.bias is not None
+            for tensor in (layer.weight, layer.bias):
+                nn.init.uniform_(tensor, -bound, bound, generator=generator)
+
     def start_as_identity(self) -> None:
         """Make the product of the strips zero; its other factor stays, so that it can learn."""
         nn.init.zeros_(self.rows.weight)
+        assert self.rows.bias is not None
+        nn.init.zeros_(self.rows.bias)
 
 
 class CAG(Gate):

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,34 @@ def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
     """
     most = min(groups, max(1, channels // 2))
     return nn.GroupNorm(next(g for g in range(most, 0, -1) if channels % g == 0), channels)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {"none": nn.Identity, "gn": group_norm}
+"""Norms of laterals, by name: constructors that take the channels."""
+
+
+class Lateral(nn.Conv2d):
+    """1x1 convolution of a level to the pyramid's width, then a norm or none.
+
+    Args:
+        in_channels: channels of the level's map.
+        out_channels: channels of the pyramid.
+        norm: `none`, or `gn` for group normalisation.
+
+    Raises:
+        ValueError: another norm.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str = "none") -> None:
+        check_choice("norm", norm, tuple(NORMS))
+        super().__init__(in_channels, out_channels, 1)
+        self.norm: nn.Module = NORMS[norm](out_channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Bring a map (B, in_channels, H, W) to (B, out_channels, H, W)."""
+        local = super().forward(input)
+        normal: Tensor = self.norm(local)
+        return normal.to(local.dtype)  # autocast leaves norms in float32
 
 
 def rounded_width(channels: int, ratio: int) -> int:

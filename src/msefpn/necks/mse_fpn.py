@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from msefpn.necks.base import InnerMap, Neck, init_xavier
 from msefpn.necks.fpn import FPN
 from msefpn.necks.gates import GATES, GCG, Gate, NoGate
-from msefpn.necks.layers import check_choice, group_norm, resize_bilinear, upsample_nearest
+from msefpn.necks.layers import Lateral, check_choice, group_norm, resize_bilinear
 from msefpn.necks.sem import SEM
+from msefpn.necks.upsample import make_upsampler
 
 
 class SIM(nn.Module):
@@ -33,6 +34,7 @@ class SIM(nn.Module):
         width: channels inside, with a 1x1 convolution to `out_channels` after them; None: `out_channels`,
             and none.
         identity: the gate is 1 + tanh in place of the sigmoid, see `start_as_identity`.
+        norm: of the 1x1 convolution of the level's map, or with a `width` of the one to `out_channels`.
     """
 
     def __init__(
@@ -43,14 +45,15 @@ class SIM(nn.Module):
         width: int | None = None,
         *,
         identity: bool = False,
+        norm: str = "none",
     ) -> None:
         super().__init__()
         self.identity = identity
         inner = out_channels if width is None else width
-        self.local = nn.Conv2d(in_channels, inner, 1)
+        self.local = Lateral(in_channels, inner, norm if width is None else "none")
         self.gate = nn.Sequential(nn.Conv2d(semantic_channels, inner, 1, bias=False), group_norm(inner))
         self.embedding = nn.Sequential(nn.Conv2d(semantic_channels, inner, 1, bias=False), group_norm(inner))
-        self.reduce = nn.Identity() if width is None else nn.Conv2d(width, out_channels, 1)
+        self.reduce = nn.Identity() if width is None else Lateral(width, out_channels, norm)
 
     def forward(self, x: Tensor, semantics: Tensor) -> Tensor:
         """Inject semantics (B, semantic_channels, h, w) into x (B, in_channels, H, W).
@@ -89,9 +92,11 @@ class SIM(nn.Module):
 class AddedSemantics(nn.Module):
     """The ablation without SIM: F = 1x1 convolution of the level + up(1x1 convolution of the semantics)."""
 
-    def __init__(self, in_channels: int, semantic_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, semantic_channels: int, out_channels: int, norm: str = "none"
+    ) -> None:
         super().__init__()
-        self.local = nn.Conv2d(in_channels, out_channels, 1)
+        self.local = Lateral(in_channels, out_channels, norm)
         self.semantics = nn.Conv2d(semantic_channels, out_channels, 1)
 
     def forward(self, x: Tensor, semantics: Tensor) -> Tensor:
@@ -135,13 +140,20 @@ class MSEFPN(Neck):
             become outputs for `split` (which allows nothing else).
         combine: how SEM joins its branches, see `SEM`.
         score_norm: where SEM normalises its scores, see `SEM`.
+        attention: what SEM makes of its scores, see `SEM`.
         sim: `inject` (SIM), `wide` (SIM at the level's own width, then a 1x1 convolution) or `add` (the
             semantics through a 1x1 convolution, added to the lateral).
         gate: `gcg`, or in its place `cag`, `coordinate`, `cbam`, `gmu` or `none`.
-        gate_at: gate the `merged` map, or the `lateral` map before the sum: T_i = GCG_i(F_i) + up(T_{i+1}).
+        gate_at: gate the `merged` map; the `lateral` before the sum, T_i = GCG_i(F_i) + up(T_{i+1}); the map
+            `above` alone, T_i = F_i + GCG_i(up(T_{i+1})); or the sums `after` the whole top-down pass,
+            P_i = conv3x3(GCG_i(T_i)).
+        gate_init: weights of GCG at the start: `xavier`, or `linear`, those of a linear layer, with which its
+            product of strips is a third.
         start: `paper`, or `identity`, which is ours: the gates of SIM and GCG are 1 + tanh in place of the
             sigmoid, and gates and embeddings start at one and zero. The neck then starts as an FPN of the
             same laterals, and can take the weights of one, see `start_from`.
+        norm: of the laterals, as in `FPN`.
+        upsample: of the top-down path, as in `FPN`.
 
     Raises:
         ValueError: an unknown choice, or choices that do not go together.
@@ -161,10 +173,14 @@ class MSEFPN(Neck):
         sem_strides: Sequence[int] | None = None,
         combine: str = "add",
         score_norm: str = "before",
+        attention: str = "mean",
         sim: str = "inject",
         gate: str = "gcg",
         gate_at: str = "merged",
+        gate_init: str = "xavier",
         start: str = "paper",
+        norm: str = "none",
+        upsample: str = "nearest",
     ) -> None:
         super().__init__(
             in_channels, in_strides, out_channels, start_level=start_level, extra_levels=extra_levels
@@ -172,14 +188,7 @@ class MSEFPN(Neck):
         check_choice("preset", preset, ("shared", "lean", "split"))
         check_choice("sem", sem, ("both", "spatial", "channel", "conv", "none"))
         check_choice("sim", sim, ("inject", "wide", "add"))
-        check_choice("gate", gate, tuple(GATES))
-        check_choice("gate_at", gate_at, ("merged", "lateral"))
-        check_choice("start", start, ("paper", "identity"))
-        if start == "identity" and not GATES[gate].has_identity:
-            able = " or ".join(f"'{name}'" for name, kind in GATES.items() if kind.has_identity)
-            raise ValueError(f"start 'identity' is not possible with gate '{gate}': it needs gate {able}")
-        if GATES[gate].joins and gate_at == "lateral":
-            raise ValueError(f"gate '{gate}' joins two maps: it needs gate_at 'merged'")
+        _check_gate(gate, gate_at, gate_init, start)
         if sem == "none":
             _refuse_semantics(
                 preset=preset,
@@ -187,37 +196,55 @@ class MSEFPN(Neck):
                 sem_strides=sem_strides,
                 combine=combine,
                 score_norm=score_norm,
+                attention=attention,
                 sim=sim,
             )
         if preset == "split" and width is not None:
             raise ValueError(f"width {width} leaves no slices of the levels: preset 'split' needs width None")
         width = out_channels if preset == "lean" and width is None else width
         self.preset, self.gate_at, self.start = preset, gate_at, start
+        self.norm, self.upsample = norm, upsample
         injected = self.in_channels[start_level:]
         self.sem: SEM | None = None
         if sem == "none":
-            self.laterals = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for channels in injected)
+            self.laterals = nn.ModuleList(Lateral(channels, out_channels, norm) for channels in injected)
         else:
             self.sem_levels = self._sem_levels(sem_strides)
             read = [self.in_channels[level] for level in self.sem_levels]
-            self.sem = SEM(read, branches=sem, combine=combine, score_norm=score_norm, width=width)
+            self.sem = SEM(
+                read,
+                branches=sem,
+                combine=combine,
+                score_norm=score_norm,
+                attention=attention,
+                width=width,
+            )
             self.semantic_split = injected if preset == "split" else [self.sem.channels]
             widths = injected if preset == "split" else [self.sem.channels] * len(injected)
             self.laterals = nn.ModuleList(
-                _injection(sim, channels, width, out_channels, identity=start == "identity")
+                _injection(sim, channels, width, out_channels, norm, identity=start == "identity")
                 for channels, width in zip(injected, widths, strict=True)
             )
-        make_gate: Callable[[int], Gate] = GATES[gate]
-        if start == "identity" and gate == "gcg":
-            make_gate = functools.partial(GCG, identity=True)
-        self.gates = nn.ModuleList(make_gate(out_channels) for _ in injected[:-1])
-        self.gates.append((NoGate if GATES[gate].joins else make_gate)(out_channels))
+        self.gates = self._make_gates(len(injected), gate, gate_init)
+        self.upsamplers = nn.ModuleList(make_upsampler(upsample, out_channels) for _ in injected[1:])
         self.outputs = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in injected)
         init_xavier(self)
         if start == "identity":
             for part in (*self.laterals, *self.gates):
                 if isinstance(part, (SIM, AddedSemantics, GCG)):
                     part.start_as_identity()
+
+    def _make_gates(self, count: int, gate: str, gate_init: str) -> nn.ModuleList:
+        """The gates of `count` levels, finest first; nothing for a coarsest one that has nothing to gate."""
+        make_gate: Callable[[int], Gate] = GATES[gate]
+        if gate == "gcg":
+            make_gate = functools.partial(
+                GCG, identity=self.start == "identity", linear=gate_init == "linear"
+            )
+        gates = nn.ModuleList(make_gate(self.out_channels) for _ in range(count - 1))
+        alone = GATES[gate].joins or self.gate_at == "above"
+        gates.append((NoGate if alone else make_gate)(self.out_channels))
+        return gates
 
     def start_from(self, fpn: FPN) -> None:
         """Take the weights of an FPN, so that the pyramid is the FPN's until training changes it.
@@ -230,7 +257,7 @@ class MSEFPN(Neck):
         """
         if self.start != "identity":
             raise ValueError(f"start is '{self.start}': the neck starts as an FPN with start 'identity' only")
-        for name in ("in_channels", "in_strides", "out_channels", "out_strides"):
+        for name in ("in_channels", "in_strides", "out_channels", "out_strides", "norm", "upsample"):
             own, other = getattr(self, name), getattr(fpn, name)
             if own != other:
                 raise ValueError(f"{name} is {own}, the FPN's is {other}: they must be the same")
@@ -239,6 +266,7 @@ class MSEFPN(Neck):
         for part, given in zip(self.laterals, fpn.laterals, strict=True):
             lateral = part.lateral if isinstance(part, (SIM, AddedSemantics)) else part
             lateral.load_state_dict(given.state_dict())
+        self.upsamplers.load_state_dict(fpn.upsamplers.state_dict())
         self.outputs.load_state_dict(fpn.outputs.state_dict())
         self.extra.load_state_dict(fpn.extra.state_dict())
 
@@ -261,13 +289,20 @@ class MSEFPN(Neck):
     def _top_down(self, laterals: list[Tensor]) -> list[Tensor]:
         merged = list(laterals)
         gates: list[Gate] = list(self.gates)  # type: ignore[arg-type]  # a ModuleList forgets its items' type
-        merged[-1] = gates[-1](merged[-1])
+        if self.gate_at != "after":
+            merged[-1] = gates[-1](merged[-1])
         for i in range(len(merged) - 2, -1, -1):
-            above = upsample_nearest(merged[i + 1], like=merged[i])
+            above = self.upsamplers[i](merged[i + 1], like=merged[i])
             if self.gate_at == "merged":
                 merged[i] = gates[i].fuse(merged[i], above)
-            else:
+            elif self.gate_at == "lateral":
                 merged[i] = gates[i](merged[i]) + above
+            elif self.gate_at == "above":
+                merged[i] = merged[i] + gates[i](above)
+            else:
+                merged[i] = merged[i] + above
+        if self.gate_at == "after":
+            return [gate(x) for gate, x in zip(gates, merged, strict=True)]
         return merged
 
     def _sem_levels(self, strides: Sequence[int] | None) -> list[int]:
@@ -287,13 +322,28 @@ class MSEFPN(Neck):
         return levels
 
 
+def _check_gate(gate: str, gate_at: str, gate_init: str, start: str) -> None:
+    """Raise ValueError for options of the gates that are unknown or do not go together."""
+    check_choice("gate", gate, tuple(GATES))
+    check_choice("gate_at", gate_at, ("merged", "lateral", "above", "after"))
+    check_choice("gate_init", gate_init, ("xavier", "linear"))
+    check_choice("start", start, ("paper", "identity"))
+    if start == "identity" and not GATES[gate].has_identity:
+        able = " or ".join(f"'{name}'" for name, kind in GATES.items() if kind.has_identity)
+        raise ValueError(f"start 'identity' is not possible with gate '{gate}': it needs gate {able}")
+    if GATES[gate].joins and gate_at != "merged":
+        raise ValueError(f"gate '{gate}' joins two maps: it needs gate_at 'merged'")
+    if gate != "gcg" and gate_init != "xavier":
+        raise ValueError(f"gate_init '{gate_init}' is GCG's: gate '{gate}' needs gate_init 'xavier'")
+
+
 def _injection(
-    sim: str, channels: int, semantic_channels: int, out_channels: int, *, identity: bool
+    sim: str, channels: int, semantic_channels: int, out_channels: int, norm: str, *, identity: bool
 ) -> nn.Module:
     if sim == "add":
-        return AddedSemantics(channels, semantic_channels, out_channels)
+        return AddedSemantics(channels, semantic_channels, out_channels, norm)
     width = channels if sim == "wide" else None
-    return SIM(channels, semantic_channels, out_channels, width, identity=identity)
+    return SIM(channels, semantic_channels, out_channels, width, identity=identity, norm=norm)
 
 
 def _refuse_semantics(**options: object) -> None:

@@ -14,8 +14,8 @@ class PAFPN(FPN):
 
         N_2 = P_2;  N_i = P_i + conv3x3s2(N_{i-1});  output_i = conv3x3(N_i), output_2 = N_2
 
-    No norm and no activation, and the sums are formed before they are smoothed, as in mmdetection; the paper
-    has a ReLU after each convolution, the authors' code also group normalisation.
+    By default no norm, and no activation; the sums are formed before they are smoothed, as in mmdetection.
+    The paper has a ReLU after each convolution, the authors' code also group normalisation.
 
     Args:
         in_channels: channels of the input maps, finest first.
@@ -23,6 +23,8 @@ class PAFPN(FPN):
         out_channels: channels of every output map.
         start_level: first input level that becomes an output (0 for two-stage heads, 1 for RetinaNet).
         extra_levels: coarser levels on top, as in `FPN`.
+        norm: of the laterals, as in `FPN`.
+        upsample: of the top-down path, as in `FPN`.
     """
 
     def __init__(
@@ -33,9 +35,17 @@ class PAFPN(FPN):
         *,
         start_level: int = 0,
         extra_levels: str = "none",
+        norm: str = "none",
+        upsample: str = "nearest",
     ) -> None:
         super().__init__(
-            in_channels, in_strides, out_channels, start_level=start_level, extra_levels=extra_levels
+            in_channels,
+            in_strides,
+            out_channels,
+            start_level=start_level,
+            extra_levels=extra_levels,
+            norm=norm,
+            upsample=upsample,
         )
         steps = range(len(self.outputs) - 1)
         self.downs = nn.ModuleList(

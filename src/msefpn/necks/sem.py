@@ -28,6 +28,8 @@ class SEM(nn.Module):
             the ablation without SEM).
         combine: `add` (a * V + m * M), `cascade` (m * (a * V) + M) or `residual` (M + a * V + m * M).
         score_norm: normalise the scores R `before` or `after` the mean over queries.
+        attention: what is made of R: `mean`, a = sigmoid(mean of R over queries), as above; `sigmoid`,
+            a = mean of sigmoid(R); or `mix`, which mixes the cells: a * V is the mean of R V over keys.
         width: channels that M is reduced to; None: it is not.
     """
 
@@ -38,19 +40,27 @@ class SEM(nn.Module):
         branches: str = "both",
         combine: str = "add",
         score_norm: str = "before",
+        attention: str = "mean",
         width: int | None = None,
     ) -> None:
         super().__init__()
         check_choice("branches", branches, ("both", "spatial", "channel", "conv"))
         check_choice("combine", combine, ("add", "cascade", "residual"))
         check_choice("score_norm", score_norm, ("before", "after"))
+        check_choice("attention", attention, ("mean", "sigmoid", "mix"))
         if combine != "add" and branches != "both":
             raise ValueError(f"combine '{combine}' joins two branches, but branches is '{branches}'")
         if score_norm != "before" and branches not in ("both", "spatial"):
             raise ValueError(
                 f"score_norm '{score_norm}' needs the spatial branch, but branches is '{branches}'"
             )
+        if attention != "mean" and (branches not in ("both", "spatial") or score_norm != "before"):
+            raise ValueError(
+                f"attention '{attention}' needs the spatial branch and score_norm 'before', but branches is "
+                f"'{branches}' and score_norm '{score_norm}'"
+            )
         self.branches, self.combine, self.score_norm = branches, combine, score_norm
+        self.attention = attention
         self.groups = tuple(in_channels) if width is None else ()
         concatenated = sum(in_channels)
         self.channels = channels = concatenated if width is None else width
@@ -89,7 +99,7 @@ class SEM(nn.Module):
             return mixed
         if self.branches == "channel":
             return self.channel_weight(m) * m
-        enhanced: Tensor = self.spatial_weight(m) * self.value(m)
+        enhanced = self._enhanced(m)
         if self.branches == "spatial":
             return enhanced
         weight = self.channel_weight(m)
@@ -98,34 +108,50 @@ class SEM(nn.Module):
         gathered = enhanced + weight * m
         return gathered + m if self.combine == "residual" else gathered
 
+    def _enhanced(self, m: Tensor) -> Tensor:
+        """The spatial branch's a * V of M (B, C, h, w), of the same shape."""
+        value: Tensor = self.value(m)
+        if self.attention != "mix":
+            return self.spatial_weight(m) * value
+        scores = self._scores(m)  # (B, N queries, N keys)
+        with float32(m):
+            mixed = value.flatten(2).to(scores.dtype) @ scores.transpose(1, 2) / scores.shape[2]
+        enhanced: Tensor = mixed.to(value.dtype).unflatten(2, m.shape[-2:])
+        return enhanced
+
     def channel_weight(self, m: Tensor) -> Tensor:
         """The channel branch's weights (B, C, 1, 1) of M (B, C, h, w)."""
         weight: Tensor = self.channel_gate(m.mean(dim=(2, 3), keepdim=True))  # (B, C, 1, 1)
         return weight
 
     def spatial_weight(self, m: Tensor) -> Tensor:
-        """The spatial branch's attention a (B, 1, h, w) of M (B, C, h, w).
+        """The spatial branch's attention a (B, 1, h, w) of M (B, C, h, w)."""
+        scores = self._scores(m)
+        with float32(m):
+            if self.attention == "sigmoid":
+                weights = scores.sigmoid().mean(dim=1)  # (B, N)
+            else:
+                pooled = scores.mean(dim=1)  # (B, N)
+                if self.score_norm == "after":
+                    pooled = F.layer_norm(pooled, pooled.shape[1:])
+                weights = pooled.sigmoid()
+        weight: Tensor = weights.to(m.dtype).unflatten(1, m.shape[-2:]).unsqueeze(1)
+        return weight
 
-        The scores and their statistics are float32, also under autocast.
-        """
+    def _scores(self, m: Tensor) -> Tensor:
+        """The scores R (B, N queries, N keys) of M (B, C, h, w); float32 at least, also under autocast."""
         query: Tensor = self.query(m).flatten(2)  # (B, C', N)
         key: Tensor = self.key(m).flatten(2)  # (B, C', N)
         precise = torch.promote_types(m.dtype, torch.float32)
         with float32(m):
             query, key = query.to(precise), key.to(precise)
-            scores = query.transpose(1, 2) @ key  # (B, N queries, N keys)
-            if self.score_norm == "before":
-                scores = F.layer_norm(scores, scores.shape[1:])
-            pooled = scores.mean(dim=1)  # (B, N)
-            if self.score_norm == "after":
-                pooled = F.layer_norm(pooled, pooled.shape[1:])
-        weight: Tensor = pooled.sigmoid().to(m.dtype).unflatten(1, m.shape[-2:]).unsqueeze(1)
-        return weight
+            scores = query.transpose(1, 2) @ key
+            return F.layer_norm(scores, scores.shape[1:]) if self.score_norm == "before" else scores
 
     def inner_maps(self, outputs: dict[str, list[Tensor]]) -> list[InnerMap]:
         """See `InnerMap`."""
         m, maps = outputs["reduce"][0], [InnerMap("SEM semantics G", "map", outputs[""][0])]
-        if self.branches in ("both", "spatial"):
+        if self.branches in ("both", "spatial") and self.attention != "mix":
             maps.insert(0, InnerMap("SEM attention", "gate", self.spatial_weight(m)))
         if self.branches in ("both", "channel"):
             maps.append(InnerMap("SEM channel weights", "channels", self.channel_weight(m), self.groups))

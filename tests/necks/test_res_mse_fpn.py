@@ -1,0 +1,124 @@
+"""Residual MSE-FPN: an FPN at first, every parameter learns, and its parts as its docstrings have them."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from msefpn.necks import FPN, ResMSEFPN
+from msefpn.necks.res_mse_fpn import BlendedNorm, Injection, StripGate, Tokens
+
+CHANNELS = [16, 24, 40, 64]
+STRIDES = [4, 8, 16, 32]
+LEVELS = {"start_level": 1, "extra_levels": "conv_c5"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "levels": LEVELS,
+    "no norm": {"norm": "none"},
+    "no semantics": {"semantics": 0},
+    "no gates": {"gates": False},
+    "nearest": {"upsample": "nearest"},
+}
+
+
+def maps(height: int = 75, width: int = 101) -> list[Tensor]:
+    torch.manual_seed(1)
+    sides = [(-(-height // s), -(-width // s)) for s in STRIDES]
+    return [torch.randn(2, c, *side) for c, side in zip(CHANNELS, sides, strict=True)]
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_starts_as_the_fpn_and_learns_by_the_second_step(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    fpn = FPN(CHANNELS, STRIDES, 32, **{key: options[key] for key in LEVELS if key in options})
+    for parameter in fpn.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)  # a trained one's biases are not zero
+    neck = ResMSEFPN(CHANNELS, STRIDES, 32, **options)
+    neck.start_from(fpn)
+    for height, width in ((75, 101), (33, 50)):
+        for x, y in zip(neck(maps(height, width)), fpn(maps(height, width)), strict=True):
+            torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
+    optimizer = torch.optim.SGD(neck.parameters(), lr=1e-3)
+    target = torch.manual_seed(2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = [(x * torch.randn(x.shape, generator=target)).sum() for x in neck(maps())]
+        torch.stack(loss).sum().backward()
+        zero = [name for name, p in neck.named_parameters() if p.grad is None or not p.grad.any()]
+        optimizer.step()
+    assert zero == []
+
+
+def test_it_starts_with_norms_where_it_is_new() -> None:
+    torch.manual_seed(0)
+    neck = ResMSEFPN(CHANNELS, STRIDES, 32)
+    fpn = FPN(CHANNELS, STRIDES, 32, norm="gn")
+    fpn.laterals.load_state_dict(neck.laterals.state_dict(), strict=False)
+    fpn.outputs.load_state_dict(neck.outputs.state_dict())
+    for x, y in zip(neck(maps()), fpn(maps()), strict=True):
+        torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
+
+
+def test_it_costs_less_than_a_million_parameters() -> None:
+    with torch.device("meta"):
+        r50 = [256, 512, 1024, 2048]
+        own, fpn = ResMSEFPN(r50, STRIDES), FPN(r50, STRIDES)
+    own_size, fpn_size = (sum(p.numel() for p in neck.parameters()) for neck in (own, fpn))
+    assert own_size - fpn_size == 2_052 + 592_000 + 198_144 + 99_936 + 2 * 4_112
+
+
+def test_parts_are_as_their_equations() -> None:
+    torch.manual_seed(0)
+    x, finer, semantics = torch.randn(2, 32, 4, 6), torch.randn(2, 32, 8, 11), torch.randn(2, 16, 2, 3)
+    norm = BlendedNorm(32)
+    with torch.no_grad():
+        norm.gain.fill_(0.25)
+    torch.testing.assert_close(norm(x), 0.75 * x + 0.25 * norm.norm(x))
+    inject = Injection(16, 32)
+    resize = torch.nn.Upsample((4, 6), mode="bilinear")
+    expected = x * (1 + resize(inject.gate(semantics).tanh())) + resize(inject.embedding(semantics))
+    torch.testing.assert_close(inject(x, semantics), expected)
+    gate = StripGate(32)
+    gated = gate(x, finer)
+    assert gated.shape == x.shape
+    ratio = (gated / x - 1)[0, 5]  # the outer product of a column and a row
+    torch.testing.assert_close(ratio[0, 0] * ratio[2, 3], ratio[0, 3] * ratio[2, 0], atol=1e-4, rtol=1e-3)
+
+
+def test_tokens_see_the_whole_map() -> None:
+    torch.manual_seed(0)
+    tokens, features = Tokens(CHANNELS[1:], 16), [x.requires_grad_() for x in maps(128, 160)[1:]]
+    semantics = tokens(features)
+    assert semantics.shape == (2, 16, 2, 3)
+    semantics[0, :, 0, 0].sum().backward()
+    gradient = features[0].grad
+    assert gradient is not None
+    assert gradient[0, :, -1, -1].any()
+    assert not gradient[1].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"norm": "bn"}, "norm 'bn' is unknown: known: none, gn"),
+        ({"semantics": 30}, "semantics 30 must be 0 or a multiple of 4"),
+        ({"upsample": "cubic"}, "upsample 'cubic' is unknown"),
+    ],
+)
+def test_mistakes(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ResMSEFPN(CHANNELS, STRIDES, 32, **options)
+
+
+@pytest.mark.parametrize(
+    ("fpn", "says"),
+    [
+        ({"norm": "gn"}, "the FPN has norm 'gn' and upsample 'nearest': it must be plain"),
+        ({"out_channels": 16}, "out_channels is 32, the FPN's is 16"),
+        ({"extra_levels": "pool"}, "out_strides is"),
+    ],
+)
+def test_another_fpn_is_refused(fpn: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ResMSEFPN(CHANNELS, STRIDES, 32).start_from(FPN(CHANNELS, STRIDES, **{"out_channels": 32, **fpn}))
