@@ -16,7 +16,7 @@ from msefpn.data import synthetic
 from tests import ROOT
 from tests.processes import WarmPython
 
-# Tracing makes millions of small objects and formulas: looking for garbage takes 6 %, forgetting formulas more.
+# Tracing makes millions of small objects and formulas: looking for garbage takes 6 %, forgetting them more.
 gc.set_threshold(100_000, 50, 100)
 os.environ.setdefault("SYMPY_CACHE_SIZE", "None")
 
