@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
@@ -29,7 +29,7 @@ from msefpn.data.transforms import (
     reduced_fit,
     train_transform,
 )
-from msefpn.data.worker import begin_worker
+from msefpn.data.worker import begin_worker, trim_memory
 from msefpn.errors import UserError
 from msefpn.structures import Batch, Proposals, Targets
 
@@ -341,7 +341,12 @@ class _Guarded:
 
 
 def _collate_guarded(samples: list[ImageSample] | UserError) -> Batch | UserError:
-    return samples if isinstance(samples, UserError) else collate(samples)
+    if isinstance(samples, UserError):
+        return samples
+    batch = collate(samples)
+    if get_worker_info() is not None:
+        trim_memory()
+    return batch
 
 
 def lost_worker(error: BaseException) -> UserError | None:
