@@ -27,7 +27,7 @@ types: .venv/.installed
 	$(BIN)/mypy
 
 tests: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTESTOPTS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTESTOPTS)
 
 docs: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q $(SPHINXOPTS) docs build/docs
