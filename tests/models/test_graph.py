@@ -159,9 +159,7 @@ def assert_graph_is_eager(detector: Detector, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])  # export has traced the others
 @torch.no_grad()
-def test_compile_fullgraph(name: str, pytestconfig: pytest.Config) -> None:
-    if name == "retinanet" and not pytestconfig.getoption("--whole-grid"):
-        pytest.skip("a part of the other's graph: give --whole-grid")
+def test_compile_fullgraph(name: str) -> None:
     torch._dynamo.reset()
     detector = make(name, neck="fpn", levels=THREE_LEVELS).double()  # the battery compiles the necks
     graphs = CompileCounter()

@@ -327,7 +327,7 @@ def test_weights_of_a_plug_in_that_is_missing(
 
 
 def test_the_checks_pass_what_is_right() -> None:
-    check_neck(Laterals, in_channels=(16, 24), in_strides=(4, 8))
+    check_neck(Laterals)
     check_backbone(TwoLevels, depth=2)
     check_head(RetinaHead, depth=1, pre_nms_top_k=100)
     check_detector(mine, export=False)

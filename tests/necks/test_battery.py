@@ -17,12 +17,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
     "ac_fpn-deformable": ("ac_fpn", {"deformable": True, "attention": False}),
     "fpn+bfp": ("fpn+bfp", {"extra_levels": "pool"}),
     "fpn-carafe": ("fpn", {"norm": "gn", "upsample": "carafe"}),
-    "mse_fpn-split": (
+    "mse_fpn-split": ("mse_fpn", {"preset": "split"}),
+    "mse_fpn-lean": ("mse_fpn", {"preset": "lean"}),
+    "mse_fpn-identity": ("mse_fpn", {"start": "identity"}),
+    "mse_fpn-retina": ("mse_fpn", {"start_level": 1, "extra_levels": "conv_c5", "sim": "wide"}),
+    "mse_fpn-mix": (
         "mse_fpn",
-        {"preset": "split", "start_level": 1, "extra_levels": "conv_c5", "sim": "wide"},
+        {"attention": "mix", "gate_at": "after", "norm": "gn", "upsample": "dysample"},
     ),
-    "mse_fpn-lean": ("mse_fpn", {"preset": "lean", "start": "identity", "norm": "gn"}),
-    "mse_fpn-mix": ("mse_fpn", {"attention": "mix", "gate_at": "after", "upsample": "dysample"}),
     "mse_fpn-above": (
         "mse_fpn",
         {"attention": "sigmoid", "gate_at": "above", "gate_init": "linear", "upsample": "dysample_s_plus"},

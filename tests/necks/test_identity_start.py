@@ -1,4 +1,4 @@
-"""MSE-FPN that starts as the identity: FPN's pyramid at first, and every parameter learns."""
+"""Necks that start as an FPN: its pyramid at first, and every parameter learns."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from msefpn.necks import FPN, MSEFPN
+from msefpn.necks import FPN, MSEFPN, ResMSEFPN
 
 CHANNELS = [16, 24, 40, 64]
 STRIDES = [4, 8, 16, 32]
 LEVELS = {"start_level": 1, "extra_levels": "conv_c5"}
-VARIANTS: dict[str, dict[str, Any]] = {
+IDENTITY: dict[str, dict[str, Any]] = {
     "shared": {},
     "lean": {"preset": "lean"},
     "split": {"preset": "split"},
@@ -22,6 +22,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lateral": {"gate_at": "lateral"},
     "levels": LEVELS,
 }
+RESIDUAL: dict[str, dict[str, Any]] = {
+    "all": {},
+    "levels": LEVELS,
+    "no norm": {"norm": "none"},
+    "no semantics": {"semantics": 0},
+    "no gates": {"gates": False},
+    "nearest": {"upsample": "nearest"},
+}
+VARIANTS: dict[str, tuple[type[MSEFPN | ResMSEFPN], dict[str, Any]]] = {
+    **{name: (MSEFPN, {"start": "identity", **options}) for name, options in IDENTITY.items()},
+    **{f"residual, {name}": (ResMSEFPN, options) for name, options in RESIDUAL.items()},
+}
 
 
 def maps(height: int = 75, width: int = 101) -> list[Tensor]:
@@ -30,28 +42,28 @@ def maps(height: int = 75, width: int = 101) -> list[Tensor]:
     return [torch.randn(2, c, *side) for c, side in zip(CHANNELS, sides, strict=True)]
 
 
-def upgraded(options: dict[str, Any]) -> tuple[FPN, MSEFPN]:
+def upgraded(kind: type[MSEFPN | ResMSEFPN], options: dict[str, Any]) -> tuple[FPN, MSEFPN | ResMSEFPN]:
     torch.manual_seed(0)
     fpn = FPN(CHANNELS, STRIDES, 32, **{key: options[key] for key in LEVELS if key in options})
     for parameter in fpn.parameters():
         torch.nn.init.normal_(parameter, std=0.2)  # a trained one's biases are not zero
-    neck = MSEFPN(CHANNELS, STRIDES, 32, start="identity", **options)
+    neck = kind(CHANNELS, STRIDES, 32, **options)
     neck.start_from(fpn)
     return fpn, neck
 
 
-@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-def test_pyramid_is_the_fpns(options: dict[str, Any]) -> None:
-    fpn, neck = upgraded(options)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pyramid_is_the_fpns(variant: str) -> None:
+    fpn, neck = upgraded(*VARIANTS[variant])
     for height, width in ((75, 101), (33, 50), (128, 96)):
         features = maps(height, width)
         for x, y in zip(neck(features), fpn(features), strict=True):
             torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-def test_every_parameter_learns_by_the_second_step(options: dict[str, Any]) -> None:
-    _, neck = upgraded(options)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_learns_by_the_second_step(variant: str) -> None:
+    _, neck = upgraded(*VARIANTS[variant])
     optimizer = torch.optim.SGD(neck.parameters(), lr=1e-3)
     target = torch.manual_seed(2)
     for _ in range(2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +23,19 @@ from msefpn.names import DetectorInputs, known_inputs
 from msefpn.runs.console import say
 from msefpn.runs.folder import read_run
 
-Place = tuple[tuple[Path, Path], Path | None]
-"""A json and the folder of its images, and the proposals."""
+
+class _Split(NamedTuple):
+    """A split of which some images are wanted."""
+
+    file: Path
+    folder: Path
+    proposals: Path | None
+    wanted: int
+    """Images."""
+    what: str
+    """What for."""
+    instead: str
+    """The option without which they are not wanted."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +58,7 @@ def read_images(plan: ExportPlan, inputs: DetectorInputs) -> ExportImages:
     Raises:
         UserError: there are none, or they cannot be used.
     """
-    options, compared = plan.options, None
-    if options.compare:
-        place = _place(plan, inputs, "val", "compare with", "--compare 0")
-        compared = _some(plan, inputs, place, options.compare, "compare with", "--compare 0")
-    if options.precision != "int8":
-        return ExportImages(compared, [])
-    if options.calibrate is None:
-        what, instead = "calibrate int8 on", "--calibrate FOLDER"
-        place = _place(plan, inputs, "train", what, instead)
-        return ExportImages(compared, _some(plan, inputs, place, options.samples, what, instead))
-    if inputs.proposals:
-        raise UserError(f"{inputs.detector} is calibrated on images with proposals: leave out --calibrate")
-    files = find_images(options.calibrate)
-    return ExportImages(compared, [files[index] for index in _spread(len(files), options.samples)])
+    return _read(plan, inputs, _splits(plan, inputs))
 
 
 def read_images_early(plan: ExportPlan, about: DetectorInfo | None) -> ExportImages | None:
@@ -76,15 +75,45 @@ def read_images_early(plan: ExportPlan, about: DetectorInfo | None) -> ExportIma
     data = plan.options.data
     if inputs is None or (data is not None and data.exists() and not needs_no_copy(data)):
         return None
-    if plan.options.compare:
-        (file, _), _ = _place(plan, inputs, "val", "compare with", "--compare 0")
-        if not reads_quickly(file):
-            return None
-    return read_images(plan, inputs)
+    splits = _splits(plan, inputs)
+    quick = reads_quickly(*(split.file for split in splits.values()))
+    return _read(plan, inputs, splits) if quick else None
 
 
-def _place(plan: ExportPlan, inputs: DetectorInputs, split: str, what: str, instead: str) -> Place:
-    """Where a split of the given data, or of the run's own, lies. Raises UserError."""
+def _splits(plan: ExportPlan, inputs: DetectorInputs) -> dict[str, _Split]:
+    """The splits of which images are wanted. Raises UserError where there are none."""
+    options, splits = plan.options, {}
+    if options.compare:
+        what, instead = "compare with", "--compare 0"
+        splits["val"] = _find_split(plan, inputs, "val", options.compare, what, instead)
+    if options.precision == "int8" and options.calibrate is None:
+        what, instead = "calibrate int8 on", "--calibrate FOLDER"
+        splits["train"] = _find_split(plan, inputs, "train", options.samples, what, instead)
+    return splits
+
+
+def _read(plan: ExportPlan, inputs: DetectorInputs, splits: dict[str, _Split]) -> ExportImages:
+    """Some images of each split, evenly spread, and those of the folder to calibrate on. Raises UserError."""
+    options, images = plan.options, {}
+    for name, split in splits.items():
+        data = read_for(inputs, place_beside(plan.run), (split.file, split.folder), split.proposals)
+        if not len(data):
+            raise UserError(
+                f"{split.file} has no images to {split.what}: give other --data, or {split.instead}"
+            )
+        images[name] = data.subset(_spread(len(data), split.wanted))
+    if options.calibrate is None:
+        return ExportImages(images.get("val"), images.get("train", []))
+    if inputs.proposals:
+        raise UserError(f"{inputs.detector} is calibrated on images with proposals: leave out --calibrate")
+    files = find_images(options.calibrate)
+    return ExportImages(images.get("val"), [files[i] for i in _spread(len(files), options.samples)])
+
+
+def _find_split(
+    plan: ExportPlan, inputs: DetectorInputs, split: str, wanted: int, what: str, instead: str
+) -> _Split:
+    """A split of the given data, or of the run's own. Raises UserError."""
     run, data = place_beside(plan.run), plan.options.data
     if data is not None:
         check_links(data)
@@ -92,7 +121,7 @@ def _place(plan: ExportPlan, inputs: DetectorInputs, split: str, what: str, inst
         say(*log.lines())
     place = locate_split(data, split, None, None)
     if place is not None and not inputs.proposals:
-        return place, None
+        return _Split(*place, None, wanted, what, instead)
     try:
         named = read_run(run)[1]
         named.check_links()
@@ -100,17 +129,8 @@ def _place(plan: ExportPlan, inputs: DetectorInputs, split: str, what: str, inst
     except UserError as error:
         raise UserError(f"no images to {what}: give --data, or {instead} ({error})") from None
     proposals = files.get(f"{split}_proposals") if inputs.proposals else None
-    return place or (files[f"{split}_json"], files[f"{split}_images"]), proposals
-
-
-def _some(
-    plan: ExportPlan, inputs: DetectorInputs, place: Place, count: int, what: str, instead: str
-) -> CocoData:
-    """`count` images of a split, evenly spread. Raises UserError."""
-    read = read_for(inputs, place_beside(plan.run), *place)
-    if not len(read):
-        raise UserError(f"{place[0][0]} has no images to {what}: give other --data, or {instead}")
-    return read.subset(_spread(len(read), count))
+    file, folder = place or (files[f"{split}_json"], files[f"{split}_images"])
+    return _Split(file, folder, proposals, wanted, what, instead)
 
 
 def _spread(total: int, count: int) -> list[int]:

@@ -122,16 +122,17 @@ def init_xavier(neck: Neck) -> None:
     so that trainings of both can be paired.
     """
     for name, module in neck.named_modules():
-        generator = torch.Generator("cpu").manual_seed(neck.init_seed ^ zlib.crc32(name.encode()))
-        given = None if any(weight.is_meta for weight in module.parameters()) else generator
         if isinstance(module, nn.Conv2d):
-            nn.init.xavier_uniform_(module.weight, generator=given)
+            nn.init.xavier_uniform_(module.weight, generator=_generator(neck, name))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for name, module in neck.named_modules():
         if isinstance(module, OwnStart):
-            generator = torch.Generator("cpu").manual_seed(
-                neck.init_seed ^ zlib.crc32(f"{name} own".encode())
-            )
-            given = None if any(weight.is_meta for weight in module.parameters()) else generator
-            module.start(given)
+            module.start(_generator(neck, f"{name} own"))
+
+
+def _generator(neck: Neck, name: str) -> torch.Generator | None:
+    """The random numbers of a module; None on `meta`, which takes none."""
+    if any(weight.is_meta for weight in neck.parameters()):
+        return None
+    return torch.Generator("cpu").manual_seed(neck.init_seed ^ zlib.crc32(name.encode()))

@@ -55,8 +55,27 @@ class FPN(Neck):
         return [lateral(x) for lateral, x in zip(self.laterals, inputs, strict=True)]
 
     def fused(self, laterals: list[Tensor]) -> list[Tensor]:
-        """Sum the laterals top-down and smooth the sums."""
+        """Join the laterals top-down and smooth what that gives."""
         merged = list(laterals)
         for i in range(len(merged) - 2, -1, -1):
-            merged[i] = self.upsamplers[i](merged[i + 1], like=merged[i]).add_(merged[i])
+            merged[i] = self.joined(i, merged[i], merged[i + 1])
         return [conv(x) for conv, x in zip(self.outputs, merged, strict=True)]
+
+    def joined(self, step: int, local: Tensor, above: Tensor) -> Tensor:
+        """The sum of a level (B, C, H, W) and the one above, upsampled; steps count from the finest."""
+        upsampled: Tensor = self.upsamplers[step](above, like=local)
+        return upsampled.add_(local)
+
+    def check_start(self, neck: Neck, *more: str) -> None:
+        """Raise ValueError where a neck cannot take the weights of this one, to start as it.
+
+        Args:
+            neck: the other one.
+            more: names of attributes that must be the same, beside inputs and outputs.
+        """
+        for name in ("in_channels", "in_strides", "out_channels", "out_strides", *more):
+            own, other = getattr(neck, name), getattr(self, name)
+            if own != other:
+                raise ValueError(f"{name} is {own}, the FPN's is {other}: they must be the same")
+        if type(neck.extra) is not type(self.extra):
+            raise ValueError("the FPN makes its extra levels in another way: give the same extra_levels")

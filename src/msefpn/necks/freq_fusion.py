@@ -6,12 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msefpn.necks.base import Neck, OwnStart, init_xavier
-from msefpn.necks.layers import Lateral, upsample_nearest
-from msefpn.necks.upsample import reassembled, sample_at
+from msefpn.necks.base import OwnStart, init_xavier
+from msefpn.necks.fpn import FPN
+from msefpn.necks.layers import upsample_nearest
+from msefpn.necks.upsample import GROUPS, reassembled, sample_at
 
 LOW, HIGH = 5, 3
 """Sides of the low-pass and of the high-pass kernels."""
+HIDDEN = 64
+"""Channels of Z."""
 
 
 class FrequencyFusion(OwnStart):
@@ -20,30 +23,27 @@ class FrequencyFusion(OwnStart):
         Z      = conv1x1(X), conv1x1(Y), joined by what both predict, Y's resized to X's size
         W_low  = softmax(conv3x3(Z)), 5 x 5;  Y' = the cells of Y weighed by W_low, upsampled (ALPF)
         W_high = softmax(conv3x3(Z)), 3 x 3;  X' = X + (X - the cells of X weighed by W_high) (AHPF)
-        O      = D sigmoid(A), D and A 1x1 convolutions of Z and of its cosine similarities to the 8
+        O      = D sigmoid(A), D and A 3x3 convolutions of Z and of its cosine similarities to the 8
                  neighbours; Y'' = Y' at the cells' places moved by O, one offset for 4 groups of channels
         T      = X' + Y''
 
     Args:
         channels: channels of both maps; divisible by 4.
-        hidden: channels of Z.
-        groups: groups of channels that share an offset.
 
     Raises:
         ValueError: channels that cannot be divided.
     """
 
-    def __init__(self, channels: int, hidden: int = 64, groups: int = 4) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        if channels % groups:
+        if channels % GROUPS:
             raise ValueError(f"freq_fusion divides channels by 4: {channels} must be divisible by 4")
-        self.groups = groups
-        self.compress_fine = nn.Conv2d(channels, hidden, 1)
-        self.compress_coarse = nn.Conv2d(channels, hidden, 1)
-        self.low = nn.Conv2d(hidden, LOW**2, 3, padding=1)
-        self.high = nn.Conv2d(hidden, HIGH**2, 3, padding=1)
-        self.direction = nn.Conv2d(hidden + 8, 2 * groups, 3, padding=1)
-        self.size = nn.Conv2d(hidden + 8, 2 * groups, 3, padding=1)
+        self.compress_fine = nn.Conv2d(channels, HIDDEN, 1)
+        self.compress_coarse = nn.Conv2d(channels, HIDDEN, 1)
+        self.low = nn.Conv2d(HIDDEN, LOW**2, 3, padding=1)
+        self.high = nn.Conv2d(HIDDEN, HIGH**2, 3, padding=1)
+        self.direction = nn.Conv2d(HIDDEN + 8, 2 * GROUPS, 3, padding=1)
+        self.size = nn.Conv2d(HIDDEN + 8, 2 * GROUPS, 3, padding=1)
 
     def start(self, generator: torch.Generator | None) -> None:
         """Nearly equal weights, and nearly no offset."""
@@ -61,7 +61,7 @@ class FrequencyFusion(OwnStart):
         z = z_fine + upsample_nearest(z_coarse, like=fine)
         read = torch.cat([z, _similarities(z)], dim=1)
         offset = self.direction(read) * self.size(read).sigmoid()
-        return sharp.add_(sample_at(above, offset.unflatten(1, (self.groups, 2))))
+        return sharp.add_(sample_at(above, offset.unflatten(1, (GROUPS, 2))))
 
 
 def _filtered(x: Tensor, scores: Tensor, dilation: int = 1) -> Tensor:
@@ -80,7 +80,7 @@ def _similarities(x: Tensor) -> Tensor:
     return torch.stack([(unit * neighbour).sum(dim=1) for neighbour in moved], dim=1)
 
 
-class FreqFusion(Neck):
+class FreqFusion(FPN):
     """FPN whose top-down sums are frequency-aware fusions: T_i = fusion(conv1x1(C_i), T_{i+1}).
 
     Written from the paper's equations: its three parts (section 4) share Z, and the offsets move the coarser
@@ -93,7 +93,6 @@ class FreqFusion(Neck):
         start_level: first input level that becomes an output (0 for two-stage heads, 1 for RetinaNet).
         extra_levels: coarser levels on top, as in `FPN`.
         norm: of the laterals, as in `FPN`.
-        hidden: channels that the kernels and offsets are predicted from.
     """
 
     def __init__(
@@ -105,22 +104,19 @@ class FreqFusion(Neck):
         start_level: int = 0,
         extra_levels: str = "none",
         norm: str = "none",
-        hidden: int = 64,
     ) -> None:
         super().__init__(
-            in_channels, in_strides, out_channels, start_level=start_level, extra_levels=extra_levels
+            in_channels,
+            in_strides,
+            out_channels,
+            start_level=start_level,
+            extra_levels=extra_levels,
+            norm=norm,
         )
-        levels = self.in_channels[start_level:]
-        self.laterals = nn.ModuleList(Lateral(channels, out_channels, norm) for channels in levels)
-        self.fusions = nn.ModuleList(FrequencyFusion(out_channels, hidden) for _ in levels[1:])
-        self.outputs = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in levels)
+        self.fusions = nn.ModuleList(FrequencyFusion(out_channels) for _ in self.laterals[1:])
         init_xavier(self)
 
-    def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Fuse the maps; shapes as in `Neck.forward`."""
-        inputs = features[self.start_level :]
-        merged = [lateral(x) for lateral, x in zip(self.laterals, inputs, strict=True)]
-        for i in range(len(merged) - 2, -1, -1):
-            merged[i] = self.fusions[i](merged[i], merged[i + 1])
-        pyramid = [conv(x) for conv, x in zip(self.outputs, merged, strict=True)]
-        return self.with_extra(features, pyramid)
+    def joined(self, step: int, local: Tensor, above: Tensor) -> Tensor:
+        """T_i of a level and the one above."""
+        fused: Tensor = self.fusions[step](local, above)
+        return fused

@@ -257,12 +257,7 @@ class MSEFPN(Neck):
         """
         if self.start != "identity":
             raise ValueError(f"start is '{self.start}': the neck starts as an FPN with start 'identity' only")
-        for name in ("in_channels", "in_strides", "out_channels", "out_strides", "norm", "upsample"):
-            own, other = getattr(self, name), getattr(fpn, name)
-            if own != other:
-                raise ValueError(f"{name} is {own}, the FPN's is {other}: they must be the same")
-        if type(self.extra) is not type(fpn.extra):
-            raise ValueError("the FPN makes its extra levels in another way: give the same extra_levels")
+        fpn.check_start(self, "norm", "upsample")
         for part, given in zip(self.laterals, fpn.laterals, strict=True):
             lateral = part.lateral if isinstance(part, (SIM, AddedSemantics)) else part
             lateral.load_state_dict(given.state_dict())

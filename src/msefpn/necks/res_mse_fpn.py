@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from msefpn.necks.base import InnerMap, Neck, OwnStart, init_xavier
+from msefpn.necks.base import InnerMap, OwnStart, init_xavier
 from msefpn.necks.fpn import FPN
 from msefpn.necks.layers import (
-    Lateral,
     check_choice,
     group_norm,
     mean_down,
@@ -158,7 +157,7 @@ class StripGate(OwnStart):
         return [InnerMap("strip gate", "gate", product / 2 + 0.5)]
 
 
-class ResMSEFPN(Neck):
+class ResMSEFPN(FPN):
     """FPN with residual semantics, gates and upsampling; starts as an FPN, with normalised laterals if new.
 
         N_i = L_i + g_i (GN(L_i) - L_i), L_i FPN's lateral;  F_i = Injection(N_i, Tokens(C)), three coarsest
@@ -192,25 +191,27 @@ class ResMSEFPN(Neck):
         gates: bool = True,
         upsample: str = "cross",
     ) -> None:
-        super().__init__(
-            in_channels, in_strides, out_channels, start_level=start_level, extra_levels=extra_levels
-        )
         check_choice("norm", norm, ("none", "gn"))
         if semantics % HEADS or semantics < 0:
             raise ValueError(f"semantics {semantics} must be 0 or a multiple of {HEADS}")
-        levels = self.in_channels[start_level:]
-        steps = len(levels) - 1
-        self.laterals = nn.ModuleList(Lateral(channels, out_channels) for channels in levels)
+        super().__init__(
+            in_channels,
+            in_strides,
+            out_channels,
+            start_level=start_level,
+            extra_levels=extra_levels,
+            upsample=upsample,
+        )
+        levels = len(self.laterals)
+        if levels > 2:
+            self.upsamplers[0] = make_upsampler("nearest", out_channels)
         self.norms = nn.ModuleList(
-            BlendedNorm(out_channels) if norm == "gn" else nn.Identity() for _ in levels
+            BlendedNorm(out_channels) if norm == "gn" else nn.Identity() for _ in range(levels)
         )
         self.tokens = Tokens(self.in_channels[-READ:], semantics) if semantics else None
-        injected = levels[-READ:] if semantics else []
-        self.injections = nn.ModuleList(Injection(semantics, out_channels) for _ in injected)
-        self.gates = nn.ModuleList(StripGate(out_channels) for _ in range(steps if gates else 0))
-        names = [upsample if step or steps == 1 else "nearest" for step in range(steps)]
-        self.upsamplers = nn.ModuleList(make_upsampler(name, out_channels) for name in names)
-        self.outputs = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in levels)
+        injected = min(READ, levels) if semantics else 0
+        self.injections = nn.ModuleList(Injection(semantics, out_channels) for _ in range(injected))
+        self.gates = nn.ModuleList(StripGate(out_channels) for _ in range(levels - 1 if gates else 0))
         init_xavier(self)
 
     def start_from(self, fpn: FPN) -> None:
@@ -219,12 +220,7 @@ class ResMSEFPN(Neck):
         Raises:
             ValueError: the FPN has other inputs or outputs, or is not the plain one.
         """
-        for name in ("in_channels", "in_strides", "out_channels", "out_strides"):
-            own, other = getattr(self, name), getattr(fpn, name)
-            if own != other:
-                raise ValueError(f"{name} is {own}, the FPN's is {other}: they must be the same")
-        if type(self.extra) is not type(fpn.extra):
-            raise ValueError("the FPN makes its extra levels in another way: give the same extra_levels")
+        fpn.check_start(self)
         if (fpn.norm, fpn.upsample) != ("none", "nearest"):
             raise ValueError(f"the FPN has norm '{fpn.norm}' and upsample '{fpn.upsample}': it must be plain")
         self.laterals.load_state_dict(fpn.laterals.state_dict())
@@ -234,28 +230,21 @@ class ResMSEFPN(Neck):
             if isinstance(norm, BlendedNorm):
                 nn.init.zeros_(norm.gain)
 
-    def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Fuse the maps; shapes as in `Neck.forward`."""
-        merged = self._injected(features)
-        for i in range(len(merged) - 2, -1, -1):
-            above = merged[i + 1]
-            if len(self.gates):
-                above = self.gates[i](above, merged[i])
-            merged[i] = self.upsamplers[i](above, like=merged[i]).add_(merged[i])
-        pyramid = [conv(x) for conv, x in zip(self.outputs, merged, strict=True)]
-        return self.with_extra(features, pyramid)
-
-    def _injected(self, features: list[Tensor]) -> list[Tensor]:
+    def laterals_of(self, features: list[Tensor]) -> list[Tensor]:
         """F_i of each level."""
-        inputs = features[self.start_level :]
-        pairs = zip(self.laterals, self.norms, inputs, strict=True)
-        local = [norm(lateral(x)) for lateral, norm, x in pairs]
+        pairs = zip(self.norms, super().laterals_of(features), strict=True)
+        local = [norm(x) for norm, x in pairs]
         if self.tokens is None:
             return local
         semantics = self.tokens(features[-READ:])
         first = len(local) - len(self.injections)
         injected = [inject(x, semantics) for inject, x in zip(self.injections, local[first:], strict=True)]
         return local[:first] + injected
+
+    def joined(self, step: int, local: Tensor, above: Tensor) -> Tensor:
+        """T_i of a level and the one above, which is gated first."""
+        gated = self.gates[step](above, local) if len(self.gates) else above
+        return super().joined(step, local, gated)
 
 
 def _rms(x: Tensor) -> Tensor:

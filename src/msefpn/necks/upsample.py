@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from msefpn.necks.base import OwnStart
 from msefpn.necks.layers import check_choice, resize_bilinear, upsample_nearest
 
+GROUPS = 4
+"""Groups of channels that are sampled at points of their own."""
+
 
 class Upsampler(nn.Module):
     """Base of the upsamplers; `forward` gives a new map, which the caller may change.
@@ -69,14 +72,11 @@ class Cross(OwnStart, Upsampler):
     def forward(self, x: Tensor, like: Tensor) -> Tensor:
         """See `Upsampler.forward`."""
         weights = (self.weigh(x).tanh() / 2).to(x.dtype).unflatten(1, (4, 1, 4))  # (B, 4, 1, 4, h, w)
-        fine, below, right = x.unsqueeze(2), x[..., 1:, :], x[..., 1:]
-        moved = (
-            torch.cat([x[..., :1, :], x[..., :-1, :]], dim=2),
-            torch.cat([below, x[..., -1:, :]], dim=2),
-            torch.cat([x[..., :1], x[..., :-1]], dim=3),
-            torch.cat([right, x[..., -1:]], dim=3),
-        )
-        for k, neighbour in enumerate(moved):
+        beside = F.pad(x, [1, 1, 0, 0], mode="replicate")
+        beyond = F.pad(x, [0, 0, 1, 1], mode="replicate")
+        fine = x.unsqueeze(2)
+        neighbours = beyond[..., :-2, :], beyond[..., 2:, :], beside[..., :-2], beside[..., 2:]
+        for k, neighbour in enumerate(neighbours):
             fine = fine + (neighbour - x).unsqueeze(2) * weights[:, k]
         return sized(F.pixel_shuffle(fine.flatten(1, 2), 2), like)
 
@@ -91,15 +91,15 @@ class CARAFE(OwnStart, Upsampler):
 
     Args:
         channels: channels of the map.
-        hidden: channels that the kernels are predicted from (C_m).
-        size: side of the kernels (k_up).
     """
 
-    def __init__(self, channels: int, hidden: int = 64, size: int = 5) -> None:
+    hidden, size = 64, 5
+    """Channels that the kernels are predicted from (C_m), and their side (k_up)."""
+
+    def __init__(self, channels: int) -> None:
         super().__init__(channels)
-        self.size = size
-        self.compress = nn.Conv2d(channels, hidden, 1)
-        self.encode = nn.Conv2d(hidden, size * size * 4, 3, padding=1)
+        self.compress = nn.Conv2d(channels, self.hidden, 1)
+        self.encode = nn.Conv2d(self.hidden, self.size**2 * 4, 3, padding=1)
 
     def start(self, generator: torch.Generator | None) -> None:
         """Nearly equal weights, as the authors' code has them."""
@@ -127,20 +127,17 @@ class DySample(OwnStart, Upsampler):
         shuffle_first: shuffle X's channels to the finer map's cells before the convolutions (`DySample-S`),
             not the offsets behind them.
         dynamic: with the dynamic scope (`DySample+`, `DySample-S+`).
-        groups: groups of channels.
 
     Raises:
         ValueError: channels that cannot be divided.
     """
 
-    def __init__(
-        self, channels: int, *, shuffle_first: bool = False, dynamic: bool = False, groups: int = 4
-    ) -> None:
+    def __init__(self, channels: int, *, shuffle_first: bool = False, dynamic: bool = False) -> None:
         super().__init__(channels)
-        if channels % groups or channels % 4:
+        if channels % GROUPS:
             raise ValueError(f"dysample divides channels by 4: {channels} must be divisible by 4")
-        self.shuffle_first, self.groups = shuffle_first, groups
-        read, made = (channels // 4, 2 * groups) if shuffle_first else (channels, 8 * groups)
+        self.shuffle_first = shuffle_first
+        read, made = (channels // 4, 2 * GROUPS) if shuffle_first else (channels, 8 * GROUPS)
         self.offset = nn.Conv2d(read, made, 1)
         self.scope = nn.Conv2d(read, made, 1, bias=False) if dynamic else None
 
@@ -156,7 +153,7 @@ class DySample(OwnStart, Upsampler):
         offset = self.offset(read)
         offset = offset * (0.25 if self.scope is None else 0.5 * self.scope(read).sigmoid())
         offset = offset if self.shuffle_first else F.pixel_shuffle(offset, 2)
-        return sized(sample_at(x, offset.unflatten(1, (self.groups, 2))), like)
+        return sized(sample_at(x, offset.unflatten(1, (GROUPS, 2))), like)
 
 
 def sample_at(x: Tensor, offset: Tensor) -> Tensor:
