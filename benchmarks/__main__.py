@@ -10,7 +10,6 @@ import argparse
 import datetime
 import platform
 import subprocess
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,18 +18,13 @@ import torchvision
 from benchmarks import coco, data, loader, roofline, scale, startup
 from benchmarks.interleave import ROOT, Outcome, interleaved
 from benchmarks.sides import SIDES, Case, agreement, sides_on
+from benchmarks.tables import table
 from msefpn.config import parse_size
 from msefpn.necks import NECKS
 
 SECTIONS = ("predict", "train", "necks", "roofline", "startup", "coco", "loader", "scale", "data")
 LARGE = "data"
 """It needs minutes and gigabytes, and is measured where it is named."""
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a Markdown table."""
-    print(*(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)), sep="\n")
-    print(flush=True)
 
 
 def compare(detector: str, args: Any, *, train: bool) -> None:

@@ -6,10 +6,11 @@ workers: memory that the loader's processes have for themselves; loader: ours be
 one worker. Processor seconds are beside the clock's, which other work on the machine changes.
 """
 
+# ruff: noqa: PLC0415  (a process imports only what it measures)
+
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.full_size import OBJECTS365, TRAIN2017, Size, make
+from benchmarks.tables import table
+from msefpn.runs.memory import peak_memory
 
 SIDES = ("ours", "ours, not resized", "torchvision, Pillow", "torchvision, decode_image")
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,8 +34,8 @@ Place = tuple[Path, Path]
 
 
 def _peak() -> float:
-    """MB of this process at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak memory of this process, MB."""
+    return peak_memory() / 2**20
 
 
 def _timed(work: Callable[[], Any]) -> dict[str, Any]:
@@ -47,26 +50,26 @@ def parsers() -> dict[str, Callable[[bytes], Any]]:
     """Name -> parser of a json list, of those that are installed."""
     found: dict[str, Callable[[bytes], Any]] = {"json": json.loads}
     try:
-        import orjson  # noqa: PLC0415
+        import orjson
 
         found["orjson"] = orjson.loads
     except ImportError:
         pass
     try:
-        import simdjson  # noqa: PLC0415
+        import simdjson
 
         found["simdjson"] = lambda text: simdjson.Parser().parse(text, True)
     except ImportError:
         pass
-    import msgspec  # noqa: PLC0415
+    import msgspec
 
-    from msefpn.data.columns import NoteReader  # noqa: PLC0415
+    from msefpn.data.columns import NoteReader
 
     whole = msgspec.defstruct("Whole", [*NoteReader.fields[:-1], ("segmentation", Any, None)], gc=False)
     raw = msgspec.defstruct("Raw", NoteReader.fields, gc=False)
     found["msgspec, any"] = msgspec.json.Decoder().decode
-    found["msgspec, typed"] = msgspec.json.Decoder(list[whole]).decode  # type: ignore[valid-type]
-    found["msgspec, typed, outlines as text"] = msgspec.json.Decoder(list[raw]).decode  # type: ignore[valid-type]
+    found["msgspec, typed"] = msgspec.json.Decoder(list[whole]).decode  # type: ignore[valid-type]  # made here
+    found["msgspec, typed, outlines as text"] = msgspec.json.Decoder(list[raw]).decode  # type: ignore[valid-type]  # likewise
     return found
 
 
@@ -100,23 +103,23 @@ def parse(name: str, whole: bool, file: Path) -> dict[str, Any]:
 
 def start(what: str, file: Path, folder: Path) -> dict[str, Any]:
     """Read a set in one way."""
-    from msefpn.data import quick, reader  # noqa: PLC0415
+    from msefpn.data import quick, reader
 
     imported = _peak()
     if what == "columns":
         found = _timed(lambda: quick._read(file)[1].count)
     elif what == "pycocotools":
-        from pycocotools.coco import COCO  # noqa: PLC0415
+        from pycocotools.coco import COCO
 
         found = _timed(lambda: len(COCO(str(file)).anns))
     else:
-        found = _timed(lambda: len(reader.scan_split(file, folder)[0].boxes))  # type: ignore[union-attr]
+        found = _timed(lambda: len(reader.read_coco(file, folder)[0].boxes))
     return found | {"imported": imported}
 
 
 def check(file: Path, folder: Path) -> dict[str, Any]:
     """Check the set as one that is not divided."""
-    from msefpn.data.check import inspect_splits  # noqa: PLC0415
+    from msefpn.data.check import inspect_splits
 
     return _timed(lambda: inspect_splits(train_json=file, train_images=folder, headers=True).splits[0].images)
 
@@ -129,10 +132,10 @@ def private(pid: int) -> float:
 
 def workers(count: int, images: int, file: Path, folder: Path) -> dict[str, Any]:
     """Load images with some processes; `images`: of the set, of which batches are taken."""
-    from torch.utils.data import DataLoader  # noqa: PLC0415
+    from torch.utils.data import DataLoader
 
-    from msefpn.data.loader import train_loader  # noqa: PLC0415
-    from msefpn.data.reader import read_coco  # noqa: PLC0415
+    from msefpn.data.loader import train_loader
+    from msefpn.data.reader import read_coco
 
     data, _ = read_coco(file, folder)
     data = data if images >= len(data) else data.subset(np.arange(images))
@@ -151,11 +154,11 @@ def workers(count: int, images: int, file: Path, folder: Path) -> dict[str, Any]
 
 def load(side: str, images: int, file: Path, folder: Path) -> dict[str, Any]:
     """Load images with one worker: seconds to the first batch, images per second of clock and processor."""
-    from torch.utils.data import DataLoader  # noqa: PLC0415
+    from torch.utils.data import DataLoader
 
-    from benchmarks.loader import Reference  # noqa: PLC0415
-    from msefpn.data.loader import eval_loader, train_loader  # noqa: PLC0415
-    from msefpn.data.reader import read_coco  # noqa: PLC0415
+    from benchmarks.loader import Reference
+    from msefpn.data.loader import eval_loader, train_loader
+    from msefpn.data.reader import read_coco
 
     data, _ = read_coco(file, folder)
     if side == "ours":
@@ -208,12 +211,6 @@ def alone(what: str, *words: Any, cache: Path) -> dict[str, Any]:
         raise SystemExit(done.stderr)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a Markdown table."""
-    print(*(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)), sep="\n")
-    print(flush=True)
 
 
 def _cells(found: dict[str, Any]) -> list[str]:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.interleave import ROOT
+from benchmarks.tables import table
 from msefpn.config import load_recipe, parse_size
 from msefpn.inference.detect import Predictions
 from msefpn.inference.frames import InputSource
@@ -51,12 +52,6 @@ COCO = 80
 LINKS = {"10 Gbit/s": 1.25, "100 Gbit/s": 12.5, "NVLink, 300 GB/s": 300.0}
 """Bandwidths of one process in one direction, GB/s, as they are advertised."""
 IMAGES = 10_000_000
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a Markdown table."""
-    print(*(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)), sep="\n")
-    print(flush=True)
 
 
 def made(recipe: str = RECIPE, classes: int = COCO, **given: Any) -> Any:
