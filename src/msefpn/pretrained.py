@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import re
 import socket
 import sys
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from msefpn.errors import UserError, unknown_name
+from msefpn.reading import digest_of
 
 HUB = "hf://"
 """How a repository of the Hugging Face hub begins: hf://USER/NAME or hf://USER/NAME@REVISION."""
@@ -145,8 +145,7 @@ def fetch_pretrained(name: str) -> Path:
     if not path.is_file():
         _download(name, url, path)
     expected = _hash_in(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = digest_of(path)
     if not digest.startswith(expected):
         raise UserError(
             f"{path} is not the file that torchvision published: its SHA-256 begins with "

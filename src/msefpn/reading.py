@@ -8,6 +8,7 @@ content by a ValueError that says where; `read_json` and `read_yaml` make one Us
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -73,6 +74,12 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     if max(size, len(content)) > most:
         raise OSError(errno.EFBIG, f"has more than {most / 2**20:.0f} MB, which is the limit", str(path))
     return content
+
+
+def digest_of(path: str | Path) -> str:
+    """SHA-256 of a regular file in hexadecimal. Raises OSError."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it has readinto
 
 
 def read_text(path: str | Path, most: int = MAX_TEXT) -> str:

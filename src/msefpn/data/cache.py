@@ -1,8 +1,8 @@
-"""What was read of large data sets, kept for the next start: arrays in a file for each, never code.
+"""Cache of large data sets that were read: a file of arrays for each, never code.
 
-An entry is believed where it is whole, of this version and of this json (by SHA-256), and where no image file
-has changed (size, times and number in the file system). Anything else is as if there were none: the data is
-read again. No error of the cache reaches the user.
+An entry is used if it is whole, of this version and of this json (by SHA-256), and if no image file has
+changed (size, times and inode number). Otherwise it is ignored, and the data is read again. No error of the
+cache reaches the user.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from msefpn.data.faults import DataFault, FaultReport
 from msefpn.data.looking import Known, Stamp, stamps_of
 from msefpn.data.masks import Masks
 from msefpn.data.packed import PackedNames
-from msefpn.reading import open_file, parse_json, real_path
+from msefpn.reading import digest_of, open_file, parse_json, real_path
 
 VARIABLE = "MSEFPN_CACHE"
-"""Variable of the environment: the folder of the cache, or "off"."""
+"""Environment variable: the folder of the cache, or "off"."""
 FORM = 1
-"""Of the entries; a new one where a reader gives something else for the same files."""
+"""Version of the entries: raise it where a reader gives something else for the same files."""
 MAX_CACHE = 4 << 30
-"""Of all entries together; those that were not used for longest are removed."""
+"""Bytes of all entries together; the least recently used ones are removed."""
 MAX_FAULTS = 100_000
-"""Faults that are kept; where there are more, the data is read again."""
+"""Most faults of an entry; data with more is not cached."""
 SETTLED = 2 * 10**9
-"""Nanoseconds after which a file's times tell of another change: file systems count coarsely."""
+"""Nanoseconds: a later change is sure to change a file's times, which file systems count coarsely."""
 _COLUMNS: dict[str, tuple[str, int]] = {
     "ids": ("int64", 1),
     "offsets": ("int64", 1),
@@ -59,7 +59,7 @@ _PICTURES: dict[str, tuple[str, int]] = {
 
 
 class EntryKey(NamedTuple):
-    """What an entry is of."""
+    """What an entry is found by."""
 
     file: Path
     """The json."""
@@ -69,7 +69,7 @@ class EntryKey(NamedTuple):
     masks: bool
 
     def path(self) -> Path | None:
-        """The entry's file; None: there is no cache."""
+        """The entry's file; None where the cache is off."""
         root = cache_folder()
         if root is None:
             return None
@@ -88,7 +88,7 @@ class KnownImages(NamedTuple):
     plain: NDArray[np.bool_]
 
     def known(self) -> Known:
-        """What is known of those of which nothing was said."""
+        """A look-up of the sizes of images that had no fault."""
         rows = np.flatnonzero(self.plain & self.usable).tolist()
         row_of = {self.names[row]: row for row in rows}
 
@@ -102,7 +102,7 @@ class KnownImages(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What a file of the cache holds."""
+    """The content of a file of the cache."""
 
     pictures: KnownImages
     data: CocoData | None
@@ -115,12 +115,13 @@ class Entry(NamedTuple):
 def entry_of(scan: Scan, start: int) -> Entry:
     """An entry of what was read; `start`: when that began, ns.
 
-    Files that cannot be read, or that changed just before, get a stamp that none has: they are read again.
+    Files that cannot be read, or that changed just before, get a stamp that no file has, so that they are
+    looked at again.
     """
     assert scan.looked is not None
     sizes, usable, stamps, plain = scan.looked
     settled = usable & (stamps[:, 1:3].max(1, initial=0) < start - SETTLED)
-    names = scan.names if isinstance(scan.names, PackedNames) else PackedNames.pack(scan.names)
+    names = PackedNames.pack(scan.names)
     pictures = KnownImages(names, np.where(settled[:, None], stamps, -2), sizes, usable, plain)
     return Entry(pictures, scan.data, scan.report, scan.digest)
 
@@ -140,25 +141,19 @@ def is_current(entry: Entry) -> bool:
 
 
 def cache_folder() -> Path | None:
-    """The folder of the cache: that of `MSEFPN_CACHE`, else `msefpn` in the user's; None: there is none."""
+    """The folder that `MSEFPN_CACHE` names, else `msefpn` in the user's cache folder; None: no cache."""
     given = os.environ.get(VARIABLE)
     if given is not None:
         return None if given.strip().lower() in ("", "off", "0") else Path(given)
     home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
     try:
         return (Path(home) if home else Path.home() / ".cache") / "msefpn"
-    except RuntimeError:  # nobody's home
+    except RuntimeError:  # the user has no home folder
         return None
 
 
-def digest_of(file: Path) -> str:
-    """SHA-256 of a file in hexadecimal. Raises OSError."""
-    with open_file(file) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()  # type: ignore[arg-type]  # it has readinto
-
-
 def load(place: EntryKey) -> Entry | None:
-    """The entry of a split; None where there is none that is whole and of this version."""
+    """The entry of a split; None where it is missing, damaged or of another version."""
     path = place.path()
     try:
         if path is None or not path.is_file():
@@ -172,7 +167,7 @@ def load(place: EntryKey) -> Entry | None:
 
 
 def store(place: EntryKey, entry: Entry) -> None:
-    """Keep an entry, in the place of an older one; nothing happens where that cannot be."""
+    """Write an entry, in the place of an older one; where that fails, do nothing."""
     path = place.path()
     if path is None or len(entry.report.faults) > MAX_FAULTS:
         return
@@ -187,7 +182,7 @@ def store(place: EntryKey, entry: Entry) -> None:
 
 @contextlib.contextmanager
 def _part(path: Path) -> Iterator[Path]:
-    """A new file beside the entry, of this process alone."""
+    """A new file in the entry's folder, for this process alone."""
     number, name = tempfile.mkstemp(".part", "data-", path.parent)
     os.close(number)
     try:
@@ -198,7 +193,7 @@ def _part(path: Path) -> Iterator[Path]:
 
 
 def _prune(newest: Path) -> None:
-    """Remove the entries that were not used for longest, and what processes that died have left."""
+    """Remove the least recently used entries, and files that processes which died have left."""
     found = []
     for path in newest.parent.glob("data-*"):
         with contextlib.suppress(OSError):
@@ -247,7 +242,7 @@ def _packed(place: EntryKey, entry: Entry) -> dict[str, NDArray[Any]]:
 
 
 def _unpacked(arrays: dict[str, NDArray[Any]], place: EntryKey) -> Entry:
-    """An entry from its file's arrays. Raises whatever a wrong one leads to."""
+    """An entry from its file's arrays. Raises whatever wrong arrays lead to."""
     about = parse_json(arrays["about"].tobytes())
     if about["version"] != _version() or about["place"] != [str(part) for part in place]:
         raise ValueError
@@ -264,8 +259,7 @@ def _unpacked(arrays: dict[str, NDArray[Any]], place: EntryKey) -> Entry:
     if {len(arrays[name]) for name in ("stamps", "looked", "usable", "plain")} != {count}:
         raise ValueError
     report = FaultReport(place.file)
-    for fault in about["faults"]:
-        report.faults.append(DataFault(*fault))
+    report.faults += [DataFault(*fault) for fault in about["faults"]]
     data = _data(arrays, about, pictures, place) if "classes" in about else None
     return Entry(pictures, data, report, about["digest"])
 
@@ -312,6 +306,6 @@ def _check(arrays: dict[str, NDArray[Any]], expected: dict[str, tuple[str, int]]
 
 
 def _check_offsets(offsets: NDArray[np.int64], total: int) -> None:
-    """Raise where parts do not follow each other, or do not end with the whole."""
+    """Raise where offsets do not rise from 0 to `total`."""
     if offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
         raise ValueError

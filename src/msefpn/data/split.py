@@ -8,7 +8,6 @@ dealt as a whole.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections import Counter
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from msefpn.data.formats import LoadedDataset, ReadLog, Split
 from msefpn.errors import UserError
+from msefpn.reading import digest_of
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,10 @@ def _groups(keys: Sequence[str | None], files: Sequence[Path]) -> list[list[int]
 
 
 def content_marks(files: Sequence[Path]) -> list[str | None]:
-    """A hash of each file that another one may be equal to; what differs in size or a part is not read.
+    """A hash of each file that may equal another one; None for the others.
 
-    What the file system has as one file, by hard links, is read once.
+    Only files of the same size with the same bytes in the middle are read whole, and hard links to one file
+    once.
     """
     found = [file.stat() for file in files]
     sizes = Counter(about.st_size for about in found)
@@ -192,7 +193,7 @@ def content_marks(files: Sequence[Path]) -> list[str | None]:
         keys = {row: (found[row].st_size, parts[row]) for row in rows}
         seen = Counter(keys.values())
         alike = [row for row in rows if seen[keys[row]] > 1]
-        marks = dict(zip(alike, pool.map(_digest, [files[row] for row in alike]), strict=True))
+        marks = dict(zip(alike, pool.map(digest_of, [files[row] for row in alike]), strict=True))
     linked = Counter(of)
     return [
         marks.get(row, f"{found[row].st_dev} {found[row].st_ino}" if linked[row] > 1 else None) for row in of
@@ -200,15 +201,10 @@ def content_marks(files: Sequence[Path]) -> list[str | None]:
 
 
 def _middle(file: Path) -> bytes:
-    """Some bytes of a file that tell pictures apart: their beginnings are alike."""
+    """Bytes from the middle of a file: pictures often begin alike."""
     with file.open("rb") as opened:
         opened.seek(file.stat().st_size // 2)
         return opened.read(64)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _together(splits: Mapping[str, Split]) -> Split:
