@@ -10,6 +10,8 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 
+from msefpn.data.packed import pack
+
 
 @dataclass(frozen=True)
 class Masks:
@@ -26,8 +28,7 @@ class Masks:
     @classmethod
     def pack(cls, counts: Sequence[bytes]) -> Masks:
         """Put run lengths together."""
-        lengths = np.array([len(text) for text in counts], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(counts), dtype=np.uint8), np.concatenate([[0], lengths.cumsum()]))
+        return cls(*pack(counts))
 
     def counts(self, rows: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
         """The run lengths of the masks at `rows`."""

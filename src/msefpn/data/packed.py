@@ -1,4 +1,4 @@
-"""Texts in one array: a list holds a Python object for each, which each process that reads it copies."""
+"""Texts in one array: a list has a Python object for each, and each process that reads them copies these."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def pack(parts: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Put N byte strings together: all bytes, one string after the other, and offsets (N + 1,).
+
+    String i is bytes[offsets[i]:offsets[i + 1]].
+    """
+    lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+    return np.frombuffer(b"".join(parts), np.uint8), np.concatenate([[0], lengths.cumsum()])
+
+
 class PackedNames(Sequence[str]):
-    """N texts, such as the file names of images; to be read like a list.
+    """N texts, such as the file names of images; read them like a list.
 
     Args:
-        text: (T,) uint8, all of them in UTF-8, one after the other.
-        offsets: (N + 1,) text i is text[offsets[i]:offsets[i + 1]].
+        text: (T,) all of them in UTF-8, see `pack`.
+        offsets: (N + 1,) likewise.
     """
 
     def __init__(self, text: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
@@ -23,9 +32,7 @@ class PackedNames(Sequence[str]):
     @classmethod
     def pack(cls, names: Iterable[str]) -> PackedNames:
         """Put texts together; file names may hold what is not Unicode."""
-        parts = [name.encode("utf-8", "surrogatepass") for name in names]
-        lengths = np.fromiter(map(len, parts), np.int64, len(parts))
-        return cls(np.frombuffer(b"".join(parts), np.uint8), np.concatenate([[0], lengths.cumsum()]))
+        return cls(*pack([name.encode("utf-8", "surrogatepass") for name in names]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -38,9 +45,10 @@ class PackedNames(Sequence[str]):
         """One text, or a list of them. Raises IndexError."""
         if isinstance(at, slice):
             return [self[index] for index in range(*at.indices(len(self)))]
-        index = range(len(self))[at]
-        part = self.text[self.offsets[index] : self.offsets[index + 1]]
-        return part.tobytes().decode("utf-8", "surrogatepass")
+        return self._bytes(range(len(self))[at]).decode("utf-8", "surrogatepass")
+
+    def _bytes(self, index: int) -> bytes:
+        return self.text[self.offsets[index] : self.offsets[index + 1]].tobytes()
 
     def __eq__(self, other: Any) -> bool:
         return isinstance(other, (PackedNames, list)) and list(self) == list(other)
@@ -52,4 +60,4 @@ class PackedNames(Sequence[str]):
 
     def take(self, indices: NDArray[np.int64]) -> PackedNames:
         """The texts at `indices`, in that order."""
-        return PackedNames.pack(self[index] for index in indices.tolist())
+        return PackedNames(*pack([self._bytes(index) for index in indices.tolist()]))
