@@ -13,7 +13,7 @@ from msefpn.data.faults import FaultReport
 _ROUNDING = 1.0
 """Boxes that stick out by less, in pixels, are clipped without a report: annotation files round."""
 _BLOCK = 1 << 20
-"""Rows that are judged at a time: what is made of all at once takes as much memory."""
+"""Rows that are judged at a time: temporary arrays of all rows would take as much memory as the rows."""
 _DROPPED = (
     "NaN box",
     "inverted box",
@@ -37,9 +37,7 @@ class Annotations:
     crowd: NDArray[np.bool_]
     segments: list[Any]
     """(A,) their `segmentation` as it is in the json; None where there is none."""
-    row: NDArray[np.int64] | None = None  # (A,) place in the json's list; None: not asked for
-    listed: int = 0
-    """All annotations of the file."""
+    row: NDArray[np.int64] | None = None  # (A,) place in the json's list; None: not known
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def find_usable_boxes(
 ) -> NDArray[np.bool_]:
     """Report faulty boxes, each under its first fault, and return which (A,) to keep."""
     repeated, same_id = _repeats(notes)
-    found: dict[str, list[NDArray[np.int64]]] = {kind: [] for kind in (*_DROPPED, *_CLIPPED)}
+    found: dict[str, list[int]] = {kind: [] for kind in (*_DROPPED, *_CLIPPED)}
     kept = np.ones(len(notes.ids), dtype=np.bool_)
     for rows in _blocks(len(kept)):
         faults = _faults(notes, rows, sizes)
@@ -75,16 +73,16 @@ def find_usable_boxes(
         for kinds, keep in ((_DROPPED, False), (_CLIPPED, True)):
             unnamed = kept[rows].copy()
             for kind in kinds:
-                found[kind].append(np.flatnonzero(faults[kind] & unnamed) + rows.start)
+                found[kind] += (np.flatnonzero(faults[kind] & unnamed) + rows.start).tolist()
                 unnamed &= ~faults[kind]
             if not keep:
                 kept[rows] = unnamed
-    for kind, parts in found.items():
-        for row in np.concatenate([np.zeros(0, np.int64), *parts]):
+    for kind, places in found.items():
+        for row in places:
             _report_box(kind, row, notes, names, report)
-    for row in np.flatnonzero(same_id & kept):
+    for row in np.flatnonzero(same_id & kept).tolist():
         report.add("duplicate annotation id", names[notes.image[row]], f"annotation {notes.ids[row]}")
-    for row in _equals(notes, kept):
+    for row in _equals(notes, kept).tolist():
         _report_box("equal box", row, notes, names, report)
     return kept
 
@@ -112,9 +110,7 @@ def _faults(notes: Annotations, rows: slice, sizes: NDArray[np.int64]) -> dict[s
         }
 
 
-def _report_box(
-    kind: str, row: int | np.int64, notes: Annotations, names: Sequence[str], report: FaultReport
-) -> None:
+def _report_box(kind: str, row: int, notes: Annotations, names: Sequence[str], report: FaultReport) -> None:
     numbers = [_short(side) for side in notes.boxes[row].tolist()]
     report.add(kind, names[notes.image[row]], f"annotation {notes.ids[row]}", f"bbox {numbers}")
 
@@ -160,8 +156,7 @@ def _equals(notes: Annotations, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
     chosen = marks[kept]
     chosen.sort()
     shared = np.unique(chosen[1:][chosen[1:] == chosen[:-1]])
-    rows_of_shared = np.flatnonzero(kept & np.isin(marks, shared)) if len(shared) else np.zeros(0, np.int64)
-    return _really_equal(notes, rows_of_shared)
+    return _really_equal(notes, np.flatnonzero(kept & np.isin(marks, shared)))
 
 
 def _really_equal(notes: Annotations, rows: NDArray[np.int64]) -> NDArray[np.int64]:

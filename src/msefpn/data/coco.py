@@ -64,7 +64,7 @@ class CocoData:
     left_out: frozenset[int] = frozenset()
     """Ids of the images of the json that cannot be read."""
     rows: NDArray[np.int64] | None = None
-    """(M,) place of each box's annotation in the json's list, as it was made plain; None: not from a json."""
+    """(M,) place of each box's annotation in `Scan.content`; None where that was not kept."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -115,13 +115,13 @@ class Scan(NamedTuple):
     """None where a fault stops a run."""
     report: FaultReport
     content: dict[str, Any] | None = None
-    """As it was made plain, to which `CocoData.rows` refers; None: not kept, or not COCO's."""
+    """The json's content after repairs, to which `CocoData.rows` refers; None: it was not kept."""
     names: Sequence[str] = ()
     """Of all its images, usable or not."""
     looked: Looked | None = None
     """What was found of these; None where none were looked at."""
     digest: str = ""
-    """SHA-256 of the json; empty where it is not from a file."""
+    """SHA-256 of the json; empty where it was not read from a file."""
 
 
 def scan_coco(
@@ -143,7 +143,7 @@ def scan_coco(
         masks: see `read_coco`.
         content: what the json would hold, where `file` is of another format.
         fix_names: take the picture of a similar name where one is missing.
-        truth: read the annotations; otherwise there need not be any, and none are read.
+        truth: read the annotations; otherwise they are ignored, and the json needs none.
     """
     report = FaultReport(file)
     whole, digest = _load(file, report, truth=truth) if content is None else (content, "")
@@ -168,9 +168,9 @@ def scan_coco(
     position_of = {id: index for index, id in enumerate(ids)}.get
     notes = read_annotations(zip(places.tolist(), raw, strict=True), position_of, classes, names, report)
     assert notes.row is not None
-    notes = replace(notes, listed=len(raw), row=np.searchsorted(places, notes.row))
+    notes = replace(notes, row=np.searchsorted(places, notes.row))
     listed = ListedImages(file, folder, np.array(ids, dtype=np.int64), names, sizes, usable)
-    data = arranged(listed, classes, notes, report, masks=masks, truth=truth)
+    data = arranged(listed, classes, notes, len(raw), report, masks=masks, truth=truth)
     return Scan(data, report, plain, names, looked, digest)
 
 
@@ -192,6 +192,7 @@ def arranged(
     images: ListedImages,
     classes: dict[int, str],
     notes: Annotations,
+    count: int,
     report: FaultReport,
     *,
     masks: bool,
@@ -203,6 +204,7 @@ def arranged(
         images: all of the json.
         classes: category id -> name, in the order of the labels.
         notes: the annotations of known images and categories.
+        count: annotations of the json.
         report: takes the faults.
         masks: read the objects' masks too.
         truth: report images without objects, and a json without boxes.
@@ -236,7 +238,7 @@ def arranged(
         report.add("image without objects", data.names[index], f"image {data.ids[index]}")
     if truth and not len(data.boxes) and not report.stops:
         reasons = ", ".join(counted(kind, count) for kind, count in report.counts.items())
-        text = f"{notes.listed} annotations, none usable ({reasons})"
+        text = f"{count} annotations, none usable ({reasons})"
         report.add("no boxes", str(images.file), text=text)
     return None if report.stops else data
 

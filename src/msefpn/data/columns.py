@@ -1,7 +1,7 @@
-"""The records of a COCO json as columns of numbers; those that have to be changed stay as they are.
+"""The records of a COCO json as columns of numbers; those that need a change stay as they are.
 
-A list of records is parsed by msgspec into objects of known fields, all or none; where that fails, each one
-is parsed and judged by itself.
+msgspec parses a list of records into objects of known fields, all or none; where that fails, each record is
+parsed and judged by itself.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from msefpn.reading import shown
 
 _PLAIN = str | int | float | bool | None
 _EXTRA = _PLAIN | list[_PLAIN]
-"""Values of keys that are not read; deeper ones are parsed with care."""
+"""Values of unused keys; a record with deeper ones is parsed by itself."""
 _MOST_EXTRA = 64
+"""Unused keys that are known."""
 _UNSET = msgspec.UNSET
 _POLYGONS = msgspec.json.Decoder(list[list[float]])
 _DIGITS = 4300
-"""Digits of a number from which Python does not read it."""
+"""Digits of the longest integer that Python reads."""
 _LONG = re.compile(rb"\d{%d}" % _DIGITS)
 _ERRORS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
 
@@ -41,7 +42,7 @@ _REGION = msgspec.json.Decoder(_RunLengths)
 
 
 class _Reader:
-    """Parses lists of records of the fields that are read, and of the others that were seen."""
+    """Parses lists of records with the fields that are read, and with the unused keys seen so far."""
 
     fields: tuple[tuple[Any, ...], ...]
 
@@ -58,7 +59,7 @@ class _Reader:
                 return None
         try:
             found: list[Any] = self._decoder.decode(piece)
-            if not piece.isascii():  # texts that are skipped are not looked at
+            if not piece.isascii():  # msgspec does not check the UTF-8 of what it skips
                 piece.decode()
         except _ERRORS:
             return None
@@ -119,12 +120,12 @@ class ImageReader(_Reader):
     @property
     def ids(self) -> NDArray[np.int64]:
         """(N,)."""
-        return np.frombuffer(self._ids, np.int64) if self._ids else np.zeros(0, np.int64)
+        return np.frombuffer(self._ids, np.int64)
 
     @property
     def stated(self) -> NDArray[np.int64]:
         """(N, 2) height and width, pixels; 0 where the entry states none."""
-        return np.frombuffer(self._stated, np.int64).reshape(-1, 2) if self._stated else np.zeros((0, 2), int)
+        return np.frombuffer(self._stated, np.int64).reshape(-1, 2)
 
 
 class NoteReader(_Reader):
@@ -147,8 +148,7 @@ class NoteReader(_Reader):
 
     def __init__(self) -> None:
         super().__init__()
-        self._ids, self._images, self._categories = array("q"), array("q"), array("q")
-        self._boxes, self._areas, self._crowd = array("d"), array("d"), array("b")
+        self._clear()
         self.count = 0
         self.odd: list[tuple[int, Any]] = []
 
@@ -209,9 +209,12 @@ class NoteReader(_Reader):
             "areas": np.frombuffer(self._areas, np.float64),
             "crowd": np.frombuffer(self._crowd, np.int8).view(np.bool_),
         }
+        self._clear()  # the caller alone holds them now
+        return columns
+
+    def _clear(self) -> None:
         self._ids, self._images, self._categories = array("q"), array("q"), array("q")
         self._boxes, self._areas, self._crowd = array("d"), array("d"), array("b")
-        return columns
 
 
 def _whole(values: list[Any]) -> NDArray[np.int64]:
@@ -223,12 +226,12 @@ def _whole(values: list[Any]) -> NDArray[np.int64]:
 
 
 def _is_plain_outline(raw: Any) -> bool:
-    """Whether an entry with this `segmentation` stays as it is; `raw`: its json, empty for none."""
+    """Whether an entry with this `segmentation` needs no change; `raw`: its json, empty for none."""
     text = bytes(raw)
     if len(text) > _DIGITS and _LONG.search(text):
         return False
     if text[:2] == b"[[" and text.count(b"[") == 2 and b"{" not in text:
-        return True  # of one polygon, nothing can be left out
+        return True  # a single polygon is never dropped
     if text in (b"", b"null", b"[]"):
         return True
     try:
@@ -241,7 +244,7 @@ def _is_plain_outline(raw: Any) -> bool:
 
 
 def _is_plain(item: Any, made: int) -> bool:
-    """Whether an entry is read without being changed; `made`: the id that it gets where it has none."""
+    """Whether an entry needs no change; `made`: the id that it gets where it has none."""
     if not isinstance(item, dict) or not is_id(item.get("image_id")) or not is_id(item.get("category_id")):
         return False
     if ("id" in item and not is_id(item["id"])) or item.get("id") == made or not is_bbox(item.get("bbox")):
