@@ -25,7 +25,7 @@ EXTRA = "remote"
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _OTHERS = frozenset(("http", "https", "hf", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp"))
 """Protocols of what is read elsewhere in this package."""
-_OBJECTS = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss"))
+OBJECT_STORES = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss"))
 """Protocols of object stores: there a file appears when all of it has arrived, and renaming it copies it."""
 _WITH_EXTRA = frozenset(("s3", "s3a", "gs", "gcs"))
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -170,7 +170,7 @@ def copy_to(path: Path, address: str) -> None:
     """
     system, remote = _system(address, "written")
     with _telling(address, "written"):
-        if _protocol(address) in _OBJECTS:
+        if _protocol(address) in OBJECT_STORES:
             system.put_file(str(path), remote)
             return
         folder, name = posixpath.split(remote)

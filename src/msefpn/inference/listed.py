@@ -19,10 +19,10 @@ LIST_SUFFIXES = (".txt", ".parquet")
 """Suffixes of the files that are read as lists."""
 NAME_COLUMNS = ("image", "path", "file_name", "url")
 """Columns of a Parquet file that may hold the names, the first that is there is taken."""
-_REMOTE = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hdfs", "file", "memory"))
-"""Protocols of fsspec that images are read by; others, such as webhdfs or github, ask web servers."""
+_REMOTE = remote.OBJECT_STORES | {"hdfs", "file", "memory"}
+"""Protocols of fsspec by which images are read; others, such as webhdfs or github, ask web servers."""
 _LONGEST = 8192
-"""Bytes of a line."""
+"""Bytes of the longest line."""
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 
 
@@ -32,7 +32,7 @@ def is_list(name: str) -> bool:
 
 
 def check_remote(address: str) -> str:
-    """Return an address that images may be at, or results. Raises UserError for others."""
+    """Return an address at which images or results may be. Raises UserError for others."""
     protocol, _, rest = address.partition("://")
     said = remote.without_secrets(address)
     if protocol.lower() not in _REMOTE:
@@ -119,7 +119,7 @@ def _in_text(file: BinaryIO | io.BufferedReader, place: str) -> Iterator[tuple[s
 def _in_parquet(file: BinaryIO | io.BufferedReader, place: str) -> Iterator[tuple[str, str]]:
     try:
         import pyarrow as pa  # noqa: PLC0415  (of an extra)
-        import pyarrow.parquet as pq  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415  (likewise)
     except ImportError:
         raise missing_extra(f"reading '{place}'", "parquet") from None
     try:
