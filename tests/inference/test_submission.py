@@ -69,7 +69,7 @@ def test_the_zip_of_a_split_without_annotations(
 REFUSED = {
     "method": "name the method with letters",
     "name of the file": "is not a file that COCO's server evaluates",
-    "an image": "1 images cannot be read (ids 9): a submission needs all images",
+    "an image": "1 unreadable image (id 9): a submission needs all images",
     "missing": "is missing in",
     "ids": "its category ids are not COCO's 80 (such as 1)",
 }

@@ -15,26 +15,27 @@ from pathlib import Path
 from typing import Any
 
 from msefpn.data.coco import CocoData
+from msefpn.data.faults import counted
 from msefpn.errors import UserError
 from msefpn.writing import replacing
 
 SPLITS = ("test-dev2017", "val2017")
-"""Those that the server evaluates; the second to try an upload."""
+"""Splits that the server evaluates; the second is for trying an upload."""
 CATEGORIES = frozenset(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-"""COCO's 80 ids of things."""
+"""COCO's 80 category ids of things."""
 _FILE = re.compile(rf"(image_info|instances)_({'|'.join(SPLITS)})\.json")
 _METHOD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UNLABELLED = "image_info"
 
 
 def check_method(method: str) -> None:
-    """Raise UserError where a text cannot be the method's name in the file's."""
+    """Raise UserError where a text cannot be the method's name in the file name."""
     if not _METHOD.fullmatch(method):
         raise UserError(f"submit is '{method}': name the method with letters, digits, '.', '-' and '_'")
 
 
 def coco_split_of(file: Path) -> str:
-    """The split of COCO that an annotation file is of, by its name. Raises UserError where it is of none."""
+    """The split that COCO's own name of an annotation file tells. Raises UserError for another name."""
     found = _FILE.fullmatch(file.name)
     if found is None:
         raise UserError(
@@ -50,12 +51,12 @@ def has_truth(file: Path) -> bool:
 
 
 def check_images(data: CocoData) -> None:
-    """Raise UserError where a submission for these images would be refused, or lack some."""
+    """Raise UserError where a submission for these images would be refused or incomplete."""
     if data.left_out:
         some = ", ".join(map(str, sorted(data.left_out)[:3]))
         raise UserError(
-            f"{data.file}: {len(data.left_out)} images cannot be read (ids {some}): a submission needs all "
-            "images: restore the files"
+            f"{data.file}: {counted('unreadable image', len(data.left_out))} (id {some}): a submission needs "
+            "all images: restore the files"
         )
     if wrong := sorted(set(data.category_ids) ^ CATEGORIES):
         raise UserError(
