@@ -64,8 +64,8 @@ def check(
             VOC, YOLO, LabelMe, Create ML or a plug-in's format; also one json, a folder that is not divided,
             or a zip file of one
         masks: check the objects' masks too, which mask_rcnn learns from
-        headers: read only the headers and ends of the images, in seconds for 100,000 (default: decode them,
-            which finds damage inside)
+        headers: read only the header and end of each image, seconds for 100,000 of them (default: decode
+            every image, which finds damage inside)
         size: longest x shortest side, pixels, that images will be resized to fit into (default: the
             recipe's)
         recipe: name or YAML file of the training that is planned, whose anchors are compared with the

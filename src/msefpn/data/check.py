@@ -134,10 +134,10 @@ def inspect_splits(
         masks: check the objects' masks too.
         size: (longest, shortest side) that images are resized to fit into, pixels.
         detector: whose anchors are compared with the training boxes; None: Faster R-CNN's.
-        headers: read the images' headers and ends; otherwise they are decoded, which finds damage inside.
+        headers: read only each image's header and end; otherwise decode it, which finds damage inside.
         fix_names: take the picture of a similar name where one is missing.
         follow_links: read what symbolic links, or paths in YOLO's yaml, lead to outside of the data.
-        progress: shows how many images were looked at.
+        progress: shows how many images have been looked at.
 
     Raises:
         UserError: there is no training split, or `data` would not be used. Other faults are in the result.
@@ -184,9 +184,8 @@ def _scanned(
 ) -> tuple[CocoData | None, FaultReport]:
     if place.content is None and not fix_names:
         return scan_split(place.file, place.folder, decode=how.decode, masks=masks, progress=how.progress)
-    return scan_coco(place.file, place.folder, how, masks=masks, content=place.content, fix_names=fix_names)[
-        :2
-    ]
+    scan = scan_coco(place.file, place.folder, how, masks=masks, content=place.content, fix_names=fix_names)
+    return scan.data, scan.report
 
 
 def _advice(

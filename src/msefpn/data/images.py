@@ -55,7 +55,7 @@ _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 """ITU-T T.81, table B.1: markers with a length behind them, and the end of the image."""
 _JPEG_END, _JPEG_SCAN = b"\xd9", b"\xda"
 _HEAD = 1 << 16
-"""Bytes in which the first scan of a JPEG file mostly begins."""
+"""Bytes within which the first scan of most JPEG files begins."""
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 """TIFF 6.0: of a tile, pixels; a decoder allocates whole ones, 2 GB for a picture of 16 x 16."""
 _MAX_SAMPLE = 281
@@ -233,7 +233,7 @@ def check_picture(image: Image.Image, file: BinaryIO) -> None:
 
 
 def _begins_with_all(head: bytes, components: int) -> bool:
-    """Whether the first scan of a JPEG is in these first bytes, and is the only one."""
+    """Whether the first scan of a JPEG begins in these first bytes, and is the only one."""
     place = 0
     while (marker := _MARKER.search(head, place)) is not None and marker.end() + 2 < len(head):
         if marker[1] == _JPEG_SCAN:

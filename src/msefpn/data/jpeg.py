@@ -1,8 +1,8 @@
-"""The size of an ordinary JPEG file from its first bytes, in a tenth of the time of a decoder's own start.
+"""The size of an ordinary JPEG file from its first bytes, in a tenth of a decoder's own start-up time.
 
-ITU-T T.81, annex B: a file is segments, each a marker and its length. What a decoder looks at more closely
-(EXIF, Adobe's segments, progressive or arithmetic coding, 12 bits, CMYK, tables that are out of
-place) is left to it, and so is each file that may be cut off.
+ITU-T T.81, annex B: a file consists of segments, each with a marker and its length. Files with more (EXIF,
+Adobe's segments, progressive or arithmetic coding, 12 bits, CMYK, tables out of place), and files that may be
+cut off, are left to the decoder.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import os
 import stat
 from pathlib import Path
 
-HEAD = 1 << 13
-"""Bytes that are read; the segments before the pixels of a camera's or a program's file without EXIF."""
+_HEAD = 1 << 13
+"""Bytes that are read: enough for the segments before the pixels of a usual file without EXIF."""
 _TAIL = 64
-"""Bytes at the end that hold the marker of the end."""
+"""Bytes at the end in which the end marker is looked for."""
 _JFIF = b"JFIF\0"
 _APP0, _APP2, _COMMENT, _RESTART = 0xE0, 0xE2, 0xFE, 0xDD
 _QUANTISATION, _HUFFMAN, _SCAN = 0xDB, 0xC4, 0xDA
@@ -25,14 +25,14 @@ _GREY, _COLOUR = 1, 3
 
 
 def quick_size(path: Path) -> tuple[int, int, int, bool] | None:
-    """Height and width, pixels, bytes, and whether it is grey, of a JPEG file that is ordinary and whole.
+    """Height and width in pixels, size in bytes, and whether it is grey, of an ordinary, complete JPEG file.
 
-    None where a decoder has to look. Raises OSError.
+    None for a file that a decoder has to look at. Raises OSError.
     """
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         about = os.fstat(number)
-        head = os.read(number, HEAD) if stat.S_ISREG(about.st_mode) else b""
+        head = os.read(number, _HEAD) if stat.S_ISREG(about.st_mode) else b""
         found = _parse(head)
         if found is None:
             return None

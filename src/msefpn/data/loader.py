@@ -248,7 +248,7 @@ def train_loader(
 ) -> "DataLoader[Any]":
     """Build the loader of one epoch for one of `world` processes, each with the same number of batches.
 
-    The first `skip` batches are left out, and their images not read.
+    The first `skip` batches are left out, and their images are not read.
 
     Landscape images and the others come in batches of their own, and the last batches of a group are filled
     up with images of the group, as mmdetection's GroupSampler does. Its data set also leaves out images that

@@ -20,27 +20,27 @@ _TASK = 256
 """Files that a thread looks at before it asks for more."""
 _MANY = 2000
 """Files from which on the progress is shown."""
-_NOTHING_SAID = Header((0, 0), "RGB", alpha=False, turned=None)[1:]
-"""The rest of the header of a colour image that needs no change."""
+_PLAIN = Header((0, 0), "RGB", alpha=False, turned=None)[1:]
+"""The header, but for its size, of a colour image without anything to report."""
 
 
 class Counter(Protocol):
-    """What shows a progress."""
+    """Shows progress."""
 
     def seen(self, count: int) -> None:
-        """Move on by so many."""
+        """Move on by `count`."""
 
 
 Progress = Callable[[str, int], AbstractContextManager[Counter]]
-"""Makes a bar of what is done and of how many, such as `msefpn.runs.console.Bar`."""
+"""Makes a progress bar from its title and total, such as `msefpn.runs.console.Bar`."""
 Stamp = tuple[int, int, int, int]
-"""Of a file: bytes, times of the last change of its content and of its entry (ns), number of the entry."""
+"""Of a file: bytes, times of the last change of its content and of its inode (ns), inode number."""
 _Found = Header | tuple[int, int] | Exception
-"""A header; the size of a file of which nothing is to be said; or why a file is not read."""
+"""A header; the size of a file without anything to report; or why a file cannot be read."""
 NO_STAMP: Stamp = (-1, -1, -1, -1)
-"""Of a file that is not there."""
+"""Of a missing file."""
 Known = Callable[[str, Stamp], tuple[int, int] | None]
-"""Height and width of an image by its name and stamp, where it was looked at before and nothing was said."""
+"""Height and width of an image by its name and stamp, if it was looked at before without a report."""
 
 
 class Looked(NamedTuple):
@@ -53,7 +53,7 @@ class Looked(NamedTuple):
     stamps: NDArray[np.int64]
     """(N, 4) taken before the file was opened, see `Stamp`."""
     plain: NDArray[np.bool_]
-    """(N,) those of which nothing has to be said."""
+    """(N,) those without anything to report."""
 
 
 class Looking(NamedTuple):
@@ -62,13 +62,13 @@ class Looking(NamedTuple):
     decode: bool = False
     """Decode them, to find damage inside."""
     skip: bool = False
-    """Report a missing image as one that cannot be read, which stops nothing."""
+    """Report a missing image as an unreadable one, which does not stop a run."""
     progress: Progress | None = None
     known: Known | None = None
 
 
 LOOKING = Looking()
-"""At headers and ends."""
+"""Read headers and ends."""
 
 
 def stamp_of(path: str | Path) -> Stamp:
@@ -129,7 +129,7 @@ def look_at_images(
                     continue
                 name, where = names[row], f"image {ids[row]}"
                 if name in outside:
-                    pass  # named already, and not to be used even where it is there
+                    pass  # reported already, and not used even where the file exists
                 elif isinstance(header, FileNotFoundError):
                     text = f"is missing in {folder}{hint(finder.similar(name))}"
                     report.add("unreadable image" if how.skip else "missing image", name, where, text)
@@ -155,13 +155,13 @@ def _look(folder: Path, name: str, stated: tuple[int, int] | None, how: Looking)
         header = read_header(Path(path), stated, decode=how.decode)
     except (FileNotFoundError, ImageFault) as error:
         return stamp, error
-    return stamp, header.size if stated is not None and header == (header.size, *_NOTHING_SAID) else header
+    return stamp, header.size if stated is not None and header == (header.size, *_PLAIN) else header
 
 
 def _in_order(
     pool: ThreadPoolExecutor, look: Callable[[range], list[_Found]], tasks: Sequence[range]
 ) -> Iterator[list[_Found]]:
-    """The results in the order of the tasks; few are ahead, as each takes memory."""
+    """The results in the order of the tasks; at most 64 are ahead, as each takes memory."""
     waiting: list[Future[list[_Found]]] = []
     for task in tasks:
         waiting.append(pool.submit(look, task))

@@ -1,8 +1,8 @@
 """A large json of lists of objects, read a piece at a time: as a whole it takes ten times its size in memory.
 
-What is read is what `msefpn.reading.parse_json` would give. Where that would refuse, or a file is of an
-unusual form, `Unusual` is raised, and whoever asked reads the file as a whole: that tells the exact place of
-a fault, and knows each form.
+The values are those of `msefpn.reading.parse_json`. Where that would refuse a file, or the file has an
+unusual form, `Unusual` is raised, and the caller reads it as a whole: that tells the exact place of a fault,
+and takes every form.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ PIECE = 1 << 20
 MAX_RECORD = 1 << 26
 """Bytes of the largest record of a list."""
 MAX_PIECES = 1 << 36
-"""Bytes of the largest file that is read so."""
+"""Bytes of the largest file that is read in pieces."""
 _SPACE = re.compile(rb"[ \t\n\r]*")
 _LIST_END = re.compile(rb"\}[ \t\n\r]*\](?=[ \t\n\r]*[,}])")
 _NEXT = re.compile(rb"\}[ \t\n\r]*,[ \t\n\r]*(?=\{)")
 _KEYS = 1000
-"""Of the outermost object."""
+"""Most keys of the outermost object."""
 _LAST = 1 << 14
 """Bytes at the end of a piece in which its last record is looked for first."""
 _BLANK = re.compile(r"[ \t\n\r]*")
@@ -37,7 +37,7 @@ _BOM = b"\xef\xbb\xbf"
 _DECODE = json.JSONDecoder().raw_decode
 
 
-class Unusual(Exception):  # noqa: N818  (no error: the file is read in another way)
+class Unusual(Exception):  # noqa: N818  (not an error: the file is read in another way)
     """A file that is not read in pieces; the message says why, in the words of a fault."""
 
 
@@ -79,7 +79,7 @@ class Pieces:
             while True:
                 key = self._value()
                 if not isinstance(key, str) or key in seen or len(seen) > _KEYS:
-                    raise self._unusual("has a key that is none, there twice, or one of too many,")
+                    raise self._unusual(f"has more than {_KEYS} keys, or one that is repeated or not a text,")
                 seen.add(key)
                 self._take(b":")
                 if self._next() == b"[":
@@ -128,7 +128,7 @@ class Pieces:
         return None
 
     def _one_by_one(self, take: Callable[[Any], None]) -> bool:
-        """Take the buffer's whole records, one at least; whether the list ended."""
+        """Take the buffer's whole records, at least one; return whether the list ended."""
         take(self._value(MAX_DEPTH - 2))
         text, place = self._text(), 0
         while True:
@@ -153,7 +153,7 @@ class Pieces:
         return False
 
     def _value(self, depth: int = MAX_DEPTH - 1) -> Any:
-        """The json value that begins here, which may be so deep."""
+        """The json value that begins here, nested at most `depth` deep."""
         self._next()
         size = PIECE
         while True:
@@ -173,7 +173,7 @@ class Pieces:
         return found
 
     def _text(self) -> str:
-        """What is ahead in the buffer, but for half a character at its end."""
+        """The rest of the buffer as text, without an incomplete character at its end."""
         try:
             return codecs.getincrementaldecoder("utf-8")().decode(self._buffer[self._at :], self._ended)
         except UnicodeDecodeError:
@@ -198,7 +198,7 @@ class Pieces:
         self._at += 1
 
     def _need(self, count: int) -> None:
-        """Have so many bytes ahead, or all that there are."""
+        """Read until `count` bytes are ahead, or to the end of the file."""
         missing = count - (len(self._buffer) - self._at)
         if missing <= 0 or self._ended:
             return

@@ -1,4 +1,4 @@
-"""Annotation files as arrays, by the way that is right for each."""
+"""Annotation files as arrays: from the cache, in pieces or as a whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from msefpn.reading import MAX_JSON
 _QUICK = 1 << 24
 """Bytes of annotations that are read in about a second."""
 MANY = 5000
-"""Images from which on what was found of them is kept."""
+"""Images from which on data is cached."""
 
 
 def reads_quickly(*files: Path) -> bool:
@@ -59,9 +59,9 @@ def read_images_alone(
 def scan_split(
     file: Path, folder: Path, *, decode: bool = False, masks: bool = False, progress: Progress | None = None
 ) -> tuple[CocoData | None, FaultReport]:
-    """Like `read_coco`, but the faults that only the user can fix are reported; the data is None then.
+    """Like `read_coco`, but faults that only the user can fix are reported; the data is None then.
 
-    What was read of large data is kept for the next time, see `msefpn.data.cache`.
+    Large data is cached for the next time, see `msefpn.data.cache`.
     """
     place = cache.EntryKey(file, folder, decode, masks)
     before = cache.load(place)

@@ -30,7 +30,7 @@ def check_devices(config: Config) -> torch.device:
     device = pick_device(config.device)
     if device.type == "cuda":
         if config.devices > (count := torch.cuda.device_count()):
-            hint = " (to each of Slurm's tasks show all of the node, without --gpus-per-task)" * (count == 1)
+            hint = " (under Slurm, leave out --gpus-per-task: each task must see all GPUs)" * (count == 1)
             raise UserError(
                 f"devices {config.devices}: this process sees {count} GPU{'s' * (count != 1)}{hint}: give "
                 "fewer, or --device cpu"

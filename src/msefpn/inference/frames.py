@@ -70,7 +70,7 @@ class ReadFailure(NamedTuple):
     partly: bool = False
     """Whether some frames were read."""
     passing: bool = False
-    """Whether not the image is at fault: its file system refused, or did not answer."""
+    """Whether its file system is at fault, which refused or did not answer, and not the image."""
 
 
 def safe_name(text: str) -> str:

@@ -47,9 +47,9 @@ class EvaluationPlan:
     fix_names: bool
     follow_links: bool
     submit: str | None = None
-    """The method's name in a submission to COCO's server; None: there is none."""
+    """The method's name in a submission to COCO's server; None: no submission."""
     read: CocoData | None = None
-    """The data, where it was read already."""
+    """The data, if it was read already."""
 
     @functools.cached_property
     def found(self) -> tuple[tuple[Path, Path], Path | None]:

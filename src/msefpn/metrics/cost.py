@@ -50,7 +50,7 @@ class _Recorder(TorchDispatchMode):
     """Notes each operator under the child that runs."""
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's has no types
         self.work = {name: Work() for name, _ in module.named_children()}
         self.current: Work | None = None
         self.hooks = []

@@ -92,7 +92,7 @@ def detect_format(path: Path) -> str | None:
 
 
 def needs_no_copy(data: Path) -> bool:
-    """Whether a data set needs no other form, which would be written: it is in COCO's layout, or in none."""
+    """Whether data is read where it is; formats other than COCO's are converted into a copy."""
     return has_splits(data, ("train", "val")) or detect_format(data) in (None, "coco")
 
 
