@@ -191,15 +191,18 @@ def test_writers_at_once_and_old_entries(kept: Kept, monkeypatch: pytest.MonkeyP
         assert cache.load(place) is not None
     assert len(cache_files()) == 1
     newest = kept.entry
-    old, part = newest.with_name("data-old.npz"), newest.with_name("data-x.part")
-    old.write_bytes(newest.read_bytes())
-    part.write_bytes(b"")
-    for path in (old, part):
+    old, part = newest.with_name(f"data-{'0' * 32}.npz"), newest.with_name("data-a0_b1c2d.part")
+    users = newest.with_name("data-mine.npz"), newest.with_name("data-mine.part")
+    for path in (old, part, *users):
+        path.write_bytes(newest.read_bytes())
         os.utime(path, (0, 0))
     monkeypatch.setattr(cache, "MAX_CACHE", newest.stat().st_size)
     cache.store(place, entry)
     assert not old.exists()
     assert not part.exists()
+    assert all(path.exists() for path in users), "only the cache's own files are removed"
+    for path in users:
+        path.unlink()
     kept.read()
     assert kept.parsed == 0
 

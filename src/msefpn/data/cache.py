@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ MAX_FAULTS = 100_000
 """Most faults of an entry; data with more is not cached."""
 SETTLED = 2 * 10**9
 """Nanoseconds: a later change is sure to change a file's times, which file systems count coarsely."""
+_OURS = re.compile(r"data-([0-9a-f]{32}\.npz|\w{8}\.part)")
+"""Names of entries and their parts; the user may have other files in the folder."""
 _COLUMNS: dict[str, tuple[str, int]] = {
     "ids": ("int64", 1),
     "offsets": ("int64", 1),
@@ -195,9 +198,10 @@ def _part(path: Path) -> Iterator[Path]:
 def _prune(newest: Path) -> None:
     """Remove the least recently used entries, and files that processes which died have left."""
     found = []
-    for path in newest.parent.glob("data-*"):
+    for path in newest.parent.iterdir():
         with contextlib.suppress(OSError):
-            found.append((path.stat(), path))
+            if _OURS.fullmatch(path.name):
+                found.append((path.stat(), path))
     left = sum(about.st_size for about, _ in found)
     for about, path in sorted(found, key=lambda pair: pair[0].st_mtime):
         stale = path.suffix == ".part" and time.time() - about.st_mtime > 86_400
