@@ -1,7 +1,6 @@
 """Processes that meet, agree and leave: here threads, each with its own end of real connections."""
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -15,14 +14,9 @@ from msefpn.runs.meeting import meeting
 from msefpn.runs.peers import Peers
 from msefpn.runs.wire import interface_to
 from msefpn.runs.world import World
+from tests import free_port
 
 GONE = "is gone without a word"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def together(*bodies: Callable[[Peers], Any], size: int = 0, timeout: float = 20) -> list[Any]:

@@ -23,7 +23,7 @@ from msefpn.data.locate import find_split
 from msefpn.data.reader import read_coco
 from msefpn.runs.folder import STEPS
 from msefpn.training import lightning as lit
-from tests import TINY, copy_to
+from tests import TINY, copy_to, free_port
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -59,12 +59,6 @@ batch: 4
 warmup: 0
 workers: 0
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start_two(*words: str | Path, each: tuple[list[str], list[str]] = ([], [])) -> list[Any]:
@@ -154,19 +148,8 @@ def test_two_processes(tiny_set: Path, tmp_path: Path, recipe: Path, monkeypatch
 
 def test_one_folder_and_two_requests(tiny_set: Path, tmp_path: Path, recipe: Path) -> None:
     out = tmp_path / "run"
-    words: list[str | Path] = [
-        "-m",
-        "msefpn",
-        "train",
-        "--data",
-        tiny_set,
-        "--recipe",
-        recipe,
-        "--out",
-        out,
-        "--nodes",
-        "2",
-    ]
+    words: list[str | Path] = ["-m", "msefpn", "train", "--data", tiny_set, "--recipe", recipe, "--out", out]
+    words += ["--nodes", "2"]
     both = ends(start_two(*words, each=([], ["--lr", "0.5"])))
     differ = "differ: lr is 0.5 and 0.02: give the same options on all nodes"
     for code, error in both:
