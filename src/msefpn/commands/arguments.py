@@ -156,8 +156,9 @@ def at_hand(run: Any, *, whole: bool = False) -> Any:
     Raises:
         UserError: it cannot be read.
     """
-    if as_address(run) is None:
+    address = as_address(run)
+    if address is None:
         return run
     from msefpn.runs.address import local_run  # noqa: PLC0415  slow to import, and seldom needed
 
-    return local_run(run, whole=whole)
+    return local_run(address, whole=whole)

@@ -9,6 +9,7 @@ from typing import Any
 
 from msefpn.commands.arguments import SplitFiles, as_text, configured, files_of, takes
 from msefpn.config import Config
+from msefpn.remote import as_address
 
 
 @takes(SplitFiles, Config, without=("plugins",))
@@ -62,8 +63,6 @@ def train(
         meeting(values.get("timeout")) as peers,
         working_folder(out, peers, resume=resume) as (folder, remote_run),
     ):
-        if not peers.first and out is None and not resume:
-            folder = Path(peers.tell("out"))
         plan = plan_training(
             data,
             files,
@@ -86,7 +85,6 @@ def train(
         if remote_run is not None:
             report_training(run)
             remote_run.send()
-        first = peers.first
-    if remote_run is None and first:
+    if peers.first and remote_run is None:
         report_training(run)
-    return run if remote_run is None else Path(str(out))
+    return run if out is None or as_address(out) is None else Path(out)

@@ -2,8 +2,8 @@
 
 A training works in a folder of this machine and uploads what has changed after each set of files. Files that
 belong together take their places together there too: all are uploaded under the names that `part_of` gives,
-then the journal that names them, and then they are renamed. Whoever reads the folder next takes what a
-process that died had uploaded whole, and never a part of it.
+then the journal that names them, and then they are renamed. If the process dies, the next reader of the
+folder takes all of these files or none: all if the journal was written.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class RemoteRun:
     def __init__(self, address: str, folder: Path) -> None:
         self.address, self.folder = address.rstrip("/"), folder
         self.failed = False
-        """Whether the last upload was not done: then the folder of this machine is the only whole copy."""
+        """Whether the last upload failed: then the folder of this machine is the only complete copy."""
         self._sent: dict[str, tuple[int, int]] = {}
 
     def fetch(self) -> None:
         """Copy the run folder to this machine, and finish what a process that died had uploaded.
 
         Raises:
-            UserError: there is none, or it cannot be read or written.
+            UserError: it does not exist, or cannot be read or written.
         """
         left = fetch_run(self.address, self.folder)
         if left:
@@ -105,14 +105,14 @@ def fetch_run(address: str, folder: Path, names: Sequence[str] = ()) -> list[str
 
     Args:
         address: of the run folder.
-        folder: where to; it is made.
-        names: files that are wanted; empty: all.
+        folder: where to; created if missing.
+        names: the files to copy; empty: all.
 
     Returns:
         The files that a process that died had uploaded whole, but not all renamed.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: it does not exist, or cannot be read.
     """
     base = address.rstrip("/")
     entries = remote.files_below(base)
@@ -146,14 +146,14 @@ def _journal(address: str) -> list[str]:
 def working_copy(address: str, *, resume: bool) -> Iterator[RemoteRun]:
     """Give a folder of this machine for a training whose run folder is at an address.
 
-    It is removed in the end, unless it is the only whole copy.
+    It is removed at the end, unless it is the only complete copy.
 
     Args:
         address: of the run folder.
-        resume: whether a run is there; otherwise nothing may be.
+        resume: whether to continue a run that is there; otherwise the address must be empty.
 
     Raises:
-        UserError: it is not so, or the file system refuses.
+        UserError: the run is missing, the address is not empty, or the file system refuses.
     """
     remote.check_address(address)
     kind = None if resume else remote.kind_at(address)
@@ -192,7 +192,7 @@ def working_folder(
     """Give the folder that a training works in, and in the first process what uploads it.
 
     Args:
-        out: what the user names: a folder, an address, or nothing.
+        out: what the user names: a folder, an address, or nothing; then the first process chooses it.
         peers: the processes of the training.
         resume: whether a run is there.
 
@@ -201,7 +201,8 @@ def working_folder(
     """
     address = remote.as_address(out)
     if address is None:
-        yield None if out is None else Path(out), None
+        given = peers.tell("out") if out is None and not (peers.first or resume) else out
+        yield None if given is None else Path(given), None
     elif peers.first:
         with working_copy(address, resume=resume) as run:
             yield run.folder, run
@@ -214,22 +215,16 @@ def working_folder(
             yield folder, None
 
 
-def local_run(run: str | Path, *, whole: bool = False) -> Path | None:
+def local_run(address: str, *, whole: bool = False) -> Path:
     """A copy of a run at an address, or of a file of weights, that lasts as long as this process.
 
     Args:
-        run: what a user names.
+        address: of the run folder or the file.
         whole: fetch all but the states, as a report needs it; otherwise what detecting needs.
 
-    Returns:
-        The copy; None where `run` is not an address.
-
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: it does not exist, or cannot be read.
     """
-    address = remote.as_address(run)
-    if address is None:
-        return None
     folder = Path(tempfile.mkdtemp(prefix="msefpn-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     copy = folder / (remote.address_name(address) or "run")
