@@ -152,11 +152,11 @@ class Config:
             raise UserError(
                 f"warmup is {self.warmup}: give whole steps, or a share of the run below 1, such as 0.05"
             )
-        if self.batch % (self.nodes * self.devices * self.accumulate):
+        if self.batch % (shares := self.processes * self.accumulate):
             nodes = f"{self.nodes} nodes x " * (self.nodes > 1)
             raise UserError(
                 f"batch {self.batch} cannot be shared by {nodes}{self.devices} devices x {self.accumulate} "
-                f"passes: choose a multiple of {self.nodes * self.devices * self.accumulate}"
+                f"passes: choose a multiple of {shares}"
             )
 
     @property

@@ -67,10 +67,13 @@ class GridPlan:
     jobs: int
     rounds: int
     out: Path
-    builtin: bool
-    """Whether the built-in set is trained on."""
     early: Early = None
     """The data, or its files, where they were read or found already."""
+
+    @property
+    def builtin(self) -> bool:
+        """Whether the built-in set is trained on."""
+        return takes_builtin(self.data, self.given)
 
 
 def plan_grid(
@@ -103,7 +106,7 @@ def plan_grid(
             raise UserError(
                 f"row '{short_name(name)}' takes {config.devices} devices itself: leave out --jobs {jobs}"
             )
-    plan = GridPlan(configs, data, given, seeds, epochs, jobs, rounds, out, builtin)
+    plan = GridPlan(configs, data, given, seeds, epochs, jobs, rounds, out)
     inputs = [known_inputs(config.detector) for config in configs.values()]
     if builtin or None in inputs or not is_in_place(data):
         return plan

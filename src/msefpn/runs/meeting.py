@@ -25,16 +25,14 @@ def meeting(timeout: float | None = None) -> Iterator[Peers]:
     peers = Peers(launched(os.environ), Config.timeout if timeout is None else timeout)
     enter(peers.world)
     try:
-        if peers.world.size > 1:
-            peers.open()
-        yield peers
-        peers.finish()
+        with explained(peers):
+            if peers.world.size > 1:
+                peers.open()
+            yield peers
+            peers.finish()
     except BaseException as error:
-        told = peers.explain(error)
-        peers.leave(told)
-        if told is error:
-            raise
-        raise told from None
+        peers.leave(error)
+        raise
     finally:
         peers.close()
 

@@ -113,8 +113,9 @@ class Callbacks(Callback):
     def flush(self) -> None:
         """Tell all that have it."""
         for member in self.members:
-            with _telling(member):
-                getattr(member, "flush", _nothing)()
+            if hasattr(member, "flush"):
+                with _telling(member):
+                    member.flush()
 
     def end(self, reason: str) -> None:
         """End all that were started, also where one fails; one whose start failed may fail in silence."""
@@ -127,10 +128,6 @@ class Callbacks(Callback):
                 failures.append(error)
         if failures and len(self.started) == len(self.members):
             raise failures[0]
-
-
-def _nothing() -> None:
-    pass
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from msefpn.config import Config
@@ -17,7 +16,6 @@ from msefpn.runs.world import OWN, World
 
 def check_world(config: Config, world: World) -> None:
     """Raise UserError where other processes were started than the configuration asks for."""
-    size = config.nodes * config.devices
     asked = f"nodes {config.nodes} x devices {config.devices}"
     if world.size == 1:
         if config.nodes > 1:
@@ -27,10 +25,10 @@ def check_world(config: Config, world: World) -> None:
                 "MASTER_PORT for each process"
             )
         return
-    if world.size != size:
+    if world.size != config.processes:
         raise UserError(
-            f"{world.launcher} has started {world.size} processes, but {asked} are {size}: give --nodes and "
-            "--devices as they were started"
+            f"{world.launcher} has started {world.size} processes, but {asked} are "
+            f"{config.processes}: give --nodes and --devices as they were started"
         )
     if world.rank % config.devices != world.local_rank:
         raise UserError(
@@ -51,22 +49,18 @@ def start_others(config: Config, peers: Peers) -> None:
     command = _command()
 
     def begin(port: int) -> Sequence[subprocess.Popen[bytes]]:
-        usual: dict[str, str | int] = {
+        usual = {
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "WORLD_SIZE": config.devices,
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(config.devices),
+            OWN: str(os.getpid()),
         }
         return [
-            subprocess.Popen(command, env=_environment(usual | {"RANK": rank, "LOCAL_RANK": rank}))
+            subprocess.Popen(command, env=os.environ | usual | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
             for rank in range(1, config.devices)
         ]
 
-    peers.start(replace(World(), size=config.devices), begin)
-
-
-def _environment(usual: dict[str, str | int]) -> dict[str, str]:
-    changed = {**usual, OWN: os.getpid()}
-    return os.environ | {name: str(value) for name, value in changed.items()}
+    peers.start(World(size=config.devices), begin)
 
 
 def _command() -> list[str]:

@@ -1,4 +1,4 @@
-"""A detector in training, as a module of pytorch-lightning; beside this file only `engine` imports that.
+"""A detector in training, as a module of pytorch-lightning, which only this file and `engine` import.
 
 All random state is derived from (seed, process, epoch, batch), and the learning rate from the step, so that
 nothing has to be carried over an interruption but weights, optimizer, averages and how far the epoch is.
@@ -109,18 +109,13 @@ class Training(pl.LightningModule):
         return self.keeper.stop
 
     @property
-    def per_pass(self) -> int:
-        """Images of one forward pass on one device."""
-        return self.config.per_pass
-
-    @property
     def batches(self) -> int:
         """Batches of an epoch on one device, those that were done before included."""
         return self.skipped + int(self.trainer.num_training_batches)
 
     @property
     def weights(self) -> list[dict[str, Tensor]]:
-        """Those of the detector, and their averages where there are such."""
+        """Those of the detector, and their averages if there are any."""
         own: dict[str, Tensor] = self.detector.state_dict()
         if self.ema is None:
             return [own]
@@ -142,7 +137,7 @@ class Training(pl.LightningModule):
             self.train_data,
             size=parse_size(self.config.size),
             augment=self.config.augment,
-            batch=self.per_pass,
+            batch=self.config.per_pass,
             workers=self.config.workers,
             seed=self.config.seed,
             epoch=epoch,
@@ -193,7 +188,7 @@ class Training(pl.LightningModule):
         self._finish()
 
     def on_train_epoch_start(self) -> None:
-        """Begin to count anew."""
+        """Begin the counts of the epoch."""
         self.detector.train()
         self.counts.begin(self.batches, self.position if self.skipped else None)
         if self.limit is not None:
@@ -254,7 +249,7 @@ class Training(pl.LightningModule):
         self._finish()
 
     def _finish(self) -> None:
-        """Evaluate and keep an epoch; what is left of one that is not whole is done on resuming."""
+        """Evaluate and keep an epoch; a resumed run completes one that was cut short."""
         try:
             with contextlib.nullcontext() if self.ema is None else self.ema.swapped():
                 predictions = self._evaluate()

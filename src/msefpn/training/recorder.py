@@ -40,7 +40,7 @@ class Recorder:
         self.out = out
         self.best = best
         self.step, self.states = step, states
-        self.sent: Callable[[], None] = _nothing_to_send
+        self.send: Callable[[], None] | None = None
         """Uploads the folder after each set of files. May raise UserError."""
 
     def epoch(
@@ -64,8 +64,8 @@ class Recorder:
             weights: those that were evaluated.
             state: what `read_resume` reads, but for `best`.
 
-        An epoch that was cut short is no best one where there is a whole one: a resumed run ends it, and
-        evaluates it anew.
+        An epoch that was cut short does not become the best one where there is a whole one: a resumed run
+        completes it and evaluates it again.
 
         Raises:
             UserError: the file system refuses; all files are as they were before.
@@ -81,16 +81,14 @@ class Recorder:
                 parts.text(PREDICTIONS, json.dumps(results))
             parts.text(METRICS, json.dumps({"best": best, "last": entry}, indent=2))
             self._add_state(parts, {**state, "best": best if whole else self.best or {}})
-        self._drop_older(state["step"])
         self.best = best
-        self.sent()
+        self._kept(state["step"])
 
     def state(self, state: dict[str, Any]) -> None:
         """Keep a state within an epoch, as `read_resume` reads it, but for `best`. Raises UserError."""
         with replacing_together(self.out, TO_RESUME) as parts:
             self._add_state(parts, {**state, "best": self.best or {}})
-        self._drop_older(state["step"])
-        self.sent()
+        self._kept(state["step"])
 
     def _add_state(self, parts: Parts, state: dict[str, Any]) -> None:
         before = self.out / RESUME
@@ -102,18 +100,16 @@ class Recorder:
         with parts.write(RESUME) as part:
             part.write_bytes(buffer.getbuffer())
 
-    def _drop_older(self, step: int) -> None:
-        """Remove the states that are too many, after the one of `step` is kept."""
+    def _kept(self, step: int) -> None:
+        """Remove the states that are too many now that the one of `step` is kept, and upload the rest."""
         self.step = step
         with contextlib.suppress(OSError):  # they may as well stay
             names = [name for path in self.out.iterdir() if (name := _OLDER.fullmatch(path.name))]
             before = sorted((name for name in names if int(name[1]) < step), key=lambda name: int(name[1]))
             for name in before[: max(0, len(before) - (self.states - 1))]:
                 (self.out / name[0]).unlink()
-
-
-def _nothing_to_send() -> None:
-    pass
+        if self.send is not None:
+            self.send()
 
 
 def _link(source: Path, target: Path) -> None:

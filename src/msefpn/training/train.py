@@ -59,7 +59,7 @@ def train(
     Args:
         plan: what is asked for.
         peers: the other processes, where a launcher has started them; those of one machine are started here.
-        callbacks: objects like `msefpn.training.callbacks.Callback`, beside those of the configuration.
+        callbacks: objects like `msefpn.training.callbacks.Callback`, besides those of the configuration.
         early: what `read_early` gave.
         remote_run: uploads the run folder; None where that is on this machine.
 
@@ -76,7 +76,7 @@ def train(
         with peers.in_turn():
             plan, files, training, told = _prepare(plan, peers, callbacks, early)
             if training.recorder is not None and remote_run is not None:
-                training.recorder.sent = remote_run.send
+                training.recorder.send = remote_run.send
         device = check_devices(plan.config)
         start_others(plan.config, peers)
         try:
