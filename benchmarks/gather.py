@@ -2,8 +2,8 @@
 
 Two processes of this machine, connected by gloo, hold the detections of half of the images each, 100 an
 image, as after an evaluation. `arrays` is what a training does (`msefpn.training.group`), `objects` what
-`torch.distributed.all_gather_object` did before. Printed are the memory that the first process takes beside
-its own half, at the peak, and the time; then the same for COCO's results and numbers made from them. Linux.
+`torch.distributed.all_gather_object` did before. Prints the memory that the first process takes besides its
+own half, at the peak, and the time; then the same for COCO's results and numbers made from them. Linux.
 """
 
 import argparse

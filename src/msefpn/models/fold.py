@@ -108,7 +108,7 @@ class FoldedNormAct(BatchNormAct2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise in training mode only; activate."""
-        y: Tensor = super().forward(x) if self.training else self.act(self.drop(x))  # type: ignore[no-untyped-call]
+        y: Tensor = super().forward(x) if self.training else self.act(self.drop(x))  # type: ignore[no-untyped-call]  # timm's
         return y
 
 

@@ -46,7 +46,7 @@ _MINUTE = 60.0
 
 
 _told_as: dict[str, str] = {}
-"""Texts that are told as others."""
+"""Paths in what is printed -> what is printed instead."""
 
 
 def say(*lines: str) -> None:
@@ -171,7 +171,7 @@ class Bar:
 
     Args:
         text: what is done.
-        total: units there are; None: nobody knows.
+        total: number of units; None: unknown.
         unit: their name.
     """
 

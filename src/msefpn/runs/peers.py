@@ -23,7 +23,7 @@ from msefpn.runs.wire import Link, connect, is_lost_connection, open_port, share
 from msefpn.runs.world import World, enter
 
 NOTICE = 15.0
-"""Seconds in which a process has to end by itself once another has left."""
+"""Seconds that a process has to end on its own once another has left; then it is ended."""
 LINGER = 30.0
 """Seconds for which a first process that fails at once waits for the others, to tell them."""
 _MOMENT = 5.0
@@ -187,7 +187,7 @@ class Peers:
             raise self.ended.error(self._on_one_machine())
 
     def explain(self, error: BaseException) -> BaseException:
-        """What a process is told that stops with `error`: why another has left, where that is the reason."""
+        """The error to raise instead of `error`: why another process has left, where that is the reason."""
         if self.world.size == 1 or isinstance(error, (UserError, KeyboardInterrupt)):
             return error
         if is_lost_connection(error):
@@ -195,8 +195,8 @@ class Peers:
                 self._changed.wait_for(lambda: self.ended is not None, _MOMENT)
             if self.ended is None:
                 return UserError(
-                    f"the processes waited for each other for {self.timeout:g} s in vain, or lost "
-                    "their connections: look for one that hangs, or raise --timeout"
+                    f"an exchange between the processes did not end within {self.timeout:g} s, or lost its "
+                    "connections: look for a process that hangs, or raise --timeout"
                 )
         return error if self.ended is None else self.ended.error(self._on_one_machine())
 
@@ -353,7 +353,7 @@ class Peers:
         self._changed.notify_all()
 
     def _end_main(self) -> None:
-        """End a process that has not noticed by itself that the run is over."""
+        """End this process if it does not notice in time that the run is over."""
         until = time.monotonic() + NOTICE
         while time.monotonic() < until:
             if self._closed:

@@ -66,8 +66,8 @@ def tells_mistakes() -> bool:
 def launched(environment: Mapping[str, str]) -> World:
     """The processes that torchrun, Slurm's srun or another launcher has started.
 
-    Read are the usual variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without them those
-    of a step of Slurm with several tasks, as `srun` sets them in each.
+    Reads the usual variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without these, the
+    variables that `srun` sets in each task of a Slurm step with several tasks.
 
     Raises:
         UserError: some of the variables are missing, or contradict each other.

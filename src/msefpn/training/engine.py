@@ -32,7 +32,7 @@ def fit(training: Training, peers: Peers, device: torch.device, precision: str) 
     Args:
         training: what to train, from where it is.
         peers: the other processes.
-        device: its kind, not its number, counts.
+        device: only its kind is used, not its number.
         precision: fp32, bf16 or fp16.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where within an epoch a training is, beside its weights: what a state of the midst of an epoch holds."""
+"""The position of a training within an epoch, which a state holds besides the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from msefpn.models import Detector
 
 _PLAIN: dict[str, type] = {"batches": int, "of": int, "images": int, "seconds": float, "sums": dict}
 
-
 Statistics = list[list[dict[str, Tensor]]]
 """Of each process: means and variances of its batch normalisations, and of their averages."""
 
@@ -31,7 +30,7 @@ class Position:
     images: int
     """Images of this epoch that all processes have learned from."""
     seconds: float
-    """That this took."""
+    """That they took."""
     sums: dict[str, float]
     """Sum of each loss over the batches of the first process."""
     statistics: Statistics
@@ -73,7 +72,7 @@ def fault_of(values: Any, accumulate: Any) -> str:
         return "within.statistics is not a list of lists"
     tensors = [one for part in parts for one in part]
     if not all(isinstance(one, dict) and all(map(torch.is_tensor, one.values())) for one in tensors):
-        return "within.statistics has something else than tensors"
+        return "within.statistics holds something other than tensors"
     return ""
 
 
@@ -135,7 +134,7 @@ def restore_statistics(
     rank: int,
     world: int,
 ) -> None:
-    """Put the statistics of this process back, in place; on another number of processes their mean."""
+    """Restore the statistics of this process, in place; for another number of processes, their mean."""
     if not kept:
         return
     for place, tensors in enumerate(weights):

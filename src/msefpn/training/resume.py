@@ -39,8 +39,8 @@ _KINDS: dict[str, type] = {
     "config": dict,
     "data": dict,
 }
-"""What a state holds beside `ema`, which may be None. States of the midst of an epoch hold `within` too, see
-`Position`; those of fp16 hold the `scaler` of the gradients."""
+"""What a state holds besides `ema`, which may be None. A state within an epoch also holds `within`, see
+`Position`; with fp16 also the `scaler` of the gradients."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 def about_run(detector: Detector, config: Config, marks: DataMarks) -> dict[str, Any]:
-    """What a state says of its run, beside how far it is."""
+    """What a state says about its run, except how far it is."""
     return {
         "classes": list(detector.classes),
         "category_ids": list(detector.category_ids),

@@ -34,7 +34,7 @@ def parse_every(text: str) -> Every:
 
 
 class Timetable:
-    """Tells when the next state is due; an epoch's counts too.
+    """Tells when the next state is due; the state after an epoch counts too.
 
     Args:
         every: how often.
