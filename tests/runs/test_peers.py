@@ -61,6 +61,16 @@ def test_all_are_told_the_same() -> None:
     assert (body(alone), alone.exchange("x", 3)) == ((("here", [0])), [3])
 
 
+def test_the_end_waits_for_what_the_first_process_has_left_to_do() -> None:
+    def body(peers: Peers) -> str:
+        if peers.first:
+            peers._wait(lambda: len(peers._hosts) == 1, str, patient=True)
+            time.sleep(1.5)
+        return "done"
+
+    assert together(body, body, timeout=0.5) == ["done", "done"]
+
+
 def waits(peers: Peers) -> Any:
     return peers.exchange("never")
 

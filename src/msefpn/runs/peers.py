@@ -138,13 +138,13 @@ class Peers:
         )
         return self._words[key]
 
-    def exchange(self, key: str, value: Any = None) -> list[Any]:
-        """Give each process's value to all; returns them by rank. Waits for all. Raises as `tell`."""
+    def exchange(self, key: str, value: Any = None, *, patient: bool = False) -> list[Any]:
+        """Give each process's value to all; returns them by rank. Waits for all; `patient` as in `tell`."""
         if self.world.size == 1:
             return [value]
         if not self.first:
             self._links[0].send(give=key, value=value)
-            whole: list[Any] = self.tell(key)
+            whole: list[Any] = self.tell(key, patient=patient)
             return whole
         others = range(1, self.world.size)
         self._wait(lambda: len(self._given.get(key, {})) == len(others), lambda: self._missing(key))
@@ -216,9 +216,9 @@ class Peers:
             child.kill()
 
     def finish(self) -> None:
-        """Wait until all are done; from then on anyone may go."""
+        """Wait until all are done, the first one's report and upload included; then anyone may go."""
         if self.world.size > 1:
-            self.exchange(_END)
+            self.exchange(_END, patient=True)
             self._finished = True
 
     def close(self) -> None:
