@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415  (what is slow to import is imported where it is needed)
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,6 @@ from msefpn.prediction.request import (
     ShardOptions,
     check_classes,
     check_kinds,
-    check_shard_kinds,
 )
 from msefpn.remote import is_address
 from msefpn.runs.folder import check_out, free_folder
@@ -234,7 +234,7 @@ def _in_shards(
     follow_links: bool,
 ) -> list[dict[str, Any]]:
     """Check and predict in shards, see `predict`. Raises UserError."""
-    kinds = check_shard_kinds("parquet" if save is None else save)
+    kinds = check_kinds("parquet" if save is None else save, in_shards=True)
     if not isinstance(run, (str, Path)):
         raise UserError(
             "jobs and ray need the path of a run, for each process loads its own: give it instead of a "
@@ -242,10 +242,8 @@ def _in_shards(
         )
     if (about := check_run(run)) is not None:
         check_classes(options.classes, about.classes)
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        raise missing_extra("predicting in shards", "ray" if sharding.ray else "parquet") from None
+    if importlib.util.find_spec("pyarrow") is None:
+        raise missing_extra("predicting in shards", "ray" if sharding.ray else "parquet")
 
     from msefpn.inference.sources import describe_left_out, each_source
     from msefpn.prediction.shards.run import predict_in_shards

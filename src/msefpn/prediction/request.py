@@ -133,32 +133,23 @@ class ShardOptions:
         return cls(**{name: value for name, value in given.items() if value is not None})
 
 
-def check_kinds(save: Sequence[str] | str) -> list[str]:
+def check_kinds(save: Sequence[str] | str, *, in_shards: bool = False) -> list[str]:
     """The kinds of results to write, each once. Raises UserError for an unknown one, or none."""
+    known = SHARD_KINDS if in_shards else RESULT_KINDS
     kinds = list(dict.fromkeys([save] if isinstance(save, str) else save))
     for kind in kinds:
-        if kind in SHARD_KINDS and kind not in RESULT_KINDS:
+        if kind in known:
+            continue
+        if kind in SHARD_KINDS:
             raise UserError(f"{kind} is written in shards: add --jobs or --ray, or save another kind")
-        if kind not in RESULT_KINDS:
-            raise unknown_name("kind of results", kind, RESULT_KINDS)
-    if not kinds:
-        raise UserError(f"nothing to save: give some of {', '.join(RESULT_KINDS)}")
-    return kinds
-
-
-def check_shard_kinds(save: Sequence[str] | str) -> list[str]:
-    """The kinds of results to write of shards. Raises UserError for others, or none."""
-    kinds = list(dict.fromkeys([save] if isinstance(save, str) else save))
-    for kind in kinds:
-        if kind in RESULT_KINDS and kind not in SHARD_KINDS:
+        if kind in RESULT_KINDS:
             raise UserError(
                 f"{kind} cannot be written of shards, whose images are predicted apart: save "
                 f"{' or '.join(SHARD_KINDS)}, or leave out --jobs and --ray"
             )
-        if kind not in SHARD_KINDS:
-            raise unknown_name("kind of results", kind, SHARD_KINDS)
+        raise unknown_name("kind of results", kind, known)
     if not kinds:
-        raise UserError(f"nothing to save: give some of {', '.join(SHARD_KINDS)}")
+        raise UserError(f"nothing to save: give some of {', '.join(known)}")
     return kinds
 
 

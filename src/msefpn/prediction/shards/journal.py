@@ -17,13 +17,13 @@ from msefpn.errors import UserError
 from msefpn.inference.sources import ahead, source_of
 from msefpn.plain import CsvRows
 from msefpn.prediction.shards.job import ImageNames, Job, changed_option
-from msefpn.prediction.shards.store import BEGUN, SHARDS, Store
+from msefpn.prediction.shards.store import BEGUN, JOB, SHARDS, Store
 from msefpn.prediction.shards.table import Footer, check_shard_rows, decode_shard, mark_states, predictions_in
-from msefpn.prediction.shards.work import shard_name
+from msefpn.prediction.shards.work import shard_file
 from msefpn.reading import parse_json
 from msefpn.runs.folder import PREDICTIONS
 
-JOB, UNREADABLE, NOTES = "job.json", "unreadable.csv", "notes.csv"
+UNREADABLE, NOTES = "unreadable.csv", "notes.csv"
 _MADE_AT_THE_END = (UNREADABLE, NOTES, PREDICTIONS)
 _READERS = 8
 """Threads that read shards: an address answers late."""
@@ -122,13 +122,11 @@ class Journal:
         Raises:
             UserError: one is of another job.
         """
-        known = {shard_name(index): index for index in range(self.inputs.shards)}
-        there = self.store.names(SHARDS)
+        known = {shard_file(index): index for index in range(self.inputs.shards)}
+        there = [f"{SHARDS}/{name}" for name in self.store.names(SHARDS)]
         stray = next((name for name in there if name not in known), None)
         if stray is not None:
-            raise UserError(
-                f"'{self.store.shown(f'{SHARDS}/{stray}')}' is not a shard of this job: {_ELSEWHERE}"
-            )
+            raise UserError(f"'{self.store.shown(stray)}' is not a shard of this job: {_ELSEWHERE}")
         whole, wrong = [], dict[int, str]()
         for index, found in self._read(known[name] for name in there):
             if isinstance(found, Whole):
@@ -145,7 +143,7 @@ class Journal:
         """Read whole shards. Raises UserError: one has been damaged since."""
         for index, found in self._read(indices):
             if not isinstance(found, Whole):
-                name = self.store.shown(f"{SHARDS}/{shard_name(index)}")
+                name = self.store.shown(shard_file(index))
                 raise UserError(f"'{name}' {found}: run the same command again")
             yield found
 
@@ -154,7 +152,7 @@ class Journal:
 
     def _look_at(self, index: int) -> tuple[int, Whole | str]:
         """A shard, or what is wrong with it. Raises UserError: it is of another job."""
-        name = f"{SHARDS}/{shard_name(index)}"
+        name = shard_file(index)
         content = self.store.read(name)
         if content is None:
             return index, "is not there"
@@ -207,7 +205,7 @@ def put_together(journal: Journal, indices: Iterable[int], kinds: Iterable[str])
             if entries is not None:
                 entries.add(shard)
             about = {"images": count, "objects": footer.objects, "unreadable": len(footer.unreadable)}
-            files.append({"file": store.shown(f"{SHARDS}/{shard_name(shard.index)}"), **about})
+            files.append({"file": store.shown(shard_file(shard.index)), **about})
     for name, own in ((UNREADABLE, unreadable), (NOTES, notes)):
         if own.count:
             store.write(name, own.text.getvalue().encode())

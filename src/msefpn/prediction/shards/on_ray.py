@@ -1,7 +1,7 @@
 """Shards by Ray Data: a pool of actors, each with a detector, on this machine or on a cluster.
 
-Ray starts a lost actor again and gives its shard to another; `ShardWorker` counts how often. Ray runs in a
-process of its own: without a word it ends the process that has lost its cluster.
+Ray restarts a lost actor and gives its shard to another; `ShardWorker` counts how often. Ray runs in a
+process of its own, because it silently ends a process that has lost its cluster.
 """
 
 from __future__ import annotations
@@ -24,22 +24,19 @@ from msefpn.prediction.shards.processes import Shards
 from msefpn.prediction.shards.store import GO_ON
 from msefpn.prediction.shards.work import Report, ShardWorker
 
-_VARIABLES = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # else it sends what it counts over the network
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-}
+_VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0"}  # otherwise it sends usage statistics over the network
 _END = {"end": True}
 _SHORT, _LONGEST_FOLDER = "/tmp", 36
-"""A folder for sockets, and characters of the path of another: Ray adds 70, and a system allows 107."""
+"""Folder for sockets where another path is longer than this: Ray adds 70 characters, and 107 are allowed."""
 _NO_TOKEN = "Unauthenticated"
-"""What Ray prints, and does not raise, where the cluster wants a token."""
+"""Ray prints this instead of raising an error when the cluster needs a token."""
 
 
 class _Actor:
     """A worker in an actor of Ray Data; a batch is a shard."""
 
     def __init__(self, task: str, home: str) -> None:
-        with contextlib.suppress(OSError):  # where the machine lacks it, relative names are not found
+        with contextlib.suppress(OSError):  # if the machine lacks it, only relative names are not found
             os.chdir(home)
         self.worker = ShardWorker(task)
 
@@ -50,26 +47,21 @@ class _Actor:
 
 def check_ray() -> None:
     """Raise UserError where Ray is not installed; it is not imported."""
-    try:
-        found = importlib.util.find_spec("ray") and importlib.util.find_spec("ray.data")
-    except (ImportError, ValueError):
-        found = None
-    if found is None:
+    if importlib.util.find_spec("ray") is None:
         raise missing_extra("--ray", "ray")
 
 
 def on_ray(job: Job, shards: Shards, jobs: int | None, address: str | None) -> Iterator[Report]:
-    """Predict shards in as many actors; None: as there are GPUs, or else CPUs.
+    """Predict shards in actors of Ray. A Ray that this program has started is used as it is.
 
     Args:
         job: what to do.
         shards: the shards.
-        jobs: see above.
-        address: of the cluster; None: a Ray of this machine, which ends with the last shard; one that this
-            program has started is used as it is.
+        jobs: number of actors; None: one for each GPU, or for each CPU where there are no GPUs.
+        address: of the cluster; None: a Ray on this machine, which ends with the last shard.
 
     Raises:
-        UserError: Ray cannot be reached, has not the CPUs or GPUs, or is lost.
+        UserError: Ray cannot be reached, lacks the CPUs or GPUs, or is lost.
     """
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
@@ -126,7 +118,7 @@ def _by_actors(ray: Any, job: Job, shards: list[tuple[int, list[str]]], jobs: in
 
 
 def _gpus(ray: Any, job: Job) -> int:
-    """GPUs that the cluster has and the job may use. Raises UserError where it must, and there is none."""
+    """GPUs of the cluster that the job may use. Raises UserError where it needs one and there are none."""
     count = int(ray.cluster_resources().get("GPU", 0))
     if job.options.device == "gpu" and not count:
         raise UserError("device gpu: the Ray cluster has no GPU: give --device cpu")
@@ -134,7 +126,7 @@ def _gpus(ray: Any, job: Job) -> int:
 
 
 def _pool_size(ray: Any, jobs: int | None, gpus: int) -> int:
-    """Raises UserError for more actors than can run: Ray would wait for ever for the others."""
+    """The number of actors. Raises UserError for more than can run: Ray would wait for the others forever."""
     cpus = int(ray.cluster_resources().get("CPU", 0))
     most, what = (min(cpus, gpus), f"{gpus} GPUs and {cpus} CPUs") if gpus else (cpus, f"{cpus} CPUs")
     if not most or (jobs or 0) > most:
@@ -151,7 +143,7 @@ def _connected(ray: Any, address: str | None, jobs: int | None) -> Iterator[None
     own: dict[str, Any] = {}
     if address is None:
         own = {"include_dashboard": False, "num_cpus": jobs, **_short_folder()}
-    if address is not None:
+    else:
         _check_reachable(address)
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
@@ -167,13 +159,13 @@ def _connected(ray: Any, address: str | None, jobs: int | None) -> Iterator[None
 
 
 def _short_folder() -> dict[str, str]:
-    """Where Ray is to put its sockets, if their paths would be longer than a system allows."""
+    """Ray's option for the folder of its sockets, if their paths would be longer than the system allows."""
     long = len(tempfile.gettempdir()) > _LONGEST_FOLDER and not os.environ.get("RAY_TMPDIR")
     return {"_temp_dir": f"{_SHORT}/ray"} if long and os.access(_SHORT, os.W_OK) else {}
 
 
 def _check_reachable(address: str) -> None:
-    """Raise UserError where nobody listens at HOST:PORT: Ray would try for minutes."""
+    """Raise UserError if nothing listens at HOST:PORT: Ray would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return
@@ -190,7 +182,7 @@ def _last_line(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Run Ray for who started this process: a task, its shards and None are sent, reports answered."""
+    """Run Ray for the parent process, which sends a task, its shards and None, and receives reports."""
     ask, reply = serve()
     task, jobs, address = ask()
     shards = list(iter(ask, None))

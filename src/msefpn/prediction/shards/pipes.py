@@ -1,4 +1,4 @@
-"""A process of this package's own that is asked and answers in lines of json, and ends with who asks."""
+"""Child processes that answer requests in lines of json, and end when the parent process ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 TIME_TO_END = 20.0
-"""Seconds in which a process ends others that it has started."""
+"""Seconds that a process has to end its own child processes."""
 Asked = subprocess.Popen[str]
 """A process that `start` has started."""
 
@@ -26,8 +26,8 @@ def start(module: str, *words: str, variables: Mapping[str, str], errors: IO[Any
     Args:
         module: what it runs, with `python -m`.
         words: its arguments.
-        variables: of its environment, where this process has not set them.
-        errors: where its standard error goes; None: to that of this process.
+        variables: defaults for its environment; this process's own variables override them.
+        errors: file for its standard error; None: that of this process.
     """
     return subprocess.Popen(
         [sys.executable, "-m", module, *words],
@@ -40,7 +40,7 @@ def start(module: str, *words: str, variables: Mapping[str, str], errors: IO[Any
 
 
 def send(process: Asked, value: Any) -> None:
-    """Send a line; where the process has ended, no answer will come."""
+    """Send a line. Does not fail if the process has ended; `answer` then returns None."""
     assert process.stdin is not None
     with contextlib.suppress(OSError):
         process.stdin.write(f"{json.dumps(value)}\n")
@@ -58,8 +58,8 @@ def end(process: Asked, grace: float = 0.0) -> int:
     """End a process, and return its exit code.
 
     Args:
-        process: it puts files in their places whole, so that it may be killed.
-        grace: seconds that it has to end others before.
+        process: it may be killed at any time, since it writes every file whole or not at all.
+        grace: seconds that it has to end its own child processes; 0: it is killed at once.
     """
     if grace:
         process.terminate()
@@ -74,13 +74,13 @@ def end(process: Asked, grace: float = 0.0) -> int:
 
 
 def serve() -> tuple[Callable[[], Any], Callable[[Any], None]]:
-    """Serve who started this process: return a function for the next line, and one to answer.
+    """Serve the parent process: return a function that waits for its next line, and one that answers.
 
-    The process ends as by SIGTERM when there is nobody to ask any more.
+    The process ends by SIGTERM when the parent has closed the pipe or ended.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the first process ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent ends this one
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # libraries may print to stdout, which is for answers
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:

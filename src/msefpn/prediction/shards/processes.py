@@ -1,6 +1,6 @@
-"""Shards by processes of this machine, each with a detector; a lost one is replaced, its shard tried again.
+"""Shards by processes of this machine, each with a detector; lost ones are replaced, their shards retried.
 
-A process is sent its task, and then a shard at a time; to each it answers the `Report`.
+A process receives its task, and then one shard at a time, which it answers with a `Report`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def in_this_process(job: Job, shards: Shards) -> Iterator[Report]:
 
 
 def in_processes(job: Job, shards: Shards, jobs: int) -> Iterator[Report]:
-    """Predict shards in as many processes; in the order in which they are finished."""
+    """Predict shards in `jobs` processes; reports come in the order in which shards are finished."""
     pool = _Pool(job, iter(shards), jobs)
     threads = [threading.Thread(target=pool.serve, args=(number,), daemon=True) for number in range(jobs)]
     try:
@@ -54,7 +54,7 @@ class _Pool:
         self.done: queue.SimpleQueue[Report | BaseException | None] = queue.SimpleQueue()
 
     def reports(self) -> Iterator[Report]:
-        """What becomes of the shards, until all threads have ended."""
+        """Reports of the shards, until all threads have ended."""
         left = self.jobs
         while left:
             report = self.done.get()
@@ -90,9 +90,9 @@ class _Pool:
             return None if self.stopped else next(self.shards, None)
 
     def _predict(self, number: int, index: int, names: list[str]) -> Report | None:
-        """What becomes of a shard; None: all is being stopped."""
+        """Have a shard predicted; None: the pool is being stopped."""
         code = 0
-        for _ in range(ATTEMPTS + 1):  # the last one reports that the others were lost
+        for _ in range(ATTEMPTS + 1):  # the last one only reports that the others were lost
             process = self._started(number)
             if process is None:
                 return None
@@ -106,7 +106,7 @@ class _Pool:
         return Report(index, lost=f"processes end before they begin it, the last with {how}")
 
     def _started(self, number: int) -> Asked | None:
-        """The process of a thread, a new one where it has none; None: all is being stopped."""
+        """The process of a thread, started if it has none; None: the pool is being stopped."""
         with self.lock:
             if self.stopped:
                 return None
@@ -119,14 +119,14 @@ class _Pool:
         return process
 
     def _end(self, number: int) -> int:
-        """End the process of a thread; return its exit code, 0 where it has none."""
+        """End the process of a thread; return its exit code, 0 if there is no process."""
         with self.lock:
             process = self.processes.pop(number, None)
         return 0 if process is None else end(process)
 
 
 def main() -> None:
-    """Predict shards for who started this process."""
+    """Predict shards for the parent process."""
     ask, reply = serve()
     worker = ShardWorker(ask(), int(sys.argv[1]))
     while True:

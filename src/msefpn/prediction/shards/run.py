@@ -1,4 +1,4 @@
-"""A prediction in shards: what is there is checked, the rest is made, and all is put together."""
+"""A prediction in shards: existing shards are checked, missing ones are made, and all are put together."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from msefpn.prediction.shards.job import ImageNames, Job, check_shard_options, m
 from msefpn.prediction.shards.journal import UNREADABLE, Journal, Totals, look_before, put_together
 from msefpn.prediction.shards.on_ray import check_ray, on_ray
 from msefpn.prediction.shards.processes import Shards, in_processes, in_this_process
-from msefpn.prediction.shards.store import SHARDS, open_store
-from msefpn.prediction.shards.work import Report, shard_name
+from msefpn.prediction.shards.store import GO_ON, JOB, SHARDS, open_store
+from msefpn.prediction.shards.work import Report, shard_file
 from msefpn.pretrained import is_named
 from msefpn.runs.console import Bar, say, show_dropped
 
 _IN_MEMORY = "memory://"
 _HOPELESS = 3
-"""Shards that are left out before the first is made: more would be."""
+"""The job stops when so many shards were left out before the first one was made."""
 _MOST = 5
-"""Shards that are named."""
+"""Damaged shards that are named one by one."""
 
 
 def predict_in_shards(
@@ -36,13 +36,13 @@ def predict_in_shards(
     out: str,
     kinds: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Predict what a store lacks, and put it together; see `msefpn.commands.predict.predict`.
+    """Predict the shards that a store lacks, and put all together; see `msefpn.commands.predict.predict`.
 
     Args:
         run: run folder, file or name.
         sources: images.
         options: how to detect.
-        sharding: by whom.
+        sharding: shards and what makes them.
         out: folder or address.
         kinds: of `SHARD_KINDS`.
 
@@ -74,13 +74,13 @@ def predict_in_shards(
     journal = Journal(store, job, inputs)
     journal.check_same(before)
     if before.there and before.values is None:
-        say(f"{store.shown('job.json')} is damaged: written again")
+        say(f"{store.shown(JOB)} is damaged: written again")
     with store.working():
         return _work(journal, sharding, kinds)
 
 
 def _check_shared(inputs: ImageNames, out: str, sharding: ShardOptions) -> None:
-    """Refuse addresses that other processes cannot see. Raises UserError."""
+    """Refuse addresses in this process's memory if other processes need them. Raises UserError."""
     if not sharding.ray and sharding.jobs == 1:
         return
     inner = out if out.startswith(_IN_MEMORY) else inputs.first_with(_IN_MEMORY)
@@ -89,14 +89,14 @@ def _check_shared(inputs: ImageNames, out: str, sharding: ShardOptions) -> None:
 
 
 def _work(journal: Journal, sharding: ShardOptions, kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """Make the shards that are not there, and put all together."""
+    """Make the missing shards, and put all together."""
     inputs, store = journal.inputs, journal.store
     journal.begin()
     whole, made = list[int](), list[Report]()
     try:
         whole, wrong = journal.check()
         todo = sorted(set(range(inputs.shards)) - set(whole))
-        say(*(_told(journal, len(whole), wrong)))
+        say(*_told(journal, len(whole), wrong))
         lost, seconds = [], 0.0
         if todo:
             journal.forget_the_end()
@@ -120,18 +120,17 @@ def _work(journal: Journal, sharding: ShardOptions, kinds: Sequence[str]) -> lis
 
 
 def _told(journal: Journal, whole: int, wrong: dict[int, str]) -> Iterator[str]:
-    """What of the shards is there."""
+    """Lines on the shards that are there."""
     if whole:
         yield f"{whole} of {journal.inputs.shards} shards are whole in {journal.store.shown()}: they are kept"
-    names = {index: journal.store.shown(f"shards/{shard_name(index)}") for index in wrong}
-    if wrong:
-        yield from (f"{names[index]} {text}: made again" for index, text in list(wrong.items())[:_MOST])
+    for index, text in list(wrong.items())[:_MOST]:
+        yield f"{journal.store.shown(shard_file(index))} {text}: made again"
     if len(wrong) > _MOST:
         yield f"and {len(wrong) - _MOST} more shards: made again"
 
 
 def _make(journal: Journal, sharding: ShardOptions, todo: list[int], made: list[Report]) -> list[Report]:
-    """Have shards made, which are added to `made`; return those that were left out. Raises UserError."""
+    """Make shards, add their reports to `made`, and return those left out. Raises UserError."""
     job, inputs, lost = journal.job, journal.inputs, list[Report]()
     images = sum(min(inputs.size, len(inputs) - index * inputs.size) for index in todo)
     reports = _engine(job, ((index, inputs.shard(index)) for index in todo), sharding, len(todo))
@@ -178,5 +177,5 @@ def _left_out(journal: Journal, lost: list[Report]) -> UserError:
     return UserError(
         f"{len(lost)} of {journal.inputs.shards} shards were left out, first shard {lost[0].shard}: "
         f"{lost[0].lost}; give the processes more memory (fewer --jobs, a smaller --batch), or leave that "
-        "image out; then run the same command again: whole shards are kept"
+        f"image out; {GO_ON}"
     )

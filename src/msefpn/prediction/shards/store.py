@@ -19,6 +19,8 @@ from msefpn.writing import cannot_write, missing_folders, part_of, remove_empty,
 
 MAX_FILE = 1 << 31
 """Bytes of the largest shard."""
+JOB = "job.json"
+"""The file in a store that describes the job."""
 SHARDS, BEGUN = "shards", "begun"
 FOLDERS = (SHARDS, BEGUN)
 """The folders in a store: of the shards, and of marks of those that are being made."""

@@ -1,4 +1,4 @@
-"""One shard: its images read, detected on and written; whoever runs it, in whichever process."""
+"""One shard: its images are read, detected on and written, by a process, an actor of Ray, or in place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from msefpn import plugins
 from msefpn.errors import UserError
 from msefpn.inference.frames import InputSource, ReadFailure
 from msefpn.prediction.shards.job import Job, mark_model
-from msefpn.prediction.shards.store import BEGUN, SHARDS, open_store
+from msefpn.prediction.shards.store import BEGUN, GO_ON, JOB, SHARDS, open_store
 from msefpn.prediction.shards.table import Footer, Row, encode_shard, mark_states
 from msefpn.reading import parse_json
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from msefpn.prediction.loaded import LoadedDetector
 
 ATTEMPTS = 3
-"""How many workers a shard may cost before it is left out."""
+"""Lost workers after which a shard is left out."""
 
 
 class Report(NamedTuple):
@@ -37,34 +37,38 @@ class Report(NamedTuple):
     attempts: int = 1
     """Workers that it took: all but the last were lost."""
     lost: str = ""
-    """Why it was left out; the job goes on without it."""
+    """Why it was left out; the job continues without it."""
     wrong: str = ""
-    """What a user can fix; the job stops."""
+    """The message of a `UserError`; the job stops."""
     bug: str = ""
-    """The traceback of an error that nobody expects; the job stops."""
+    """The traceback of an unexpected error; the job stops."""
 
 
 class Mark(NamedTuple):
-    """Written where a worker begins a shard and removed where it ends: what stays tells of a lost worker."""
+    """Written when a worker begins a shard and removed when it ends: a mark that stays is a lost worker's."""
 
     attempts: int
     process: int
     machine: str
     image: str = ""
-    """What is being read, from the second attempt on."""
+    """The image that is being read, from the second attempt on."""
 
 
-def shard_name(index: int) -> str:
-    """The file of a shard, in `SHARDS`."""
-    return f"shard-{index:06}.parquet"
+def shard_file(index: int) -> str:
+    """The file of a shard in a store."""
+    return f"{SHARDS}/shard-{index:06}.parquet"
+
+
+def _mark_file(index: int) -> str:
+    return f"{BEGUN}/{index}.json"
 
 
 class ShardWorker:
-    """Predicts shards of a job, with a detector that is loaded for the first.
+    """Predicts shards of a job, with a detector that is loaded for the first shard.
 
     Args:
         task: see `Job.task`.
-        number: of this worker among those of its machine, to share GPUs; None: it has one of its own.
+        number: of this worker on its machine, which decides its GPU; None: it uses the first one.
     """
 
     def __init__(self, task: str, number: int | None = None) -> None:
@@ -76,7 +80,7 @@ class ShardWorker:
         """Predict a shard, unless it has cost too many workers."""
         try:
             self.store = open_store(self.job.out)
-            if not self.store.read("job.json"):
+            if not self.store.read(JOB):
                 raise UserError(
                     f"'{self.store.shown()}' is not the job's folder on {socket.gethostname()}: it is gone, "
                     "or not shared by the machines: give --out on a shared disk, or an address"
@@ -92,14 +96,14 @@ class ShardWorker:
 
     def _last_mark(self, index: int) -> Mark | None:
         try:
-            content = self.store.read(f"{BEGUN}/{index}.json")
+            content = self.store.read(_mark_file(index))
             return None if content is None else Mark(**parse_json(content))
         except (ValueError, TypeError):
             return None
 
     def _mark(self, index: int, attempts: int, image: str = "") -> None:
         mark = Mark(attempts, os.getpid(), socket.gethostname(), image)
-        self.store.write(f"{BEGUN}/{index}.json", json.dumps(mark._asdict()).encode())
+        self.store.write(_mark_file(index), json.dumps(mark._asdict()).encode())
 
     def _predict(self, index: int, names: Sequence[str], attempts: int) -> Report:
         from msefpn.inference.sources import source_of  # noqa: PLC0415
@@ -108,13 +112,12 @@ class ShardWorker:
         try:
             sources = [source_of(name) for name in names]
             states = mark_states(sources)
-            rows, failures, notes = self._rows(index, sources, attempts)
             detector = self._loaded()
-            texts = [(sources[one.source].name, one) for one in failures]
+            rows, unreadable, notes = self._rows(detector, index, sources, attempts)
             footer = Footer(
                 self.job.fingerprint(index, names),
                 states,
-                tuple((name, one.text.removeprefix(f"{name}: ")) for name, one in texts),
+                tuple(unreadable),
                 tuple(notes),
                 sum(len(row.found.scores) for row in rows),
                 sum(row.found.num_dropped for row in rows),
@@ -122,16 +125,15 @@ class ShardWorker:
                 tuple(map(int, detector.category_ids)),
             )
             content = encode_shard(rows, footer, masks=detector.detector.learns_masks)
-            self.store.write(f"{SHARDS}/{shard_name(index)}", content)
-            return Report(index, len(rows), len(failures), footer.objects, attempts + 1)
+            self.store.write(shard_file(index), content)
+            return Report(index, len(rows), len(unreadable), footer.objects, attempts + 1)
         finally:
-            self.store.remove(f"{BEGUN}/{index}.json")
+            self.store.remove(_mark_file(index))
 
     def _rows(
-        self, index: int, sources: list[InputSource], attempts: int
-    ) -> tuple[list[Row], list[ReadFailure], list[tuple[str, str]]]:
-        """The rows of a shard, what cannot be read, and notes on images."""
-        detector = self._loaded()
+        self, detector: LoadedDetector, index: int, sources: list[InputSource], attempts: int
+    ) -> tuple[list[Row], list[tuple[str, str]], list[tuple[str, str]]]:
+        """The rows of a shard; images that cannot be read, and why; images with a note, and the note."""
         from msefpn.prediction.predict import Request  # noqa: PLC0415  (imports torch)
 
         def careful(number: int) -> None:
@@ -151,8 +153,10 @@ class ShardWorker:
             rows.append(Row(first + frame.source, name, (height, width), found))
         refused = next((one.text for one in failures if one.passing), None)
         if refused is not None:
-            raise UserError(f"{refused}; then run the same command again: whole shards are kept")
-        return rows, [one for _, one in sorted({one.source: one for one in failures}.items())], notes
+            raise UserError(f"{refused}; {GO_ON}")
+        reasons = sorted({one.source: one.text for one in failures}.items())
+        named = [(sources[source].name, text) for source, text in reasons]
+        return rows, [(name, text.removeprefix(f"{name}: ")) for name, text in named], notes
 
     def _loaded(self) -> LoadedDetector:
         if self.detector is not None:
