@@ -1,34 +1,31 @@
 """Files at addresses of other file systems, such as s3://BUCKET/PATH, through fsspec.
 
-An address is a text PROTOCOL://PATH of any protocol that fsspec knows; http, the Hugging Face hub and cameras
-have readers of their own and are none. Every function raises `UserError` for what a user can cause: one line
-that names the address without the password that may be in it.
+An address is a text PROTOCOL://PATH of any protocol that fsspec knows, except those of http, the Hugging Face
+hub and cameras, which other modules read. Every function raises `UserError` for what a user can cause: one
+line that names the address without its password.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import posixpath
 import re
-import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from msefpn.errors import UserError, missing_extra
+from msefpn.writing import FULL, OTHER_PLACE, cannot_write, unique_part_of
 
-EXTRA = "remote"
-"""The extra with the packages for s3:// and gs://."""
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _OTHERS = frozenset(("http", "https", "hf", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp"))
 """Protocols of what is read elsewhere in this package."""
 OBJECT_STORES = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss"))
-"""Protocols of object stores: there a file appears when all of it has arrived, and renaming it copies it."""
+"""Protocols of object stores: a file appears there only when all of it has arrived; renaming copies it."""
 _WITH_EXTRA = frozenset(("s3", "s3a", "gs", "gcs"))
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Protocols whose packages the extra `remote` installs."""
 _LONGEST = 160
 """Characters of what a file system says that a message repeats."""
 
@@ -44,13 +41,13 @@ class Listed(NamedTuple):
 
 
 def is_address(value: object) -> bool:
-    """Whether a value is a text PROTOCOL://... of a file system; which may be one that is not known."""
+    """Whether a value is a text PROTOCOL://... of a file system, even an unknown one."""
     found = _ADDRESS.match(value) if isinstance(value, str) else None
     return found is not None and found[1].lower() not in _OTHERS
 
 
 def as_address(value: object) -> str | None:
-    """The address that a user names, as a text or as a path, which has lost a slash; None: it is none."""
+    """The address in a text, or in a path, which has lost a slash; None: the value is not an address."""
     if isinstance(value, Path):
         found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", value.as_posix())
         local = found is not None and found[1].lower() in ("file", "local")
@@ -64,18 +61,18 @@ def address_name(address: str) -> str:
 
 
 def below(address: str, *parts: str) -> str:
-    """The address of a file below."""
+    """The address of a file below a folder's."""
     return "/".join([address.rstrip("/"), *parts])
 
 
 def without_secrets(text: str) -> str:
-    """A text with addresses, without passwords and signatures that are in them."""
+    """A text in which passwords and signatures of addresses are replaced by ***."""
     text = re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", text)
     return re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1?***", text)
 
 
 def check_address(address: str) -> None:
-    """Raise UserError where the protocol is not known, or a package that it needs is missing."""
+    """Raise UserError if the protocol is unknown, or a package that it needs is missing."""
     _system(address, "used")
 
 
@@ -90,27 +87,37 @@ def kind_at(address: str) -> str | None:
             return None
 
 
+def check_new(address: str) -> None:
+    """Raise UserError if a file or a folder with files is at an address where results are to be written."""
+    kind = kind_at(address)
+    out = f"out '{without_secrets(address)}'"
+    if kind == "directory" and files_below(address):
+        raise UserError(f"{out} is not empty: name another folder")
+    if kind == "file":
+        raise UserError(f"{out} is a file: name a folder")
+
+
 def files_below(address: str) -> list[Listed]:
     """Find all files below a folder, sorted by address.
 
     Raises:
         UserError: there is no folder, or it cannot be read.
     """
-    return _listed(address, lambda system, path: system.find(path, detail=True))
+    return _listed(address, "find")
 
 
 def files_matching(pattern: str) -> list[Listed]:
     """Find the files that match an address with *, ?, [...] or **, sorted by address. Raises UserError."""
-    return _listed(pattern, lambda system, path: system.glob(path, detail=True))
+    return _listed(pattern, "glob")
 
 
-def _listed(address: str, find: Any) -> list[Listed]:
+def _listed(address: str, how: str) -> list[Listed]:
     system, path = _system(address, "read")
     with _telling(address, "read"):
         system.invalidate_cache()
-        found = find(system, path)
-        if not found and not re.search(r"[*?\[]", address):
-            system.info(path)  # says why
+        found = getattr(system, how)(path, detail=True)
+        if not found and how == "find":
+            system.info(path)  # raises if there is no such folder
         entries = [
             Listed(
                 str(system.unstrip_protocol(name)),
@@ -160,10 +167,10 @@ def copy_from(address: str, path: Path) -> None:
 
 
 def copy_to(path: Path, address: str) -> None:
-    """Put a file at an address, whole or not at all: what was there before stays until then.
+    """Upload a file whole or not at all: what was there before stays until then.
 
-    An object store shows a file when all of it has arrived. Elsewhere it is written beside its place, under a
-    name that begins with a dot, and renamed.
+    An object store shows a file only when all of it has arrived. Elsewhere it is written under a name that
+    begins with a dot in the same folder, and then renamed.
 
     Raises:
         UserError: the file system refuses, or cannot be reached.
@@ -173,13 +180,13 @@ def copy_to(path: Path, address: str) -> None:
         if _protocol(address) in OBJECT_STORES:
             system.put_file(str(path), remote)
             return
-        folder, name = posixpath.split(remote)
         if system.exists(remote) and system.info(remote)["type"] != "file":
             raise UserError(
                 f"'{without_secrets(address)}' cannot be written: it is not a regular file: name another"
             )
+        folder, name = posixpath.split(remote)
         system.makedirs(folder, exist_ok=True)
-        part = posixpath.join(folder, f".{name}.{secrets.token_hex(4)}.part")
+        part = posixpath.join(folder, unique_part_of(Path(name)).name)
         try:
             system.put_file(str(path), part)
             system.mv(part, remote)
@@ -190,28 +197,38 @@ def copy_to(path: Path, address: str) -> None:
 
 
 @contextlib.contextmanager
-def writing_to(address: str) -> Iterator[Path]:
+def writing_to(address: str, fix: str = "") -> Iterator[Path]:
     """Give a path on this machine to write to, and upload that file when the body has ended well.
 
+    Args:
+        address: of the file.
+        fix: what the user can do after freeing some space, or after the upload works again.
+
     Raises:
-        UserError: the file system refuses, or cannot be reached.
+        UserError: this machine or the file system refuses, or the file system cannot be reached.
     """
     check_address(address)
     with tempfile.TemporaryDirectory(prefix="msefpn-") as folder:
         path = Path(folder) / address_name(address)
-        yield path
-        copy_to(path, address)
+        try:
+            yield path
+        except OSError as error:
+            raise cannot_write(path, error, fix or OTHER_PLACE) from None
+        try:
+            copy_to(path, address)
+        except UserError as error:
+            raise UserError(f"{error}; {fix}" if fix else str(error)) from None
 
 
 def rename_at(source: str, target: str) -> None:
-    """Rename a file of one file system, in the place of what is at `target`. Raises UserError."""
+    """Rename a file within a file system, replacing one at `target`. Raises UserError."""
     system, path = _system(source, "written")
     with _telling(target, "written"):
         system.mv(path, _system(target, "written")[1])
 
 
 def remove_at(address: str) -> None:
-    """Remove a file; one that is not there is no fault. Raises UserError."""
+    """Remove a file if it exists. Raises UserError."""
     system, path = _system(address, "written")
     with _telling(address, "removed"), contextlib.suppress(FileNotFoundError):
         system.rm_file(path)
@@ -226,7 +243,7 @@ def _protocol(address: str) -> str:
 
 def _system(address: str, verb: str) -> tuple[Any, str]:
     """The file system of an address, and the path in it. Raises UserError."""
-    import fsspec  # noqa: PLC0415  most commands need none of it
+    import fsspec  # noqa: PLC0415  (most commands do not need it)
 
     protocol = _protocol(address)
     if protocol not in fsspec.available_protocols():
@@ -238,10 +255,10 @@ def _system(address: str, verb: str) -> tuple[Any, str]:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         if protocol in _WITH_EXTRA:
-            raise missing_extra(f"'{without_secrets(address)}'", EXTRA) from None
+            raise missing_extra(f"'{without_secrets(address)}'", "remote") from None
         said = " ".join(str(error).split())
         raise UserError(f"'{without_secrets(address)}' needs another package: {said}") from None
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints tracebacks of what is told below
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints tracebacks
     with _telling(address, verb):
         system, path = fsspec.core.url_to_fs(address)
     return system, str(path)
@@ -249,7 +266,7 @@ def _system(address: str, verb: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _telling(address: str, verb: str, only: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
-    """Say in one line what a file system refuses: each has exceptions of its own."""
+    """Turn a file system's exceptions, of whatever type, into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -268,7 +285,7 @@ def _told(address: str, verb: str, error: Exception) -> UserError:
     refused = isinstance(error, PermissionError) or getattr(error, "code", None) in (401, 403)
     if refused or any("Credentials" in kind or "RefreshError" in kind for kind in kinds):
         return UserError(f"{start}: {said}: check the rights, and the credentials that are used")
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in FULL:
         return UserError(f"{start}: {error.strerror}: free some space there, or name another place")
     lost = ("ConnectionError", "HTTPClientError", "TimeoutError", "ClientConnectionError", "TransportError")
     if kinds.intersection(lost):

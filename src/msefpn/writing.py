@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,6 +39,11 @@ _WAIT = 10.0
 def part_of(path: Path) -> Path:
     """Return where a file is written before it takes its place."""
     return path.with_name(f".{path.name}.part")
+
+
+def unique_part_of(path: Path) -> Path:
+    """Return such a place that no other process writes to at the same time."""
+    return part_of(path.with_name(f"{path.name}.{secrets.token_hex(4)}"))
 
 
 def is_leftover(path: Path) -> bool:
@@ -92,18 +98,21 @@ def new_parents(file: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, fix: str = OTHER_PLACE, *, durable: bool = False) -> Iterator[Path]:
+def replacing(
+    path: Path, fix: str = OTHER_PLACE, *, durable: bool = False, shared: bool = False
+) -> Iterator[Path]:
     """Give a path to write to, and put that file in the place of `path` when the body has ended well.
 
     Args:
         path: the file.
         fix: see `cannot_write`.
         durable: have the disk hold the file before it takes its place, so that it outlives a power cut.
+        shared: other processes may write the same file at the same time.
 
     Raises:
         UserError: the file system refuses.
     """
-    part = part_of(path)
+    part = unique_part_of(path) if shared else part_of(path)
     try:
         with _as_users_file(part):
             yield part

@@ -156,9 +156,8 @@ def working_copy(address: str, *, resume: bool) -> Iterator[RemoteRun]:
         UserError: the run is missing, the address is not empty, or the file system refuses.
     """
     remote.check_address(address)
-    kind = None if resume else remote.kind_at(address)
-    if kind == "file" or (kind is not None and remote.files_below(address)):
-        raise UserError(f"out '{remote.without_secrets(address)}' is not empty: name another folder")
+    if not resume:
+        remote.check_new(address)
     run = RemoteRun(address, Path("runs") / f"{remote.address_name(address)}-{secrets.token_hex(4)}")
     try:
         if resume:

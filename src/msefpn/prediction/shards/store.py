@@ -1,11 +1,9 @@
-"""Where the results of a job are: a folder, or an address of fsspec; both are used alike."""
+"""Where the results of a job are: a folder or an address of fsspec, with one interface."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ from msefpn.errors import UserError
 from msefpn.inference.listed import check_remote
 from msefpn.reading import read_bytes, unreadable
 from msefpn.runs.folder import check_out
-from msefpn.writing import cannot_write, missing_folders, part_of, remove_empty, working_in
+from msefpn.writing import cannot_write, missing_folders, remove_empty, replacing, working_in
 
 MAX_FILE = 1 << 31
 """Bytes of the largest shard."""
@@ -25,7 +23,7 @@ SHARDS, BEGUN = "shards", "begun"
 FOLDERS = (SHARDS, BEGUN)
 """The folders in a store: of the shards, and of marks of those that are being made."""
 GO_ON = "then run the same command again: whole shards are kept"
-"""What the user can do after results could not be written."""
+"""What the user can do after results could not be written, as the end of a message."""
 
 
 class Store(ABC):
@@ -37,27 +35,30 @@ class Store(ABC):
 
     @abstractmethod
     def check_new(self) -> None:
-        """Raise UserError where it holds something, or cannot be made."""
+        """Raise UserError if it holds something, or cannot be made."""
 
     @abstractmethod
     def names(self, folder: str) -> list[str]:
-        """Names of the files in a folder of it, without those that a writer which died has left."""
+        """Names of the files in one of its folders, without parts left by a writer that died."""
 
     @abstractmethod
     def read(self, name: str) -> bytes | None:
-        """The bytes of a file; None where it is not there. Raises UserError."""
+        """The bytes of a file; None if it is missing. Raises UserError."""
 
     @abstractmethod
     def writing(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """Give a path to write to; what is there takes its place whole or not at all. Raises UserError."""
+        """Give a path to write a file to, which appears whole or not at all. Raises UserError.
+
+        Several processes may write the same file at the same time.
+        """
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file; one that is not there is no fault. Raises UserError."""
+        """Remove a file if it exists. Raises UserError."""
 
     @abstractmethod
     def working(self) -> contextlib.AbstractContextManager[None]:
-        """Make the store where it is missing, and work there alone. Raises UserError."""
+        """Make the store if it is missing, and work there alone. Raises UserError."""
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all. Raises UserError."""
@@ -71,7 +72,7 @@ class Store(ABC):
 
 
 class Folder(Store):
-    """A folder of this machine, or of one that all machines share."""
+    """A folder of this machine, or on a disk that all machines share."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -105,17 +106,9 @@ class Folder(Store):
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """See `Store`; two that write the same file at a time do not disturb each other."""
-        path = self.path / name
-        part = part_of(path.with_name(f"{path.name}.{secrets.token_hex(4)}"))
-        try:
+        """See `Store`."""
+        with replacing(self.path / name, GO_ON, shared=True) as part:
             yield part
-            part.replace(path)
-        except OSError as error:
-            raise cannot_write(path, error, GO_ON) from None
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         """See `Store`."""
@@ -144,7 +137,7 @@ class Folder(Store):
                 remove_empty([folder])
 
     def _clear_parts(self) -> None:
-        """Remove what writers that died have left in the inner folders."""
+        """Remove parts left by writers that died in the inner folders."""
         with contextlib.suppress(OSError):
             for folder in FOLDERS:
                 for path in (self.path / folder).glob(".*.part"):
@@ -152,7 +145,7 @@ class Folder(Store):
 
 
 class Address(Store):
-    """A folder at an address of fsspec; nothing keeps a second job away: it would write the same files."""
+    """A folder at an address of fsspec. It is not locked: a second job would write the same files."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -163,11 +156,7 @@ class Address(Store):
 
     def check_new(self) -> None:
         """See `Store`."""
-        kind = remote.kind_at(self.address)
-        if kind == "directory" and remote.files_below(self.address):
-            raise UserError(f"out '{self.shown()}' is not empty: name another address")
-        if kind == "file":
-            raise UserError(f"out '{self.shown()}' is a file: name a folder")
+        remote.check_new(self.address)
 
     def names(self, folder: str) -> list[str]:
         """See `Store`."""
@@ -190,16 +179,8 @@ class Address(Store):
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """See `Store`."""
-        with tempfile.TemporaryDirectory(prefix="msefpn-") as folder:
-            path = Path(folder) / remote.address_name(name)
-            try:
-                yield path
-            except OSError as error:
-                raise cannot_write(path, error, GO_ON) from None
-            try:
-                remote.copy_to(path, remote.below(self.address, name))
-            except UserError as error:
-                raise UserError(f"{error}; {GO_ON}") from None
+        with remote.writing_to(remote.below(self.address, name), GO_ON) as path:
+            yield path
 
     def remove(self, name: str) -> None:
         """See `Store`."""
