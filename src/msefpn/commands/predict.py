@@ -42,7 +42,7 @@ def predict(
     """Detect objects in images and videos: pictures with boxes and masks, and predictions.json.
 
     Files that cannot be read are named, skipped and counted. With `jobs` or `ray` the images are predicted
-    in shards, Parquet files in OUT/shards: the same command goes on where it was stopped.
+    in shards, Parquet files in OUT/shards: the same command continues a job that was stopped.
 
     Args:
         run: run folder (its best weights), a .safetensors or exported file of one, a checkpoint that
@@ -51,7 +51,7 @@ def predict(
         sources: image and video files, folders of images, globs, http and https addresses of files, lists of
             these (.txt: one on each line; .parquet: a column image, path, file_name or url), addresses of
             fsspec such as s3://BUCKET/FOLDER, or a camera: camera:0
-        out: folder for the results; in shards also an address of fsspec (default: the first free one of
+        out: folder for the results, or in shards an address of fsspec (default: the first free one of
             predictions-1, predictions-2, ...)
         save: what to write: pictures (images and videos with boxes), json, csv, yolo (a text per image),
             crops (a picture per object); in shards parquet, json (default: pictures json; in shards parquet)
@@ -237,7 +237,7 @@ def _in_shards(
     kinds = check_kinds("parquet" if save is None else save, in_shards=True)
     if not isinstance(run, (str, Path)):
         raise UserError(
-            "jobs and ray need the path of a run, for each process loads its own: give it instead of a "
+            "jobs and ray need the path of a run, since each process loads its own: give it instead of a "
             "loaded detector"
         )
     if (about := check_run(run)) is not None:

@@ -16,7 +16,7 @@ T = TypeVar("T", bound="ImageOptions")
 RESULT_KINDS = ("pictures", "json", "csv", "yolo", "crops")
 """What `--save` can name."""
 SHARD_KINDS = ("parquet", "json")
-"""What it can name in shards: the names of other files depend on all images."""
+"""What it can name in shards; the names of other files depend on all images."""
 
 
 @dataclass(frozen=True)
@@ -101,17 +101,19 @@ class PredictionOptions(ImageOptions):
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """Whether to predict in shards, and who does."""
+    """Whether to predict in shards, and by how many processes or by Ray."""
 
     jobs: int | None = option(
-        None, "predict in shards, by so many processes with a detector each; what is made is kept", low=1
+        None,
+        "number of processes that predict in shards, with a detector each; finished shards are kept",
+        low=1,
     )
-    ray: bool = option(False, "predict in shards by Ray Data; --jobs is then the number of detectors")
+    ray: bool = option(False, "predict in shards by Ray Data; --jobs is then the number of its detectors")
     ray_address: str | None = option(
-        None, "address of a Ray cluster, such as auto or HOST:6379 (default: a Ray of this machine alone)"
+        None, "address of a Ray cluster, such as auto or HOST:6379 (default: a new Ray on this machine)"
     )
     shard_size: int | None = option(
-        None, "images of a shard (default: 1000; of few images a sixteenth)", low=1
+        None, "number of images in a shard (default: a sixteenth of the images, at most 1000)", low=1
     )
 
     def __post_init__(self) -> None:
@@ -128,7 +130,7 @@ class ShardOptions:
 
     @classmethod
     def taken(cls, options: dict[str, Any]) -> ShardOptions:
-        """Take those that are given out of a user's options. Raises UserError."""
+        """Remove the fields of this class from a user's options, and return them. Raises UserError."""
         given = {name: options.pop(name, None) for name in cls.__dataclass_fields__}
         return cls(**{name: value for name, value in given.items() if value is not None})
 

@@ -1,1 +1,1 @@
-"""Prediction in shards: what is made is kept, and several processes, or Ray's actors, work at it."""
+"""Prediction in shards, by several processes or by actors of Ray; finished shards are kept."""

@@ -1,4 +1,4 @@
-"""What a prediction in shards is to do: images, detector and options; imports no torch."""
+"""A prediction in shards: its images, detector and options. Does not import torch."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from msefpn.prediction.request import PredictionOptions
 from msefpn.reading import open_file, unreadable
 
 JOB_VERSION = 1
-"""Of what a job and its shards say of themselves."""
-MOST = 1000
-"""Images of a shard where nobody says how many."""
+"""Version of the description of a job and of the metadata of its shards."""
+_LARGEST = 1000
+"""Images of a shard by default."""
 _SHARDS = 16
-"""Shards that a few images are divided into."""
+"""Number of shards of up to 16,000 images by default."""
 _MAKES_NO_DIFFERENCE = ("device", "compile", "trust", "stride", "frames", "proposals")
-"""Options that a job may go on with otherwise, or that shards refuse."""
+"""Options that may change when a job is continued, or that shards refuse."""
 _BATCH = 100_000
 _CHUNK = 1 << 20
 
 
 class ImageNames:
-    """The names of the images, each once, in the order given; compact, for there may be millions.
+    """The names of the images, each once, in the order given; compact, since there may be millions.
 
     Args:
-        sources: what was found.
+        sources: the images; those named twice are counted once.
 
     Attributes:
         names: the names.
         size: images of a shard, to be set before shards are asked for.
 
     Raises:
-        UserError: one is a video or a camera, or there is none.
+        UserError: one is a video or a camera, or there are no images.
     """
 
     def __init__(self, sources: Iterable[InputSource]) -> None:
@@ -67,7 +67,7 @@ class ImageNames:
 
     @property
     def shards(self) -> int:
-        """How many shards there are, of `size` images but for the last."""
+        """The number of shards, of `size` images each; the last may have fewer."""
         return -(-len(self.names) // self.size)
 
     def shard(self, index: int) -> list[str]:
@@ -76,12 +76,12 @@ class ImageNames:
         return names
 
     def first_with(self, prefix: str) -> str | None:
-        """The first name that begins so; None: there is none."""
+        """The first name with this prefix; None: there is none."""
         found = self.names.filter(pc.starts_with(self.names, prefix))
         return str(found[0].as_py()) if len(found) else None
 
     def digest(self) -> str:
-        """A mark of all names, in their order."""
+        """The SHA-256 of all names, in order."""
         mark = hashlib.sha256()
         for start in range(0, len(self.names), _BATCH):
             mark.update("\n".join(self.names.slice(start, _BATCH).to_pylist()).encode() + b"\n")
@@ -91,7 +91,7 @@ class ImageNames:
 def _array(names: Sequence[str]) -> Any:
     try:
         return pa.array(names, pa.large_string())
-    except UnicodeEncodeError:  # a name in other bytes, which Python reads as halves of a pair
+    except UnicodeEncodeError:  # a file name that is not UTF-8, which Python decodes to lone surrogates
         wrong = next(name for name in names if not _is_unicode(name))
         raise UserError(f"'{wrong}' has a name that is not Unicode: rename it") from None
 
@@ -109,20 +109,20 @@ class Job:
     """A prediction in shards."""
 
     run: str
-    """What the detector is read from; a path is absolute."""
+    """The weights: a name, or an absolute path."""
     out: str
-    """Folder or address of the results; a path is absolute."""
+    """Where the results are: an address, or an absolute path."""
     options: PredictionOptions
     size: int
     """Images of a shard."""
     images: int
-    """Of all shards."""
+    """Images of all shards."""
     inputs: str
-    """Mark of the names of all images."""
+    """See `ImageNames.digest`."""
     model: str
-    """Mark of the weights."""
+    """See `mark_model`."""
     home: str
-    """Folder that relative names of images are in."""
+    """Folder that relative names of images start from."""
     plugins: tuple[str, ...] = ()
 
     def about(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Job:
         }
 
     def fingerprint(self, index: int, names: Sequence[str]) -> str:
-        """Mark of a shard: of the weights, the options and its images."""
+        """The SHA-256 of what decides a shard: the weights, the options, its place and its images."""
         decides = [JOB_VERSION, self.model, _decisive(self.options), index * self.size, *names]
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
@@ -166,9 +166,9 @@ def _decisive(options: PredictionOptions) -> dict[str, Any]:
 
 
 def shard_size(images: int, batch: int, given: int | None) -> int:
-    """Images of a shard, a multiple of the batch: a batch never spans two. Raises UserError."""
+    """Images of a shard, a multiple of the batch, so that no batch spans two shards. Raises UserError."""
     if given is None:
-        size = min(MOST, -(-images // _SHARDS))
+        size = min(_LARGEST, -(-images // _SHARDS))
         return -(-size // batch) * batch
     if given % batch:
         raise UserError(f"shard-size {given} is not a multiple of batch {batch}: give one, such as {batch}")
@@ -176,7 +176,7 @@ def shard_size(images: int, batch: int, given: int | None) -> int:
 
 
 def check_shard_options(options: PredictionOptions) -> None:
-    """Refuse options that shards cannot follow. Raises UserError."""
+    """Raise UserError for options that cannot be used in shards."""
     if options.proposals is not None:
         raise UserError(
             "proposals are read for all images at once, and shards are predicted apart: leave out --jobs and "
@@ -189,7 +189,7 @@ def check_shard_options(options: PredictionOptions) -> None:
 
 
 def mark_model(run: str) -> str:
-    """Mark of the weights, or of an exported file with what belongs to it. Raises UserError."""
+    """The SHA-256 of the weights, or of an exported file with its .bin. Raises UserError."""
     file = find_weights(run)
     mark = hashlib.sha256()
     for part in (file, file.with_suffix(".bin")) if file.suffix == ".xml" else (file,):

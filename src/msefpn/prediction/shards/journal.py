@@ -1,4 +1,4 @@
-"""What of a job is there already: its description, its whole shards, and what is put together of them."""
+"""What a store already holds of a job: its description, its shards, and the files put together from them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from msefpn.runs.folder import PREDICTIONS
 UNREADABLE, NOTES = "unreadable.csv", "notes.csv"
 _MADE_AT_THE_END = (UNREADABLE, NOTES, PREDICTIONS)
 _READERS = 8
-"""Threads that read shards: an address answers late."""
+"""Threads that read shards, since reading at an address takes long."""
 _ELSEWHERE = "name another --out, or remove that"
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A shard that is there, whole and of this job."""
+    """A complete shard of this job."""
 
     index: int
     table: pa.Table
@@ -40,11 +40,11 @@ class Whole:
 
 
 class Before(NamedTuple):
-    """What a store says of the job that it was made by."""
+    """The description of a job that a store holds."""
 
     there: bool
     values: dict[str, Any] | None
-    """None: nothing, or it is damaged."""
+    """None: missing or damaged."""
 
     @property
     def shard_size(self) -> int | None:
@@ -54,7 +54,7 @@ class Before(NamedTuple):
 
 
 def look_before(store: Store) -> Before:
-    """Read the job of a store; where there is none, it must be new or empty. Raises UserError."""
+    """Read the job of a store, which must be new or empty if it has none. Raises UserError."""
     content = store.read(JOB)
     if content is None:
         store.check_new()
@@ -79,7 +79,7 @@ class Journal:
         self.store, self.job, self.inputs = store, job, inputs
 
     def check_same(self, before: Before) -> None:
-        """Raise UserError where the store holds the results of another job; nothing is written."""
+        """Raise UserError if the store holds the results of another job; nothing is written."""
         if before.values is None:
             return
         now, was, out = self.job.about(), before.values, self.store.shown()
@@ -103,24 +103,24 @@ class Journal:
             )
 
     def begin(self) -> None:
-        """Write the job down, and forget what an attempt that died left. Raises UserError."""
+        """Write the job's description, and remove the marks of an attempt that died. Raises UserError."""
         self.store.write(JOB, json.dumps(self.job.about(), indent=1).encode())
         self.store.clear(BEGUN)
 
     def undo(self) -> None:
-        """Remove what `begin` wrote, where no shard was made."""
+        """Remove what `begin` wrote if there are no shards."""
         with contextlib.suppress(UserError):
             if not self.store.names(SHARDS):
                 self.store.clear(BEGUN, files=(JOB,))
 
     def check(self) -> tuple[list[int], dict[int, str]]:
-        """Look at the shards that are there.
+        """Check the existing shards.
 
         Returns:
-            Numbers of those that are whole; of the others that are there, what is wrong with them.
+            Numbers of those that are whole; for the others, by number, what is wrong with them.
 
         Raises:
-            UserError: one is of another job.
+            UserError: a shard is of another job.
         """
         known = {shard_file(index): index for index in range(self.inputs.shards)}
         there = [f"{SHARDS}/{name}" for name in self.store.names(SHARDS)]
@@ -136,11 +136,11 @@ class Journal:
         return whole, wrong
 
     def forget_the_end(self) -> None:
-        """Remove what was put together of shards that are made again. Raises UserError."""
+        """Remove the files that are put together from all shards. Raises UserError."""
         self.store.clear(files=_MADE_AT_THE_END)
 
     def each(self, indices: Iterable[int]) -> Iterator[Whole]:
-        """Read whole shards. Raises UserError: one has been damaged since."""
+        """Read whole shards. Raises UserError if one was damaged since they were checked."""
         for index, found in self._read(indices):
             if not isinstance(found, Whole):
                 name = self.store.shown(shard_file(index))
@@ -151,11 +151,11 @@ class Journal:
         yield from ahead((partial(self._look_at, index) for index in indices), _READERS)
 
     def _look_at(self, index: int) -> tuple[int, Whole | str]:
-        """A shard, or what is wrong with it. Raises UserError: it is of another job."""
+        """A shard, or what is wrong with it. Raises UserError if it is of another job."""
         name = shard_file(index)
         content = self.store.read(name)
         if content is None:
-            return index, "is not there"
+            return index, "is missing"
         names = self.inputs.shard(index)
         try:
             table, footer = decode_shard(content)
@@ -186,10 +186,10 @@ class Totals(NamedTuple):
 
 
 def put_together(journal: Journal, indices: Iterable[int], kinds: Iterable[str]) -> Totals:
-    """Write what there is of all shards: lists of unreadable images and notes, and predictions.json if asked.
+    """Write the lists of unreadable images and notes of some shards, and predictions.json if asked.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: a file cannot be written.
     """
     store, files = journal.store, list[dict[str, Any]]()
     unreadable, notes = _List("image", "reason"), _List("image", "note")
@@ -230,7 +230,7 @@ class _List:
 
 
 class _Entries:
-    """predictions.json, written as the shards come."""
+    """predictions.json, written shard by shard."""
 
     def __init__(self, file: io.TextIOBase) -> None:
         self.file, self.first = file, True
@@ -238,14 +238,14 @@ class _Entries:
     @classmethod
     @contextlib.contextmanager
     def open(cls, path: Path) -> Iterator[_Entries]:
-        """The file, which is complete when the body has ended."""
+        """Open the file, which is complete when the body has ended."""
         with path.open("w", encoding="utf-8") as file:
             file.write("[")
             yield cls(file)
             file.write("\n]")
 
     def add(self, shard: Whole) -> None:
-        """Write the objects of a shard, as a prediction without shards does."""
+        """Write the objects of a shard, with the same keys as a prediction without shards."""
         from msefpn.inference.detect import as_results  # noqa: PLC0415  (imports torch)
 
         footer = shard.footer

@@ -1,6 +1,6 @@
-"""A shard's file: a Parquet table of detections, a row for each image, which says itself whether it is whole.
+"""A shard's file: a Parquet table of detections, a row for each image, with checksums.
 
-The footer's key `msefpn` holds a json, see `Footer`. It and every page of the file have a checksum.
+The footer's key `msefpn` holds a json, see `Footer`. The json and every page of the file have a checksum.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Row(NamedTuple):
     """An image and what was found on it."""
 
     id: int
-    """Its place among all images."""
+    """Its index among all images of the job."""
     image: str
     size: tuple[int, int]
     """Height and width, pixels."""
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Footer:
-    """What a shard says of itself."""
+    """The metadata of a shard."""
 
     fingerprint: str
     """See `Job.fingerprint`."""
@@ -52,7 +52,7 @@ class Footer:
     unreadable: tuple[tuple[str, str], ...]
     """Images that have no row, and why."""
     notes: tuple[tuple[str, str], ...]
-    """Images of whose file something was not taken as it stands, and what."""
+    """Images whose file was not used as it is, and why, such as 16-bit values."""
     objects: int
     dropped: int
     """Candidates that were dropped before NMS."""
@@ -80,8 +80,8 @@ def encode_shard(rows: Sequence[Row], footer: Footer, *, masks: bool) -> bytes:
 
     Args:
         rows: its images that could be read.
-        footer: what it says of itself.
-        masks: whether there is a column of masks, COCO's run lengths in an image of `height` and `width`.
+        footer: its metadata.
+        masks: whether to write a column of masks: COCO's run lengths for an image of `height` and `width`.
     """
     schema = _schema(masks)
     columns: dict[str, Any] = {
@@ -105,7 +105,7 @@ def encode_shard(rows: Sequence[Row], footer: Footer, *, masks: bool) -> bytes:
 
 
 def decode_shard(content: bytes) -> tuple[pa.Table, Footer]:
-    """The table of a shard, every page checked, and its footer. Raises ValueError: it is damaged."""
+    """The table of a shard, every page checked, and its footer. Raises ValueError if it is damaged."""
     try:
         file = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
         metadata = file.schema_arrow.metadata or {}
@@ -122,7 +122,7 @@ def decode_shard(content: bytes) -> tuple[pa.Table, Footer]:
 
 
 def _parse(values: Any) -> Footer:
-    """Raises ValueError, KeyError or TypeError for what `encode` does not write."""
+    """Raises ValueError, KeyError or TypeError for what `encode_shard` does not write."""
     given = dict(values)
     for name in ("unreadable", "notes"):
         given[name] = tuple((str(image), str(text)) for image, text in given[name])
@@ -132,12 +132,12 @@ def _parse(values: Any) -> Footer:
 
 
 def check_shard_rows(table: pa.Table, footer: Footer, first: int, names: Sequence[str]) -> None:
-    """Raise ValueError unless each image has a row or a reason, once, and all are in order.
+    """Raise ValueError unless each image has one row or one reason, and the rows are in order.
 
     Args:
         table: of a shard.
-        footer: of the same.
-        first: place of its first image among all.
+        footer: of the shard.
+        first: index of its first image among all images of the job.
         names: its images.
     """
     missing = [image for image, _ in footer.unreadable]
@@ -176,7 +176,7 @@ def predictions_in(table: pa.Table) -> Iterator[Row]:
 
 
 def mark_states(sources: Sequence[InputSource]) -> int:
-    """A number that changes when a picture on this machine does: of sizes and times; not of addresses."""
+    """A checksum of the sizes and times of the pictures on this machine; addresses are not looked at."""
     mark = 0
     for source in sources:
         if source.kind == "image":
