@@ -16,9 +16,9 @@ import torch
 import torchvision
 
 from benchmarks import coco, data, loader, roofline, scale, startup
-from benchmarks.interleave import ROOT, Outcome, interleaved
+from benchmarks.common import ROOT, table
+from benchmarks.interleave import Outcome, interleaved
 from benchmarks.sides import SIDES, Case, agreement, sides_on
-from benchmarks.tables import table
 from msefpn.config import parse_size
 from msefpn.necks import NECKS
 

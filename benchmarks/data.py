@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import ROOT, table
 from benchmarks.full_size import OBJECTS365, TRAIN2017, Size, make
-from benchmarks.tables import table
 from msefpn.runs.memory import peak_memory
 
 SIDES = ("ours", "ours, not resized", "torchvision, Pillow", "torchvision, decode_image")
-ROOT = Path(__file__).resolve().parents[1]
 _PIECE = 1 << 20
 Place = tuple[Path, Path]
 """The json and the folder of the images."""

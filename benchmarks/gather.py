@@ -8,10 +8,6 @@ own half, at the peak, and the time; then the same for COCO's results and number
 
 import argparse
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +17,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from benchmarks.interleave import ROOT
+from benchmarks.common import in_two
 from msefpn.inference.detect import Predictions, as_results, merge_predictions
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.runs.meeting import meeting
@@ -109,33 +105,10 @@ def main(arguments: list[str] | None = None) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for images in args.images:
         for way in ("arrays", "objects"):
-            row = in_two(["--images", str(images), "--way", way, *["--numbers"] * args.numbers])
+            words = ["--images", str(images), "--way", way, *["--numbers"] * args.numbers]
+            row = in_two("benchmarks.gather", words)
             cells = [f"{value:.1f} s" if i % 2 == 0 else f"{value:.0f} MB" for i, value in enumerate(row)]
             print(f"| {' | '.join([f'{images:,}', way, *cells, *['-'] * (6 - len(cells))])} |", flush=True)
-
-
-def in_two(arguments: list[str]) -> list[float]:
-    """Run this program as two processes; what the first printed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    usual = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "benchmarks.gather", *arguments]
-    processes = [
-        subprocess.Popen(
-            command,
-            env=os.environ | usual | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for rank in range(2)
-    ]
-    printed = [process.communicate()[0] for process in processes]
-    if any(process.returncode for process in processes):
-        raise SystemExit("a process failed: see its lines above")
-    row: list[float] = json.loads(printed[0])
-    return row
 
 
 if __name__ == "__main__":

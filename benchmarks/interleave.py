@@ -10,15 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.common import ROOT
 from benchmarks.sides import Case, Predictions, prepare
 from msefpn.runs.memory import peak_memory
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclasses.dataclass(frozen=True)

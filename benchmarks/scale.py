@@ -13,10 +13,7 @@ computed.
 import argparse
 import json
 import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -30,8 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.interleave import ROOT
-from benchmarks.tables import table
+from benchmarks.common import in_two, table
 from msefpn.config import load_recipe, parse_size
 from msefpn.inference.detect import Predictions
 from msefpn.inference.frames import InputSource
@@ -40,8 +36,9 @@ from msefpn.plugins import known
 from msefpn.prediction.request import PredictionOptions
 from msefpn.prediction.shards.job import ImageNames, Job, mark_model
 from msefpn.prediction.shards.processes import in_this_process
-from msefpn.prediction.shards.store import open_store
+from msefpn.prediction.shards.store import JOB, open_store
 from msefpn.prediction.shards.table import Footer, Row, check_shard_rows, decode_shard, encode_shard
+from msefpn.prediction.shards.work import shard_file
 from msefpn.runs.memory import keep_freed_memory
 from msefpn.structures import Targets
 
@@ -151,21 +148,8 @@ def share(recipe: str, size: tuple[int, int], rounds: int, detectors: Sequence[s
     """Print the steps of two processes that exchange gradients by gloo, and of the same that do not."""
     rows = []
     for name in detectors:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        task = json.dumps({"recipe": recipe, "detector": name, "size": size, "rounds": rounds, "port": port})
-        command = [sys.executable, "-m", "benchmarks.scale", "--one-of-two", task]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        first, second = (
-            subprocess.Popen(
-                [*command, "--rank", str(rank)], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
-            )
-            for rank in (0, 1)
-        )
-        said = first.communicate()[0]
-        second.communicate()
-        found = json.loads(said.strip().splitlines()[-1])
+        task = json.dumps({"recipe": recipe, "detector": name, "size": size, "rounds": rounds})
+        found = in_two("benchmarks.scale", ["--one-of-two", task])
         part = 1 - found["alone"] / found["together"]
         rows.append(
             [
@@ -179,9 +163,9 @@ def share(recipe: str, size: tuple[int, int], rounds: int, detectors: Sequence[s
     table(["detector", "gradients, MB", "step without exchange, s", "with, s", "share of the exchange"], rows)
 
 
-def one_of_two(task: dict[str, Any], rank: int) -> None:
+def one_of_two(task: dict[str, Any]) -> None:
     """Train as one of two processes; the first prints its medians."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{task['port']}", rank=rank, world_size=2)
+    dist.init_process_group("gloo")
     keep_freed_memory()
     model = Loss(made(task["recipe"], detector=task["detector"]).train(), tuple(task["size"]))
     wrapped = DistributedDataParallel(model)
@@ -202,14 +186,14 @@ def one_of_two(task: dict[str, Any], rank: int) -> None:
             began = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - began)
-    if rank == 0:
+    if dist.get_rank() == 0:
         medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
         print(json.dumps({**medians, "bytes": gradient_bytes(model)}), flush=True)
     dist.destroy_process_group()
 
 
 def prediction(recipe: str, sides: Sequence[str], images: int, listed: int) -> None:
-    """Print images per second and core through shards, and what ten million would take."""
+    """Print images per second of a core through shards, and the time of ten million."""
     torch.manual_seed(0)
     rows = []
     with tempfile.TemporaryDirectory() as place:
@@ -252,7 +236,7 @@ def prediction(recipe: str, sides: Sequence[str], images: int, listed: int) -> N
 
 
 def shards(detections: int = 10, images: int = 1000) -> None:
-    """Print what a shard of made-up detections takes on disk, and to write and to check."""
+    """Print the size of a shard of made-up detections, and the time to write and to check it."""
     noise = np.random.default_rng(0)
     names, rows = [f"/data/images/train/{number:012}.jpg" for number in range(images)], []
     for number, name in enumerate(names):
@@ -271,22 +255,21 @@ def shards(detections: int = 10, images: int = 1000) -> None:
 
 def _through_shards(folder: Path, side: str, images: int) -> tuple[float, float]:
     """Images per second of two shards' second, and bytes of a shard per image."""
-    out = folder / f"out-{side}"
-    for inner in ("shards", "begun"):
-        (out / inner).mkdir(parents=True)
+    store = open_store(str(folder / f"out-{side}"))
     options = PredictionOptions.given(size=side, device="cpu", score=0.0, max_per_image=10)
     weights = str(folder / "weights.safetensors")
-    job = Job(weights, str(out), options, images, 2 * images, "", mark_model(weights), os.getcwd())
-    open_store(str(out)).write("job.json", b"{}")
+    job = Job(weights, store.shown(), options, images, 2 * images, "", mark_model(weights), os.getcwd())
     names = [str(folder / f"{number}.jpg") for number in range(2 * images)]
     began = 0.0
-    for report in in_this_process(job, [(0, names[:images]), (1, names[images:])]):
-        assert report.images == images, report
-        began, before = time.process_time(), began
+    with store.working():
+        store.write(JOB, b"{}")
+        for report in in_this_process(job, [(0, names[:images]), (1, names[images:])]):
+            assert report.images == images, report
+            began, before = time.process_time(), began
     seconds = began - before
-    content = b"".join(path.read_bytes() for path in sorted((out / "shards").iterdir())[:1])
-    table_, _ = decode_shard(content)
-    assert table_.num_rows == images
+    content = store.read(shard_file(0))
+    assert content is not None
+    assert decode_shard(content)[0].num_rows == images
     return images / seconds, len(content) / images
 
 
@@ -302,10 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=10, help="of a shard of the predictions")
     parser.add_argument("--names", type=int, default=1_000_000, help="of the list")
     parser.add_argument("--one-of-two", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.one_of_two is not None:
-        one_of_two(args.one_of_two, args.rank)
+        one_of_two(args.one_of_two)
         return
     keep_freed_memory()
     for part in args.parts:

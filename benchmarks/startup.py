@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks.interleave import ROOT
+from benchmarks.common import ROOT
 
 FIRST = "from benchmarks.sides import Case, prepare; prepare(Case({side!r}, 'faster_rcnn', {size}, 1))[0]()"
 COMMANDS = {
