@@ -57,7 +57,7 @@ def test_sockets_have_short_paths(monkeypatch: pytest.MonkeyPatch) -> None:
         assert on_ray._short_folder() == own
 
 
-def test_a_cluster_that_does_not_answer_is_one_line(predict: Predict, tmp_path: Path) -> None:
+def test_a_cluster_that_does_not_answer_is_one_line() -> None:
     with pytest.raises(UserError, match=r"answers at ray://127.0.0.1:9 \(Connection refused\)"):
         on_ray._check_reachable("ray://127.0.0.1:9")
     on_ray._check_reachable("auto")

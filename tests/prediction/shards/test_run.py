@@ -138,7 +138,7 @@ def test_another_model_or_other_options_are_refused(
     assert "mine.parquet' is not a shard of this job" in said
 
 
-def test_unreadable_images_are_listed_and_a_mended_one_is_read(
+def test_unreadable_images_are_listed_and_a_fixed_one_is_read(
     given: Given, predict: Predict, tmp_path: Path
 ) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
