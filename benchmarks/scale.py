@@ -126,7 +126,7 @@ def growth(recipe: str, size: tuple[int, int], rounds: int) -> None:
     for boxes, classes in ((1, 80), (10, 80), (100, 80), (1000, 80), (10, 1), (10, 365), (10, 1203)):
         detector = made(recipe, classes).train()
         loss = step_of(detector, size, boxes, classes)
-        seconds = median_of(lambda loss=loss: loss().backward(), rounds)  # type: ignore[misc]
+        seconds = median_of(lambda loss=loss: loss().backward(), rounds)  # type: ignore[misc]  # mypy cannot infer it
         rows.append([str(boxes), str(classes), f"{seconds:.2f}", f"{gradient_bytes(detector) / 1e6:.0f}"])
     table(["boxes", "classes", "step, s of a core", "gradients, MB"], rows)
 

@@ -51,7 +51,7 @@ def test_the_processes_end_with_a_killed_command(given: Given, killer: Killer, t
         if len(asked) == 2:
             command.kill()
 
-    killer.kill = kill_command  # type: ignore[method-assign]
+    killer.kill = kill_command  # type: ignore[method-assign]  # of this server
     command = subprocess.Popen(words, stderr=subprocess.PIPE)
     command.communicate(timeout=100)
     end = time.monotonic() + 20

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from msefpn import plugins
 from msefpn.errors import UserError
 from msefpn.inference.frames import InputSource, ReadFailure
+from msefpn.inference.sources import source_of
 from msefpn.prediction.shards.job import Job, mark_model
 from msefpn.prediction.shards.store import BEGUN, GO_ON, JOB, SHARDS, open_store
 from msefpn.prediction.shards.table import Footer, Row, encode_shard, mark_states
 from msefpn.reading import parse_json
+from msefpn.runs.imports import import_models
 
 if TYPE_CHECKING:
     from msefpn.prediction.loaded import LoadedDetector
@@ -106,8 +108,6 @@ class ShardWorker:
         self.store.write(_mark_file(index), json.dumps(mark._asdict()).encode())
 
     def _predict(self, index: int, names: Sequence[str], attempts: int) -> Report:
-        from msefpn.inference.sources import source_of  # noqa: PLC0415
-
         self._mark(index, attempts + 1)
         try:
             sources = [source_of(name) for name in names]
@@ -161,8 +161,6 @@ class ShardWorker:
     def _loaded(self) -> LoadedDetector:
         if self.detector is not None:
             return self.detector
-        from msefpn.runs.imports import import_models  # noqa: PLC0415
-
         options = self.job.options
         plugins.load(self.job.plugins)
         if mark_model(self.job.run) != self.job.model:
@@ -172,9 +170,9 @@ class ShardWorker:
             )
         if not options.compile:
             import_models()
-        import torch  # noqa: PLC0415
+        import torch  # noqa: PLC0415  (slow)
 
-        from msefpn.prediction.loaded import LoadedDetector  # noqa: PLC0415
+        from msefpn.prediction.loaded import LoadedDetector  # noqa: PLC0415  (imports torch)
 
         if self.number is not None and options.device != "cpu" and torch.cuda.is_available():
             torch.cuda.set_device(self.number % torch.cuda.device_count())
