@@ -129,7 +129,7 @@ def _depth(text: str) -> int:
             level += 1 if bracket in "[{" else -1
             deepest = max(deepest, level)
         return deepest
-    import numpy as np  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415  only long texts need it
 
     steps = np.zeros(256, np.int8)
     steps[list(b"[{")], steps[list(b"]}")] = 1, -1

@@ -11,7 +11,6 @@ import codecs
 import collections
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,13 +55,13 @@ class Pieces:
     """
 
     def __init__(self, file: Path) -> None:
+        if file.stat().st_size > MAX_PIECES:
+            raise Unusual(f"has more than {MAX_PIECES >> 30} GB, which is the limit")
         self._file: BinaryIO = open_file(file)
         self._hash = hashlib.sha256()
         self._buffer, self._at, self._ended = b"", 0, False
         self._before = 0
         self.digest = ""
-        if os.fstat(self._file.fileno()).st_size > MAX_PIECES:
-            raise Unusual(f"has more than {MAX_PIECES >> 30} GB, which is the limit")
 
     def lists(self) -> Iterator[str]:
         """The keys whose values are lists; each list's records must be taken before the next key.

@@ -127,6 +127,6 @@ class CascadeHead(nn.Module):
             for name, loss in found.items():
                 losses[name.replace("roi", f"stage{number}")] = weight * loss
             with torch.no_grad():
-                boxes = stage.decoded(regions.deltas, regions.rois, sizes).squeeze(2)  # type: ignore[operator]
+                boxes = stage.decoded(regions.deltas, regions.rois, sizes).squeeze(2)  # type: ignore[operator]  # likewise
             proposals = Proposals(boxes, regions.proposed)
         return losses, regions

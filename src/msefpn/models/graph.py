@@ -96,7 +96,7 @@ def _tidy(model: Any) -> None:
     export's time, for graphs that onnxruntime and OpenVINO rewrite by rules of their own when they load them.
     """
     import onnx_ir.passes.common as passes  # noqa: PLC0415  belongs to an extra
-    import onnxscript.optimizer  # noqa: PLC0415
+    import onnxscript.optimizer  # noqa: PLC0415  of an extra
 
     passes.InlinePass()(model)
     onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)

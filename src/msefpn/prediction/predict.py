@@ -169,7 +169,7 @@ def _results(request: Request) -> Iterator[ImageResult]:
 def _read_proposals(options: PredictionOptions, sources: list[InputSource]) -> list[NDArray[np.float32]]:
     """The regions of each source, all of them image files. Raises UserError."""
     from msefpn.data.images import ImageFault, read_header  # noqa: PLC0415  (rarely needed)
-    from msefpn.data.proposals import proposals_of_files  # noqa: PLC0415
+    from msefpn.data.proposals import proposals_of_files  # noqa: PLC0415  needed by one detector
 
     assert options.proposals is not None
     if options.tile:

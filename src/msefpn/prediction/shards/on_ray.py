@@ -99,7 +99,7 @@ def _by_actors(ray: Any, job: Job, shards: list[tuple[int, list[str]]], jobs: in
     gpus = _gpus(ray, job)
     count = _pool_size(ray, jobs, gpus)
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
     items = [{"shard": index, "names": names} for index, names in shards]
     found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _Actor,
@@ -115,6 +115,8 @@ def _by_actors(ray: Any, job: Job, shards: list[tuple[int, list[str]]], jobs: in
                 yield Report(**values)
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise UserError(f"Ray cannot go on ({_last_line(error)}): look at its logs, then run again") from None
+    finally:
+        context.enable_progress_bars = bars
 
 
 def _gpus(ray: Any, job: Job) -> int:
