@@ -28,7 +28,7 @@ from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
 from msefpn.inference.detect import inputs_read
 from msefpn.inference.device import check_devices, pick_device, telling_memory
-from msefpn.metrics.paired import mean_and_spread, paired_difference
+from msefpn.metrics.paired import mean_and_spread, paired_differences
 from msefpn.models import check_initial_weights, init_weights, probe, styled
 from msefpn.names import DetectorInputs
 from msefpn.runs.console import Bar, duration, percent, say, show_table
@@ -189,17 +189,23 @@ def _trial(trial: Trial, failed: Mapping[Path, str]) -> dict[str, Any]:
 
 def _compare(entries: Sequence[dict[str, Any]]) -> None:
     """Add to each entry whether it is its budget's baseline, else the paired difference to that."""
-    baselines: dict[int, dict[str, Any]] = {}
+    budgets: dict[int, list[dict[str, Any]]] = {}
     for entry in entries:
-        base = baselines.setdefault(entry["epochs"], entry)
-        entry["baseline"] = base is entry
-        pairs = [
-            (trial["AP"], other["AP"])
-            for trial, other in zip(entry["trials"], base["trials"], strict=True)
-            if "AP" in trial and "AP" in other
-        ]
-        if base is not entry and pairs:
-            difference = paired_difference(*map(list, zip(*pairs, strict=True)))
+        budgets.setdefault(entry["epochs"], []).append(entry)
+    for base, *others in budgets.values():
+        base["baseline"] = True
+        compared, values = [], []
+        for entry in others:
+            entry["baseline"] = False
+            pairs = [
+                (trial["AP"], other["AP"])
+                for trial, other in zip(entry["trials"], base["trials"], strict=True)
+                if "AP" in trial and "AP" in other
+            ]
+            if pairs:
+                compared.append(entry)
+                values.append(([own for own, _ in pairs], [other for _, other in pairs]))
+        for entry, difference in zip(compared, paired_differences(values), strict=True):
             entry["difference"] = dataclasses.asdict(difference)
 
 

@@ -23,8 +23,9 @@ ResultRow = dict[str, Any]
 
 NOTE = (
     "AP and differences in percent, of the weights after the last epoch; ± standard deviation over seeds; "
-    "difference to the baseline with the same epochs, paired by seed, with Student's 95 % interval (without "
-    "any true difference, one interval in twenty excludes zero by chance); time: ratio of prediction times; "
+    "difference to the baseline of the same epochs, paired by seed, with Student's 95 % interval, corrected "
+    "for the number of rows by Holm's method (without any true difference, one budget in twenty has an "
+    "interval that excludes zero); time: ratio of prediction times; "
     "published: AP, and gain over FPN, on COCO in a recipe's own setting, for a neck with ResNet-50, 1x"
 )
 
