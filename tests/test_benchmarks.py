@@ -167,6 +167,34 @@ def test_a_set_without_such_tiles_is_refused(
     assert not (tmp_path / "tiles").exists()
 
 
+def test_frequent_classes_alone(module: Callable[[str], Any], tmp_path: Path) -> None:
+    images = [{"id": id, "file_name": f"{id}.jpg", "width": 9, "height": 9} for id in range(6)]
+    names = [{"id": id, "name": name} for id, name in ((3, "cup"), (5, "car"), (8, "kite"))]
+    pairs = [(0, 3), (1, 3), (2, 3), (2, 5), (3, 8), (4, 8), (4, 8), (5, 5)]
+    notes = [
+        {"id": id, "image_id": image, "category_id": label, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0}
+        for id, (image, label) in enumerate(pairs)
+    ]
+    notes[6]["iscrowd"] = 1  # only two kites are left, as two cars
+    whole = tmp_path / "whole.json"
+    whole.write_text(json.dumps({"images": images, "annotations": notes, "categories": names}))
+    words = [str(whole), str(whole), str(tmp_path / "cut"), "--objects", "3", "--images", "2"]
+    module("frequent").main(words)
+    train, val = (json.loads((tmp_path / "cut" / f"{split}.json").read_text()) for split in ("train", "val"))
+    assert [category["name"] for category in train["categories"]] == ["cup"]
+    assert train["categories"] == val["categories"]
+    drawn = {image["id"] for image in train["images"]}
+    assert len(drawn) == 2
+    assert drawn < {0, 1, 2}
+    assert [note["image_id"] for note in train["annotations"]] == sorted(drawn)
+    assert val["images"] == images
+    assert [note["image_id"] for note in val["annotations"]] == [0, 1, 2]
+
+    with pytest.raises(SystemExit):
+        module("frequent").main([*words[:2], str(tmp_path / "none"), "--objects", "4"])
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_first_loss_is_measured(
     module: Callable[[str], Any], tiny_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
