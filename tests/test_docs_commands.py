@@ -65,7 +65,7 @@ PARSED_ONLY = {
     r"detector\.onnx": "reads an exported file",
     r"_resnet50_fpn|--recipe finetune|(hf|s3)://": "needs the network; test_pretrained.py, test_remote.py",
     r"--ray|predict .*--jobs [2-9]": "starts Ray or processes; tests/prediction/shards",
-    r"bccd/|runs/cells": "needs photographs that are not in the repository",
+    r"bccd/|runs/cells|(--data|check) coco|coco/": "needs photographs that are not in the repository",
 }
 """Commands that are not run here, and why, or what runs them; their options and names are looked up."""
 NOT_RUN = {
