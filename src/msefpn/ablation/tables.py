@@ -158,7 +158,7 @@ def failures(results: Results) -> list[tuple[str, str]]:
 
 
 def draw_plot(results: Results) -> Figure:
-    """Draw mean AP and its deviation over parameters, operations and time: one panel each.
+    """Draw each row's gain over its baseline, with the interval, over parameters, operations and time.
 
     Raises:
         UserError: matplotlib is missing.
@@ -168,29 +168,39 @@ def draw_plot(results: Results) -> Figure:
     except ImportError:
         raise missing_extra("plot.svg", "plots") from None
 
-    rows = [row for row in results["rows"] if "mean" in row]
+    rows = [row for row in results["rows"] if row["baseline"] or "difference" in row]
     costs: Sequence[tuple[str, Callable[[ResultRow], float]]] = (
+        ("prediction time, ratio to the baseline", lambda row: row["ratio"]),
         ("parameters, millions", lambda row: row["parameters"] / 1e6),
         ("multiply-accumulates, 10⁹", lambda row: row["macs"]["all"] / 1e9),
-        ("prediction time, ratio to the baseline", lambda row: row["ratio"]),
     )
     figure = Figure(figsize=(13, 4.5 + 0.12 * len(rows)), layout="constrained")
     several = len({row["epochs"] for row in rows}) > 1
     panels = figure.subplots(1, len(costs), sharey=True)
     for panel, (label, cost) in zip(panels, costs, strict=True):
+        panel.axhline(0, color="0.6", linewidth=1)
         for number, row in enumerate(rows, 1):
             name = f"{number}  {row['row']}" + f", {row['epochs']} epochs" * several
-            spread = 100 * (row["spread"] or 0)
-            point = (cost(row), 100 * row["mean"])
+            gain, half = _gain(row)
             marker = "D" if row["baseline"] else "o"
-            panel.errorbar(*point, yerr=spread, fmt=marker, color=f"C{number % 10}", capsize=2, label=name)
-            panel.annotate(str(number), point, xytext=(5, 4), textcoords="offset points", fontsize=8)
+            color = f"C{number % 10}"
+            panel.errorbar(cost(row), gain, yerr=half, fmt=marker, color=color, capsize=2, label=name)
+            place = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8}
+            panel.annotate(str(number), (cost(row), gain), **place)
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("AP, percent (mean ± standard deviation)")
+    panels[0].set_ylabel("AP, percent, over the baseline (corrected 95 % interval)")
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper", fontsize=8)
     return figure
+
+
+def _gain(row: ResultRow) -> tuple[float, float | None]:
+    """Difference to the baseline, percent, and half of its interval; None: there is none."""
+    if row["baseline"]:
+        return 0.0, None
+    step = row["difference"]
+    return 100 * step["mean"], None if step["high"] is None else 100 * (step["high"] - step["mean"])
 
 
 def write_tables(folder: Path, results: Results) -> None:
