@@ -244,8 +244,12 @@ def test_backbones_that_do_not_fit(name: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"neck_options": {"widht": 3}}, "unknown key in neck_options 'widht'"),
-        ({"neck_options": {"preset": "none"}}, "neck_options: preset 'none' is unknown"),
+        ({"neck_options": {"widht": 3}}, "unknown key in neck_options of mse_fpn 'widht'"),
+        ({"neck_options": {"preset": "none"}}, "neck_options of mse_fpn: preset 'none' is unknown"),
+        (
+            {"neck": "afpn", "neck_options": {"upsample": "carafe"}},
+            "unknown key in neck_options of afpn 'upsample': known: extra_levels, out_channels, start_level",
+        ),
         ({"detector_options": {"rpn": {"anchors": 1}}}, "unknown key in rpn 'anchors'"),
         ({"detector_options": {"preset": "detectron"}}, "unknown preset 'detectron'"),
         ({"backbone_options": {"frozen_stages": 9}}, "frozen_stages is 9"),

@@ -92,7 +92,7 @@ def test_detectors(detector: str, tiny_set: Path, tmp_path: Path) -> None:
         (["--set", "neck_options.gate=cbam"], "start 'identity' is not possible with gate 'cbam'"),
         (["--set", "neck_options.start=paper"], "start is 'paper'"),
         (["--set", "neck_options.out_channels=64"], "out_channels is 64, the FPN's is 32"),
-        (["--set", "neck_options.width=big"], "neck_options: "),
+        (["--set", "neck_options.width=big"], "neck_options of mse_fpn: "),
         (["--set", "lr=1"], "upgrade changes the neck alone: leave out --set lr"),
         (["--out", "model.pth"], "is not a .safetensors file"),
     ],

@@ -273,6 +273,7 @@ def test_gate_sizes(gate: str, size: int) -> None:
         {"sem_strides": [2, 4]},
         {"sem_strides": []},
         {"gate": "gmu", "gate_at": "lateral"},
+        {"gate": "none", "gate_at": "above"},
         {"sem": "channel", "score_norm": "after"},
         {"sem": "none", "combine": "cascade"},
         {"sem": "none", "sem_strides": [4, 8]},

@@ -103,26 +103,24 @@ def _make_neck(config: Config, backbone: Backbone, **levels: Any) -> Neck:
 
 def _first_neck(name: str, channels: list[int], strides: list[int], options: dict[str, Any]) -> Neck:
     """The neck on the backbone; one that does not know of levels is given those that are asked for."""
-    make = find("neck", name)
+    make, what = find("neck", name), f"neck_options of {name}"
     foreign = _foreign("neck", name)
     if foreign is None:
-        neck: Neck = construct(make, "neck_options", channels, strides, **options)
+        neck: Neck = construct(make, what, channels, strides, **options)
         return neck
     if _takes_levels(make):
-        made, start, extra = construct(make, "neck_options", channels, strides, **options), 0, "none"
+        made, start, extra = construct(make, what, channels, strides, **options), 0, "none"
     else:
         options = dict(options)
         start, extra = options.pop("start_level"), options.pop("extra_levels")
         if not 0 <= start < len(strides):
-            raise UserError(
-                f"neck_options: start_level {start} is not one of the {len(strides)} input levels"
-            )
-        made = construct(make, "neck_options", channels[start:], strides[start:], **options)
+            raise UserError(f"{what}: start_level {start} is not one of the {len(strides)} input levels")
+        made = construct(make, what, channels[start:], strides[start:], **options)
     contract.verify_neck(made, channels[start:], strides[start:], foreign)
     if isinstance(made, Neck) and _takes_levels(make):
         return made
     levels = {"start_level": start, "extra_levels": extra}
-    return construct(AdaptedNeck, "neck_options", made, channels, strides, **levels)
+    return construct(AdaptedNeck, what, made, channels, strides, **levels)
 
 
 def _takes_levels(make: Callable[..., Any]) -> bool:

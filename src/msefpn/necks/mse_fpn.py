@@ -326,6 +326,8 @@ def _check_gate(gate: str, gate_at: str, gate_init: str, start: str) -> None:
     if start == "identity" and not GATES[gate].has_identity:
         able = " or ".join(f"'{name}'" for name, kind in GATES.items() if kind.has_identity)
         raise ValueError(f"start 'identity' is not possible with gate '{gate}': it needs gate {able}")
+    if gate == "none" and gate_at != "merged":
+        raise ValueError(f"gate_at '{gate_at}' needs a gate, but gate is 'none'")
     if GATES[gate].joins and gate_at != "merged":
         raise ValueError(f"gate '{gate}' joins two maps: it needs gate_at 'merged'")
     if gate != "gcg" and gate_init != "xavier":
