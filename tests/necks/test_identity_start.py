@@ -11,6 +11,8 @@ from msefpn.necks import FPN, MSEFPN, ResMSEFPN
 CHANNELS = [16, 24, 40, 64]
 STRIDES = [4, 8, 16, 32]
 LEVELS = {"start_level": 1, "extra_levels": "conv_c5"}
+FPNS = (*LEVELS, "norm", "upsample")
+"""Options that are FPN's too."""
 IDENTITY: dict[str, dict[str, Any]] = {
     "shared": {},
     "lean": {"preset": "lean"},
@@ -25,10 +27,10 @@ IDENTITY: dict[str, dict[str, Any]] = {
 RESIDUAL: dict[str, dict[str, Any]] = {
     "all": {},
     "levels": LEVELS,
-    "no norm": {"norm": "none"},
+    "norm": {"norm": "gn"},
     "no semantics": {"semantics": 0},
     "no gates": {"gates": False},
-    "nearest": {"upsample": "nearest"},
+    "upsample": {"norm": "gn", "upsample": "dysample"},
 }
 VARIANTS: dict[str, tuple[type[MSEFPN | ResMSEFPN], dict[str, Any]]] = {
     **{name: (MSEFPN, {"start": "identity", **options}) for name, options in IDENTITY.items()},
@@ -44,7 +46,9 @@ def maps(height: int = 75, width: int = 101) -> list[Tensor]:
 
 def upgraded(kind: type[MSEFPN | ResMSEFPN], options: dict[str, Any]) -> tuple[FPN, MSEFPN | ResMSEFPN]:
     torch.manual_seed(0)
-    fpn = FPN(CHANNELS, STRIDES, 32, **{key: options[key] for key in LEVELS if key in options})
+    if kind is ResMSEFPN:
+        options = {"norm": "none", **options}
+    fpn = FPN(CHANNELS, STRIDES, 32, **{key: options[key] for key in FPNS if key in options})
     for parameter in fpn.parameters():
         torch.nn.init.normal_(parameter, std=0.2)  # a trained one's biases are not zero
     neck = kind(CHANNELS, STRIDES, 32, **options)

@@ -20,8 +20,8 @@ def upgrade_neck(detector: Detector, neck: str, neck_options: Mapping[str, Any])
     Args:
         detector: one on an FPN.
         neck: name of a neck that has a method `start_from(fpn)`, such as MSE-FPN's.
-        neck_options: its options; those of the levels and the width are the FPN's. Where the neck has an
-            option `start`, it is `identity`.
+        neck_options: its options; those of the levels and the width are the FPN's, and so are its norm and
+            upsampling. Where the neck has an option `start`, it is `identity`.
 
     Returns:
         The upgraded one, in evaluation mode; all but the neck has the same weights.
@@ -37,9 +37,10 @@ def upgrade_neck(detector: Detector, neck: str, neck_options: Mapping[str, Any])
         if "+" not in neck:
             plugins.find("neck", neck)  # an unknown name is told with the known ones
         raise UserError(f"neck '{neck}' cannot start as an FPN: known: {', '.join(able)}")
-    options = dict(config.neck_options) | dict(neck_options)
-    if "start" in inspect.signature(plugins.find("neck", neck)).parameters:
-        options.setdefault("start", "identity")
+    same = {"start": "identity", "norm": detector.neck.norm, "upsample": detector.neck.upsample}
+    taken = inspect.signature(plugins.find("neck", neck)).parameters
+    options = {key: value for key, value in same.items() if key in taken and value != taken[key].default}
+    options |= dict(config.neck_options) | dict(neck_options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         made = build(

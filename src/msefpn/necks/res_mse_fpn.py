@@ -13,35 +13,11 @@ from torch import Tensor, nn
 
 from msefpn.necks.base import InnerMap, OwnStart, init_xavier
 from msefpn.necks.fpn import FPN
-from msefpn.necks.layers import (
-    check_choice,
-    group_norm,
-    mean_down,
-    resize_bilinear,
-    strip_means,
-)
-from msefpn.necks.upsample import make_upsampler
+from msefpn.necks.layers import mean_down, resize_bilinear, strip_means
 
 HEADS = 4
 READ = 3
 """Levels, the coarsest, that the semantics are gathered from and injected into."""
-
-
-class BlendedNorm(nn.Module):
-    """Group normalisation in part: N = L + g (GN(L) - L), g a number that is learned, 1 at the start.
-
-    Args:
-        channels: channels of the map.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = group_norm(channels)
-        self.gain = nn.Parameter(torch.ones(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (B, C, H, W)."""
-        return torch.lerp(x, self.norm(x).to(x.dtype), self.gain.to(x.dtype))
 
 
 class Tokens(nn.Module):
@@ -158,9 +134,9 @@ class StripGate(OwnStart):
 
 
 class ResMSEFPN(FPN):
-    """FPN with residual semantics, gates and upsampling; starts as an FPN, with normalised laterals if new.
+    """FPN with residual semantics and gates; starts as the FPN with the same options.
 
-        N_i = L_i + g_i (GN(L_i) - L_i), L_i FPN's lateral;  F_i = Injection(N_i, Tokens(C)), three coarsest
+        F_i = Injection(L_i, Tokens(C)) at the three coarsest levels, L_i FPN's laterals
         T_{i-1} = F_{i-1} + up(StripGate(T_i, F_{i-1}));  P_i = conv3x3(T_i)
 
     Args:
@@ -169,10 +145,10 @@ class ResMSEFPN(FPN):
         out_channels: channels of every output map.
         start_level: first input level that becomes an output (0 for two-stage heads, 1 for RetinaNet).
         extra_levels: coarser levels on top, as in `FPN`.
-        norm: `gn`, or `none` for FPN's own laterals.
+        norm: of the laterals, as in `FPN`.
         semantics: width of the semantics that are injected; 0: none.
         gates: with gates on the top-down path.
-        upsample: of the top-down path, as in `FPN`; onto the finest level of several always `nearest`.
+        upsample: of the top-down path, as in `FPN`.
 
     Raises:
         ValueError: an unknown choice, or a width that the heads of attention cannot share.
@@ -189,9 +165,8 @@ class ResMSEFPN(FPN):
         norm: str = "gn",
         semantics: int = 128,
         gates: bool = True,
-        upsample: str = "cross",
+        upsample: str = "nearest",
     ) -> None:
-        check_choice("norm", norm, ("none", "gn"))
         if semantics % HEADS or semantics < 0:
             raise ValueError(f"semantics {semantics} must be 0 or a multiple of {HEADS}")
         super().__init__(
@@ -200,14 +175,10 @@ class ResMSEFPN(FPN):
             out_channels,
             start_level=start_level,
             extra_levels=extra_levels,
+            norm=norm,
             upsample=upsample,
         )
         levels = len(self.laterals)
-        if levels > 2:
-            self.upsamplers[0] = make_upsampler("nearest", out_channels)
-        self.norms = nn.ModuleList(
-            BlendedNorm(out_channels) if norm == "gn" else nn.Identity() for _ in range(levels)
-        )
         self.tokens = Tokens(self.in_channels[-READ:], semantics) if semantics else None
         injected = min(READ, levels) if semantics else 0
         self.injections = nn.ModuleList(Injection(semantics, out_channels) for _ in range(injected))
@@ -218,22 +189,14 @@ class ResMSEFPN(FPN):
         """Take the weights of an FPN, so that the pyramid is the FPN's until training changes it.
 
         Raises:
-            ValueError: the FPN has other inputs or outputs, or is not the plain one.
+            ValueError: the FPN has other inputs, outputs, norms or upsampling.
         """
-        fpn.check_start(self)
-        if (fpn.norm, fpn.upsample) != ("none", "nearest"):
-            raise ValueError(f"the FPN has norm '{fpn.norm}' and upsample '{fpn.upsample}': it must be plain")
-        self.laterals.load_state_dict(fpn.laterals.state_dict())
-        self.outputs.load_state_dict(fpn.outputs.state_dict())
-        self.extra.load_state_dict(fpn.extra.state_dict())
-        for norm in self.norms:
-            if isinstance(norm, BlendedNorm):
-                nn.init.zeros_(norm.gain)
+        fpn.check_start(self, "norm", "upsample")
+        self.load_state_dict(fpn.state_dict(), strict=False)
 
     def laterals_of(self, features: list[Tensor]) -> list[Tensor]:
         """F_i of each level."""
-        pairs = zip(self.norms, super().laterals_of(features), strict=True)
-        local = [norm(x) for norm, x in pairs]
+        local = super().laterals_of(features)
         if self.tokens is None:
             return local
         semantics = self.tokens(features[-READ:])
