@@ -8,6 +8,7 @@ own half, at the peak, and the time; then the same for COCO's results and number
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from benchmarks.common import in_two
 from msefpn.inference.detect import Predictions, as_results, merge_predictions
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.runs.meeting import meeting
+from msefpn.runs.world import launched
 from msefpn.training.group import Group, opened
 
 PER_IMAGE = 100
@@ -79,7 +81,7 @@ def of_objects(group: Group, own: Predictions) -> Predictions:
 
 def work(images: int, way: str, numbers: bool) -> None:
     """Be one of the processes; the first one prints."""
-    with meeting(600) as peers, opened(peers, torch.device("cpu"), 1) as group:
+    with meeting(launched(os.environ), 600) as peers, opened(peers, torch.device("cpu"), 1) as group:
         own = detections(images, peers.world.rank, peers.world.size)
         gather = group.gather if way == "arrays" else lambda own: of_objects(group, own)
         found, row = measured(lambda: gather(own))

@@ -10,8 +10,6 @@ from msefpn.config import load_recipe, published, recipe_names
 from msefpn.data import synthetic
 from msefpn.models import Detector, build
 from msefpn.necks import NECKS, Stack
-from msefpn.runs.peers import Peers
-from msefpn.runs.world import World
 from msefpn.training import recorder as record
 from msefpn.training import train as engine
 from msefpn.training.plan import plan_training
@@ -186,6 +184,6 @@ def test_recipe_trains(name: str, coco: Path, tmp_path: Path, monkeypatch: pytes
     if PAPER[name].detector == "faster_rcnn":
         options["detector_options"] = {"roi": {"hidden": 32}}
     plan = plan_training(coco, {}, recipe=name, out=tmp_path / "run", resume=False, steps=1, options=options)
-    engine.train(plan, Peers(World(), 1))
+    engine.train(plan)
     (detector,) = trained
     assert [p.shape for p in detector.parameters() if not p.isfinite().all()] == []

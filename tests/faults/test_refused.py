@@ -20,8 +20,9 @@ from msefpn.errors import UserError
 from msefpn.models import build
 from msefpn.runs.folder import TRAINING, read_run
 from msefpn.training.data import read_data
+from msefpn.training.fingerprint import DataMarks
 from msefpn.training.plan import plan_training
-from msefpn.training.resume import DataMarks, state_to_resume
+from msefpn.training.resume import state_to_resume
 from msefpn.writing import JOURNAL, LOCK, part_of, settle, working_in
 from tests.data.sets import BOXES_ALONE
 from tests.faults import runs

@@ -11,7 +11,6 @@ import torch
 
 from msefpn.cli import main
 from msefpn.runs import signals
-from msefpn.training import evaluating
 from msefpn.training import lightning as lit
 from msefpn.training import recorder as record
 from tests.faults import runs
@@ -20,7 +19,7 @@ from tests.faults.disk import copy_run
 
 PLACES: dict[str, tuple[Any, str]] = {
     "step": (lit.Training, "optimizer_step"),
-    "evaluation": (evaluating, "detect"),
+    "evaluation": (lit, "detect"),
     "checkpoint": (record, "write_weights"),
 }
 

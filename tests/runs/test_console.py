@@ -6,7 +6,7 @@ import pytest
 
 from msefpn.metrics.coco import NUMBERS
 from msefpn.runs.console import Bar, TrainingProgress, percent, show_numbers
-from msefpn.training.clock import Clock
+from msefpn.training.counts import Clock
 
 
 class Time:

@@ -13,7 +13,7 @@ from msefpn.runs import peers as module
 from msefpn.runs.meeting import meeting
 from msefpn.runs.peers import Peers
 from msefpn.runs.wire import interface_to
-from msefpn.runs.world import World
+from msefpn.runs.world import World, launched
 from tests import free_port
 
 GONE = "is gone without a word"
@@ -168,7 +168,7 @@ def test_processes_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) 
     for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
         monkeypatch.setenv(name, value)
     said = f"cannot reach the first one at 127.0.0.1:{port} within 0.3 s"
-    with pytest.raises(UserError, match=said), meeting(0.3):
+    with pytest.raises(UserError, match=said), meeting(launched(os.environ), 0.3):
         pytest.fail("they have met")
 
 

@@ -15,10 +15,10 @@ from msefpn.models import build
 from msefpn.runs.peers import Peers
 from msefpn.runs.world import World
 from msefpn.training.alike import difference, fingerprint
+from msefpn.training.fingerprint import DataMarks, settings_of
 from msefpn.training.largest import Rehearsal, largest_that_fits, settle_batch
 from msefpn.training.launch import check_world, start_others
 from msefpn.training.plan import Plan
-from msefpn.training.resume import DataMarks, settings_of
 from tests import TINY
 
 
@@ -141,9 +141,8 @@ def test_the_batch_is_found_and_told(detector: str, tiny_set: Path, monkeypatch:
     data, _ = read_coco(*find_split(tiny_set, "train"))
     model = build(config, data.classes)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found, lines = settle_batch(config, model, data, torch.device("cpu"), "bf16", Peers(World(), 1))
+    found, line = settle_batch(config, model, data, torch.device("cpu"), "bf16", None)
     assert found.batch == 2 * 2 * 2
     assert found.scaled_lr == config.lr * 8 / 16
-    (line,) = lines
     assert line.startswith("batch: 8 images a step, 2 on each of 2 devices in 2 passes: the largest power of")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

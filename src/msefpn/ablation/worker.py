@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -18,7 +19,7 @@ from msefpn.runs.folder import RESUME, TO_RESUME, TRAINING
 from msefpn.runs.meeting import meeting
 from msefpn.runs.memory import keep_freed_memory
 from msefpn.runs.signals import interruptible
-from msefpn.runs.world import tells_mistakes
+from msefpn.runs.world import launched, tells_mistakes
 from msefpn.training.plan import Plan, plan_training
 from msefpn.writing import settle, working_in
 
@@ -67,12 +68,13 @@ def main() -> int:
 
 
 def _train() -> None:
-    with meeting() as peers:
+    world = launched(os.environ)
+    with meeting(world) if world.size > 1 else contextlib.nullcontext() as peers:
         task = json.loads(sys.argv[1])
-        if peers.first:  # the others end with this one
+        if world.first:  # the others end with this one
             _end_with(task["parent"])
         keep_freed_memory()
-        plan = _plan(task, first=peers.first)
+        plan = _plan(task, first=world.first)
 
         from msefpn.training.train import train  # noqa: PLC0415  slow to import
 

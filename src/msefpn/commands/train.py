@@ -3,6 +3,8 @@
 # ruff: noqa: PLC0415  (what is slow to import is imported where it is needed)
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,15 +56,21 @@ def train(
     files = files_of(options)
     values, objects = configured(options, set)
 
-    from msefpn.runs.address import working_folder
-    from msefpn.runs.meeting import meeting
+    from msefpn.runs.world import launched
     from msefpn.training.data import read_early
     from msefpn.training.plan import plan_training
 
-    with (
-        meeting(values.get("timeout")) as peers,
-        working_folder(out, peers, resume=resume) as (folder, remote_run),
-    ):
+    world, peers, remote_run = launched(os.environ), None, None
+    folder = None if out is None else Path(out)
+    with contextlib.ExitStack() as around:
+        if world.size > 1:
+            from msefpn.runs.meeting import meeting
+
+            peers = around.enter_context(meeting(world, values.get("timeout")))
+        if peers is not None or as_address(out) is not None:
+            from msefpn.runs.address import working_folder
+
+            folder, remote_run = around.enter_context(working_folder(out, peers, resume=resume))
         plan = plan_training(
             data,
             files,
@@ -73,10 +81,11 @@ def train(
             options=values,
             fix_names=fix_names,
             follow_links=follow_links,
-            first=peers.first,
+            first=world.first,
         )
-        peers.tell("out", str(plan.out.absolute()))
-        early = read_early(plan) if peers.world.size == 1 else None
+        if peers is not None:
+            peers.tell("out", str(plan.out.absolute()))
+        early = read_early(plan) if peers is None else None
 
         from msefpn.reporting.report import report_training
         from msefpn.training.train import train as run_training
@@ -85,6 +94,6 @@ def train(
         if remote_run is not None:
             report_training(run)
             remote_run.send()
-    if peers.first and remote_run is None:
+    if world.first and remote_run is None:
         report_training(run)
     return run if out is None or as_address(out) is None else Path(out)

@@ -186,25 +186,28 @@ def _named(run: RemoteRun) -> Iterator[None]:
 
 @contextlib.contextmanager
 def working_folder(
-    out: str | Path | None, peers: Peers, *, resume: bool
+    out: str | Path | None, peers: Peers | None, *, resume: bool
 ) -> Iterator[tuple[Path | None, RemoteRun | None]]:
     """Give the folder that a training works in, and in the first process what uploads it.
 
     Args:
         out: what the user names: a folder, an address, or nothing; then the first process chooses it.
-        peers: the processes of the training.
+        peers: the processes of the training; None: this one alone.
         resume: whether a run is there.
 
     Raises:
         UserError: the address cannot be used.
     """
     address = remote.as_address(out)
-    if address is None:
-        given = peers.tell("out") if out is None and not (peers.first or resume) else out
-        yield None if given is None else Path(given), None
-    elif peers.first:
+    if peers is None or peers.first:
+        if address is None:
+            yield None if out is None else Path(out), None
+            return
         with working_copy(address, resume=resume) as run:
             yield run.folder, run
+    elif address is None:
+        given = peers.tell("out") if out is None and not resume else out
+        yield None if given is None else Path(given), None
     else:
         folder = Path(peers.tell("out"))
         with tempfile.TemporaryDirectory(prefix="msefpn-") as own:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 from msefpn.config import Config
 from msefpn.runs.peers import Peers
-from msefpn.runs.world import enter, launched
+from msefpn.runs.world import World, enter
 
 
 @contextlib.contextmanager
-def meeting(timeout: float | None = None) -> Iterator[Peers]:
-    """Meet the other processes where a launcher has started them, and tell them where the body fails.
+def meeting(world: World, timeout: float | None = None) -> Iterator[Peers]:
+    """Meet the other processes that a launcher has started, and tell them where the body fails.
 
     Args:
+        world: the processes; without others yet, the body starts them, see `Peers.start`.
         timeout: seconds to wait for them; None: the default of a configuration.
 
     Raises:
         UserError: they cannot be met, or one of them has left during the body.
         KeyboardInterrupt: one of them was interrupted.
     """
-    peers = Peers(launched(os.environ), Config.timeout if timeout is None else timeout)
+    peers = Peers(world, Config.timeout if timeout is None else timeout)
     enter(peers.world)
     try:
         with explained(peers):

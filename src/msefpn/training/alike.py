@@ -12,8 +12,8 @@ from torch import Tensor
 
 from msefpn.errors import UserError
 from msefpn.runs.peers import Peers
+from msefpn.training.fingerprint import DataMarks, settings_of
 from msefpn.training.plan import Plan
-from msefpn.training.resume import DataMarks, settings_of
 
 _OF_THE_FIRST = ("logger", "callback", "plugins", "workers")
 """Settings that may differ: only the first process uses them, or they change nothing of the result."""
@@ -27,8 +27,6 @@ def check_alike(
     peers: Peers, plan: Plan, marks: DataMarks, state: dict[str, Any] | None, device: torch.device
 ) -> None:
     """Raise UserError in all processes where one was given something else than the first."""
-    if peers.world.size == 1:
-        return
     every = peers.exchange("fingerprint", [peers.host, fingerprint(plan, marks, state, device)])
     for rank, (host, theirs) in enumerate(every):
         if fault := difference(every[0][1], theirs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import warnings
@@ -26,12 +27,12 @@ from msefpn.training.group import opened
 from msefpn.training.lightning import Training
 
 
-def fit(training: Training, peers: Peers, device: torch.device, precision: str) -> None:
+def fit(training: Training, peers: Peers | None, device: torch.device, precision: str) -> None:
     """Train to the end.
 
     Args:
         training: what to train, from where it is.
-        peers: the other processes.
+        peers: the other processes; None: this one trains alone.
         device: only its kind is used, not its number.
         precision: fp32, bf16 or fp16.
 
@@ -41,29 +42,31 @@ def fit(training: Training, peers: Peers, device: torch.device, precision: str) 
         KeyboardInterrupt: on SIGINT and SIGTERM.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    if (callbacks := training.callbacks) is not None:
-        peers.closers.append(lambda: callbacks.end("another process stopped"))
-    if training.config.sync_bn and not synchronise_norms(training.detector.train()) and peers.first:
+    first = training.recorder is not None
+    if training.config.sync_bn and not synchronise_norms(training.detector.train()) and first:
         say("sync_bn changes nothing: no batch normalisation is trained (backbone_options.train_norm)")
-    nodes = training.config.nodes
-    with (
-        interruptible() as training.keeper.stop,
-        explained(peers),
-        opened(peers, device, nodes) as training.group,
-    ):
+    with interruptible() as training.keeper.stop, contextlib.ExitStack() as together:
+        if peers is not None:
+            if (callbacks := training.callbacks) is not None:
+                peers.closers.append(lambda: callbacks.end("another process stopped"))
+            together.enter_context(explained(peers))
+            training.keeper.group = together.enter_context(opened(peers, device, training.config.nodes))
         _fit(training, _trainer(training, device, precision))
 
 
 def _trainer(training: Training, device: torch.device, precision: str) -> pl.Trainer:
-    config, world = training.config, training.group.peers.world
-    strategy = DDPStrategy(
-        find_unused_parameters=False, broadcast_buffers=False, gradient_as_bucket_view=config.bucket_view
-    )
+    config, world = training.config, World()
+    strategy: str | DDPStrategy = "auto"
+    if training.group is not None:
+        world = training.group.peers.world
+        strategy = DDPStrategy(
+            find_unused_parameters=False, broadcast_buffers=False, gradient_as_bucket_view=config.bucket_view
+        )
     return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=config.devices,
         num_nodes=config.nodes,
-        strategy=strategy if world.size > 1 else "auto",
+        strategy=strategy,
         plugins=[_Started(world, config.devices)],
         precision=_PRECISIONS[precision],
         max_epochs=config.epochs - training.run.epoch,

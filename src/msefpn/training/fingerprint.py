@@ -1,4 +1,4 @@
-"""Marks of a run's data, by which a resumed run knows whether it is still the same."""
+"""What a state says of its run: configuration, classes, and marks of the data that it has learned from."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
+from msefpn.config import Config, to_yaml
 from msefpn.data.coco import CocoData
+from msefpn.models import Detector
 from msefpn.reading import open_file
 
 BUDGET = 2**30
@@ -22,6 +26,43 @@ _BLOCK = 4096
 _CHUNK = 2**20
 _MISSING = -1
 """The mark of a file that cannot be read: the training will say so."""
+
+
+@dataclass(frozen=True)
+class DataMarks:
+    """Marks of both splits; those of pictures are made in the first process of each node only."""
+
+    train: int
+    val: int
+    pictures: dict[str, Tensor]
+    """Split -> (N,) int64."""
+
+    @classmethod
+    def of(cls, train: CocoData, val: CocoData, *, pictures: bool = True) -> DataMarks:
+        """Read what the marks are made of; the pictures where asked for."""
+        marks = mark_pictures([train, val]) if pictures else []
+        of_pictures = dict(zip(("train", "val"), marks, strict=False))
+        return cls(mark_annotations(train), mark_annotations(val), of_pictures)
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+        return {"train": self.train, "val": self.val, "pictures": self.pictures}
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """A configuration as plain values."""
+    values: dict[str, Any] = yaml.safe_load(to_yaml(config))
+    return values
+
+
+def about_run(detector: Detector, config: Config, marks: DataMarks) -> dict[str, Any]:
+    """What a state says about its run, except how far it is."""
+    return {
+        "classes": list(detector.classes),
+        "category_ids": list(detector.category_ids),
+        "config": settings_of(config),
+        "data": marks.to_state(),
+    }
 
 
 def mark_annotations(data: CocoData) -> int:

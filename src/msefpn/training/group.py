@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import distributed
+from torch import Tensor, distributed
 
 from msefpn.inference.detect import Predictions
 from msefpn.runs.peers import Peers
 from msefpn.runs.wire import interface_to
+from msefpn.training.position import Statistics
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,57 @@ class Group:
     """The processes of a training."""
 
     peers: Peers
+    device: torch.device
+    """Where this process trains."""
     arrays: Any = None
-    """torch's group for tensors in main memory; None: its default group, or there is one process only."""
+    """torch's group for tensors in main memory; None: its default group."""
+
+    def check(self) -> None:
+        """Raise UserError or KeyboardInterrupt where another process has left."""
+        self.peers.check()
+
+    def wait(self, key: str) -> None:
+        """Wait until the first process has come here too, for as long as it lives.
+
+        Not by torch: the first process may evaluate or upload for longer than the timeout of an operation.
+        """
+        self.peers.tell(key, patient=True)
+
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        """Which flags at least one process has set; called in all of them: one small exchange."""
+        counts = torch.tensor([float(flag) for flag in flags], device=self.device)
+        distributed.all_reduce(counts)
+        wanted: list[bool] = (counts > 0).tolist()
+        return wanted
+
+    def every(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank, in each of them."""
+        values: list[Any] = [None] * self.peers.world.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def gather_statistics(self, weights: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> Statistics:
+        """Collect the statistics of all processes, each with its own; called in all of them.
+
+        Args:
+            weights: the detector's, and their averages where there are such.
+            names: those that differ between processes.
+        """
+        own = [{name: tensors[name].cpu() for name in names} for tensors in weights]
+        return self.every(own) if names else []
+
+    def average_statistics(self, weights: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> None:
+        """Give all processes the mean of their statistics, in place; called in all of them."""
+        for name in names:
+            for tensors in weights:
+                distributed.all_reduce(tensors[name])
+                tensors[name].div_(self.peers.world.size)
 
     def gather(self, found: Predictions) -> Predictions | None:
         """Predictions of all processes, in the first one; None in the others.
 
         Each array is sent once, into its place in the first process, which holds no copy of it.
         """
-        if self.peers.world.size == 1:
-            return found
         own = _columns(found)
         counts = torch.tensor([len(found.image_ids), found.num_dropped, *_text_and_flags(found)])
         every = [torch.zeros_like(counts) for _ in range(self.peers.world.size)]
@@ -130,9 +172,6 @@ def opened(peers: Peers, device: torch.device, nodes: int) -> Iterator[Group]:
         UserError: another process has left.
     """
     world = peers.world
-    if world.size == 1:
-        yield Group(peers)
-        return
     if nodes > 1 and (name := interface_to(world.address)):
         # Else gloo takes the address of the host's name, which many systems set to 127.0.1.1.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
@@ -144,20 +183,19 @@ def opened(peers: Peers, device: torch.device, nodes: int) -> Iterator[Group]:
     port = peers.tell("store", port)
     if not peers.first:
         store = make(world.address, port, is_master=False, timeout=timeout)
-    number = None
+    own = torch.device("cuda", world.local_rank) if device.type == "cuda" else device
     if device.type == "cuda":
-        number = torch.device("cuda", world.local_rank)
-        torch.cuda.set_device(number)
+        torch.cuda.set_device(own)
     distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=store,
         rank=world.rank,
         world_size=world.size,
         timeout=timeout,
-        device_id=number,
+        device_id=own if device.type == "cuda" else None,
     )
     arrays = distributed.new_group(backend="gloo", timeout=timeout) if device.type == "cuda" else None
     try:
-        yield Group(peers, arrays)
+        yield Group(peers, own, arrays)
     finally:
         distributed.destroy_process_group()

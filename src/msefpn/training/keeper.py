@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import distributed
 
 from msefpn.errors import UserError
 from msefpn.runs.console import say
 from msefpn.runs.folder import RESUME
 from msefpn.runs.signals import Interruption
-from msefpn.training.agreement import Wishes
 from msefpn.training.callbacks import Callbacks
+from msefpn.training.group import Group
+from msefpn.training.plan import Every
 from msefpn.training.recorder import Recorder
-from msefpn.training.timetable import Every, Timetable
 
 State = dict[str, Any]
+
+
+class Wishes(NamedTuple):
+    """What a process wants after the step that it does now."""
+
+    fail: bool = False
+    """One of its losses is not finite."""
+    stop: bool = False
+    """It was told to end."""
+    keep: bool = False
+    """A state is due, or was asked for."""
+    asked: bool = False
+    """SIGUSR1 has asked for it."""
+
+
+class Timetable:
+    """Tells when the next state is due; the state after an epoch counts too.
+
+    Args:
+        every: how often.
+        step: steps that are done.
+    """
+
+    def __init__(self, every: Every, step: int) -> None:
+        self.every = every
+        self.kept(step)
+
+    def kept(self, step: int) -> None:
+        """Note that the state after this many steps is kept."""
+        self.step, self.time = step, time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Whether the state after this many steps is to be kept."""
+        return step - self.step >= self.every.steps or time.monotonic() - self.time >= self.every.seconds
 
 
 class Keeper:
@@ -39,42 +73,39 @@ class Keeper:
         self.timetable = Timetable(every, step)
         self.recorder, self.callbacks = recorder, callbacks
         self.stop = Interruption()
+        self.group: Group | None = None
+        """The processes that train together; None: this one trains alone."""
         self.wishes = Wishes()
 
-    def agree(self, step: int, device: torch.device, world: int, *, fail: bool = False) -> Wishes:
+    def agree(self, step: int, *, fail: bool = False) -> Wishes:
         """What the processes want after the step that they do now; called in all of them.
 
         Args:
             step: steps that will be done.
-            device: of the exchange.
-            world: number of processes.
             fail: whether a loss of this process is not finite.
         """
         asked = self.stop.requested
         own = Wishes(fail, self.stop.at is not None, asked or self.timetable.is_due(step), asked)
-        self.wishes = own.together(device, world)
+        self.wishes = self._together(own)
         return self.wishes
 
-    def end_step(
-        self, step: int, state: Callable[[], State], wait: Callable[[], Any], device: torch.device, world: int
-    ) -> None:
+    def _together(self, own: Wishes) -> Wishes:
+        return own if self.group is None else Wishes(*self.group.any_of(own))
+
+    def end_step(self, step: int, state: Callable[[], State]) -> None:
         """Do what was agreed on, after an optimizer step; called in all processes, which wait for the first.
 
         Args:
             step: steps that are done.
             state: collects the state; called in all processes.
-            wait: called in all processes, returns when the first one has called it; writing and uploading may
-                take longer than the timeout of an exchange.
-            device: of the exchange.
-            world: number of processes.
 
         Raises:
             UserError: in the first process: the state cannot be written.
             DistError: in the others, then.
             KeyboardInterrupt: one of them is to end; the state is kept.
         """
-        if world == 1:  # what has come since the losses were computed
-            self.agree(step, device, world)
+        if self.group is None:  # what has come since the losses were computed
+            self.agree(step)
         if not (self.wishes.stop or self.wishes.keep):
             return
         collected, failure = state(), None
@@ -82,8 +113,9 @@ class Keeper:
             self.keep(collected)
         except UserError as error:
             failure = error
-        wait()
-        if Wishes(fail=failure is not None).together(device, world).fail:
+        if self.group is not None:
+            self.group.wait(f"state {step}")
+        if self._together(Wishes(fail=failure is not None)).fail:
             raise failure or distributed.DistError
         self.timetable.kept(step)
         self.stop.requested = False
@@ -106,14 +138,12 @@ class Keeper:
             self.keep(state())
             self.stop.requested = False
 
-    def end_evaluation(self, step: int, stopped: str, device: torch.device, world: int) -> bool:
+    def end_evaluation(self, step: int, stopped: str) -> bool:
         """Whether the training ends after an epoch that is kept; called in all processes.
 
         Args:
             step: steps that are done.
             stopped: why a callback of the first process ends it; empty: none does.
-            device: of the exchange.
-            world: number of processes.
 
         Raises:
             KeyboardInterrupt: one of them was told to end.
@@ -121,7 +151,7 @@ class Keeper:
         self.timetable.kept(step)
         if self.recorder is not None:
             self.stop.requested = False
-        wishes = Wishes(stop=self.stop.at is not None, keep=bool(stopped)).together(device, world)
+        wishes = self._together(Wishes(stop=self.stop.at is not None, keep=bool(stopped)))
         if wishes.stop:
             raise KeyboardInterrupt
         return wishes.keep

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from msefpn.config import AUTO_BATCH, Config, parse_size
+from msefpn.config import Config, parse_size
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
 from msefpn.models import Detector
@@ -27,8 +27,13 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def settle_batch(
-    config: Config, detector: Detector, data: CocoData, device: torch.device, precision: str, peers: Peers
-) -> tuple[Config, list[str]]:
+    config: Config,
+    detector: Detector,
+    data: CocoData,
+    device: torch.device,
+    precision: str,
+    peers: Peers | None,
+) -> tuple[Config, str]:
     """The configuration with a number for `batch: auto`, and a line that tells it.
 
     The first process tries full batches of random images, each of the largest size and with as many objects
@@ -37,15 +42,14 @@ def settle_batch(
     Raises:
         UserError: not even one image fits.
     """
-    if config.batch != AUTO_BATCH:
-        return config, []
     others = config.processes * config.accumulate
     each, used = 0, 0.0
-    if peers.first:
+    if peers is None or peers.first:
         rehearsal = Rehearsal(detector, config, device, precision, int(np.diff(data.offsets).max(initial=1)))
         each = largest_that_fits(rehearsal.fits, max(1, len(data) // others))
         used = rehearsal.used
-    each = peers.tell("batch", each)
+    if peers is not None:
+        each = peers.tell("batch", each)
     if not each:
         raise UserError(
             f"batch auto: the GPU does not have the memory for one image at size {config.size}: lower "
@@ -59,7 +63,7 @@ def settle_batch(
         f"batch: {batch} images a step, {parts}{passes}: the largest power of two that fits "
         f"({used / 2**30:.1f} of {total / 2**30:.1f} GB)"
     )
-    return replace(config, batch=batch), [line]
+    return replace(config, batch=batch), line
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:

@@ -1,17 +1,43 @@
-"""The processes of a training: which one this is, and the start of those of one machine."""
+"""The processes of a training that has several, and the start of those of one machine."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from msefpn.config import Config
 from msefpn.errors import UserError
+from msefpn.runs.meeting import meeting
 from msefpn.runs.peers import Peers
 from msefpn.runs.world import OWN, World
+from msefpn.training.plan import Plan
+
+
+@contextlib.contextmanager
+def processes_of(peers: Peers | None, plan: Plan) -> Iterator[Peers]:
+    """The processes of a planned training.
+
+    Args:
+        peers: those that a launcher has started; None: the body starts those of this machine with
+            `start_others`.
+        plan: what each of them was asked for.
+
+    Raises:
+        UserError: other processes were started than the configuration asks for.
+    """
+    if peers is not None:
+        peers.timeout = plan.config.timeout
+        check_world(plan.config, peers.world)
+        yield peers
+        return
+    check_world(plan.config, World())
+    with meeting(World(), plan.config.timeout) as own:
+        own.tell("out", str(plan.out.absolute()))
+        yield own
 
 
 def check_world(config: Config, world: World) -> None:
@@ -44,7 +70,7 @@ def start_others(config: Config, peers: Peers) -> None:
     Raises:
         UserError: the program was not started from a file or a module, so that it cannot be started again.
     """
-    if peers.world.size > 1 or config.devices == 1:
+    if peers.world.size > 1:
         return
     command = _command()
 

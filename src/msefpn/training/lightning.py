@@ -12,38 +12,30 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from msefpn.config import parse_size
 from msefpn.data.coco import CocoData
 from msefpn.data.ground_truth import category_ids_for, truth_of
-from msefpn.data.loader import mixed_seed, train_loader
-from msefpn.inference.detect import Predictions, as_results
+from msefpn.data.loader import eval_loader, mixed_seed, train_loader
+from msefpn.errors import UserError
+from msefpn.inference.detect import Predictions, as_results, detect
 from msefpn.metrics.coco import evaluate_coco
 from msefpn.models import Detector
 from msefpn.runs.console import TrainingProgress, say, show_dropped
 from msefpn.runs.signals import Interruption
 from msefpn.structures import Batch
-from msefpn.training.agreement import infinite, refuse_infinite
 from msefpn.training.callbacks import Callbacks, Run
-from msefpn.training.clock import Clock
-from msefpn.training.counts import EpochCounts
+from msefpn.training.counts import Clock, EpochCounts
 from msefpn.training.ema import Ema
-from msefpn.training.evaluating import detect_together
+from msefpn.training.fingerprint import DataMarks, about_run
 from msefpn.training.group import Group
 from msefpn.training.keeper import Keeper
-from msefpn.training.position import (
-    Position,
-    average_statistics,
-    gather_statistics,
-    restore_statistics,
-    statistics_of,
-)
+from msefpn.training.plan import parse_every
+from msefpn.training.position import Position, restore_statistics, statistics_of
 from msefpn.training.recorder import Recorder
-from msefpn.training.resume import DataMarks, about_run
 from msefpn.training.schedule import lr_factor, make_optimizer
-from msefpn.training.timetable import parse_every
 
 
 class Training(pl.LightningModule):
@@ -89,7 +81,6 @@ class Training(pl.LightningModule):
         self.step = run.step
         every = parse_every(self.config.checkpoint_every)
         self.keeper = Keeper(every, run.step, recorder, callbacks)
-        self.group: Group
         self.began = self.evaluated = run.epoch
         self.skipped = 0
         self.ema: Ema | None = None
@@ -107,6 +98,11 @@ class Training(pl.LightningModule):
     def stop(self) -> Interruption:
         """The signals that have come."""
         return self.keeper.stop
+
+    @property
+    def group(self) -> Group | None:
+        """The processes that train together; None: this one trains alone."""
+        return self.keeper.group
 
     @property
     def batches(self) -> int:
@@ -183,8 +179,8 @@ class Training(pl.LightningModule):
         self.detector.train()
         self.counts.begin(position.batches, position)
         self.lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
-        if position.statistics:
-            average_statistics(self.weights, statistics_of(self.detector), self.trainer.world_size)
+        if self.group is not None and position.statistics:
+            self.group.average_statistics(self.weights, statistics_of(self.detector))
         self._finish()
 
     def on_train_epoch_start(self) -> None:
@@ -209,20 +205,43 @@ class Training(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the losses. Raises UserError in every process where it is not finite in one."""
-        self.group.peers.check()
+        if self.group is not None:
+            self.group.check()
         losses = self.losses(batch.images, batch.sizes, batch.targets, batch.proposals)
         total = torch.stack(list(losses.values())).sum()
         values = {name: float(value.detach()) for name, value in losses.items()}
-        world, bad = self.trainer.world_size, bool(infinite(values))
-        if self.keeper.agree(self.step + 1, self.device, world, fail=bad).fail:
-            refuse_infinite(values, batch, self.step, self.global_rank, world)
+        infinite = [name for name, value in values.items() if not math.isfinite(value)]
+        if self.keeper.agree(self.step + 1, fail=bool(infinite)).fail:
+            self._refuse(infinite, batch)
         values["loss"] = sum(values.values())
-        self.counts.add(values, len(batch.images) * world, (batch_idx + 1) / self.batches)
+        images = len(batch.images) * self.trainer.world_size
+        self.counts.add(values, images, (batch_idx + 1) / self.batches)
         if self.progress is not None:
             self.progress.step({"loss": values["loss"], "lr": self.lr, **values}, self.clock)
         if self.callbacks is not None and batch_idx % self.config.accumulate == 0:
             self.callbacks.step(self.step, values | {"lr": self.lr})
         return total
+
+    def _refuse(self, infinite: list[str], batch: Batch) -> None:
+        """Raise for losses that are not finite in one of the processes; called in all of them.
+
+        Args:
+            infinite: names of those of this process.
+            batch: its images.
+
+        Raises:
+            UserError: in the first process, with the images of the process that has them.
+            DistError: in the others: the first one tells.
+        """
+        own = infinite, batch.ids.tolist()
+        for names, ids in [own] if self.group is None else self.group.every(own):
+            if names and self.global_rank > 0:
+                raise distributed.DistError
+            if names:
+                raise UserError(
+                    f"{', '.join(names)} not finite at step {self.step + 1} with the images of id {ids}: "
+                    "lower --lr or look at these images; the last state is kept"
+                )
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
@@ -239,13 +258,13 @@ class Training(pl.LightningModule):
         """After a step, keep the state and end, where one of the processes is to."""
         self.counts.batches = self.skipped + batch_idx + 1
         if (batch_idx + 1) % self.config.accumulate == 0 or self.counts.whole:
-            world = self.trainer.world_size
-            self.keeper.end_step(self.step, self._state_within, self._wait, self.device, world)
+            self.keeper.end_step(self.step, self._state_within)
 
     def on_train_epoch_end(self) -> None:
         """Evaluate, and keep the epoch."""
-        self._gather()
-        average_statistics(self.weights, statistics_of(self.detector), self.trainer.world_size)
+        if self.group is not None:
+            self._gather(self.group)
+            self.group.average_statistics(self.weights, statistics_of(self.detector))
         self._finish()
 
     def _finish(self) -> None:
@@ -263,10 +282,9 @@ class Training(pl.LightningModule):
             self._record(self.recorder, predictions)
             if self.run.stopped:
                 say(f"stopped after epoch {self.evaluated + 1}: {self.run.stopped}")
-        # not by torch: the first process may evaluate for longer than the timeout of an operation
-        self.group.peers.tell(f"epoch {self.evaluated}", patient=True)
-        world, stopped = self.trainer.world_size, self.run.stopped
-        if self.keeper.end_evaluation(self.step, stopped, self.device, world):
+        if self.group is not None:
+            self.group.wait(f"epoch {self.evaluated}")
+        if self.keeper.end_evaluation(self.step, self.run.stopped):
             self.trainer.should_stop = True
         self.evaluated += 1
 
@@ -287,36 +305,35 @@ class Training(pl.LightningModule):
         show_dropped(predictions.num_dropped)
 
     def _evaluate(self) -> Predictions | None:
-        return detect_together(
-            self.detector,
+        """Detections on the validation data, of all processes in the first one; None in the others."""
+        loader = eval_loader(
             self.val_data,
-            self.config,
-            self.device,
-            self.group,
-            began=self._evaluates,
-            seen=self._evaluated,
+            size=parse_size(self.config.size),
+            batch=self.config.per_pass,
+            workers=self.config.workers,
+            rank=self.global_rank,
+            world=self.trainer.world_size,
+            antialias=self.config.antialias,
         )
-
-    def _evaluates(self, batches: int) -> None:
         if self.progress is not None:
-            self.progress.start(f"epoch {self.evaluated + 1}/{self.config.epochs}, evaluation", batches)
+            self.progress.start(f"epoch {self.evaluated + 1}/{self.config.epochs}, evaluation", len(loader))
+        found = detect(self.detector, loader, self.device, self._evaluated)
+        return found if self.group is None else self.group.gather(found)
 
     def _evaluated(self, images: int) -> None:
-        self.group.peers.check()
+        if self.group is not None:
+            self.group.check()
         self.keeper.check(lambda: self._state(self.counts.position()))
         if self.progress is not None:
             self.progress.evaluated(images)
 
-    def _gather(self) -> None:
-        names, world = statistics_of(self.detector), self.trainer.world_size
-        self.counts.statistics = gather_statistics(self.weights, names, world)
-
-    def _wait(self) -> None:
-        self.group.peers.tell(f"state {self.step}", patient=True)
+    def _gather(self, group: Group) -> None:
+        self.counts.statistics = group.gather_statistics(self.weights, statistics_of(self.detector))
 
     def _state_within(self) -> dict[str, Any]:
         """The state after a step; called in all processes."""
-        self._gather()
+        if self.group is not None:
+            self._gather(self.group)
         return self._state(self.counts.position())
 
     def _state(self, position: Position | None) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from msefpn import plugins
 from msefpn.checkpoint import check_initial_name
@@ -24,7 +26,6 @@ from msefpn.runs.folder import (
     read_run,
 )
 from msefpn.runs.metrics import read_metrics
-from msefpn.training.timetable import parse_every
 
 CHANGEABLE = (
     *("epochs", "patience", "device", "devices", "nodes", "timeout", "bucket_view", "grad_checkpoint"),
@@ -32,6 +33,28 @@ CHANGEABLE = (
     *("checkpoint_every", "keep"),
 )
 """What a resumed run may do differently."""
+_UNITS = {"s": 1, "min": 60, "h": 3600}
+
+
+class Every(NamedTuple):
+    """How often a state is kept: after so many steps, or so many seconds; the other is infinite."""
+
+    steps: float
+    seconds: float
+
+
+def parse_every(text: str) -> Every:
+    """Read '500' as steps, and '30s', '15min' or '2h' as a time. Raises UserError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h)?", str(text).strip())
+    number = float(found[1]) if found else 0.0
+    if found is None or number <= 0 or (found[2] is None and number % 1):
+        raise UserError(
+            f"checkpoint_every is '{text}': give a number of steps such as 500, or a time such as 90s, 15min "
+            "or 2h"
+        )
+    if found[2] is None:
+        return Every(number, math.inf)
+    return Every(math.inf, number * _UNITS[found[2]])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from msefpn.models import Detector
@@ -100,32 +100,6 @@ def statistics_of(detector: Detector) -> list[str]:
         if isinstance(module, _BatchNorm) and module.training
         for statistic in ("running_mean", "running_var")
     ]
-
-
-def gather_statistics(
-    weights: Sequence[Mapping[str, Tensor]], names: Sequence[str], world: int
-) -> Statistics:
-    """Collect the statistics of all processes, each with its own; called in all of them.
-
-    Args:
-        weights: the detector's, and their averages where there are such.
-        names: those that differ between processes.
-        world: number of processes.
-    """
-    if world == 1 or not names:
-        return []
-    own = [{name: tensors[name].cpu() for name in names} for tensors in weights]
-    parts: list[Any] = [None] * world
-    distributed.all_gather_object(parts, own)
-    return parts
-
-
-def average_statistics(weights: Sequence[Mapping[str, Tensor]], names: Sequence[str], world: int) -> None:
-    """Give all processes the mean of their statistics, in place; called in all of them."""
-    for name in names if world > 1 else ():
-        for tensors in weights:
-            distributed.all_reduce(tensors[name])
-            tensors[name].div_(world)
 
 
 def restore_statistics(

@@ -8,22 +8,20 @@ import os
 import warnings
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-import yaml
 from torch import Tensor
 
-from msefpn.config import Config, to_yaml
+from msefpn.config import Config
 from msefpn.data.coco import CocoData
 from msefpn.errors import UserError
 from msefpn.models import Detector
 from msefpn.reading import MAX_DEPTH, open_file
 from msefpn.runs.folder import CONFIG, LAST, METRICS, RESUME
 from msefpn.runs.metrics import read_metrics
-from msefpn.training.fingerprint import mark_annotations, mark_pictures
+from msefpn.training.fingerprint import DataMarks, settings_of
 from msefpn.training.plan import CHANGEABLE, Plan
 from msefpn.training.position import Position, fault_of, fits
 from msefpn.training.schedule import make_optimizer
@@ -41,43 +39,6 @@ _KINDS: dict[str, type] = {
 }
 """What a state holds besides `ema`, which may be None. A state within an epoch also holds `within`, see
 `Position`; with fp16 also the `scaler` of the gradients."""
-
-
-@dataclass(frozen=True)
-class DataMarks:
-    """Marks of both splits; those of pictures are made in the first process of each node only."""
-
-    train: int
-    val: int
-    pictures: dict[str, Tensor]
-    """Split -> (N,) int64."""
-
-    @classmethod
-    def of(cls, train: CocoData, val: CocoData, *, pictures: bool = True) -> DataMarks:
-        """Read what the marks are made of; the pictures where asked for."""
-        marks = mark_pictures([train, val]) if pictures else []
-        of_pictures = dict(zip(("train", "val"), marks, strict=False))
-        return cls(mark_annotations(train), mark_annotations(val), of_pictures)
-
-    def to_state(self) -> dict[str, Any]:
-        """Plain values and tensors."""
-        return {"train": self.train, "val": self.val, "pictures": self.pictures}
-
-
-def settings_of(config: Config) -> dict[str, Any]:
-    """A configuration as plain values."""
-    values: dict[str, Any] = yaml.safe_load(to_yaml(config))
-    return values
-
-
-def about_run(detector: Detector, config: Config, marks: DataMarks) -> dict[str, Any]:
-    """What a state says about its run, except how far it is."""
-    return {
-        "classes": list(detector.classes),
-        "category_ids": list(detector.category_ids),
-        "config": settings_of(config),
-        "data": marks.to_state(),
-    }
 
 
 def read_resume(path: Path) -> dict[str, Any]:
@@ -182,14 +143,14 @@ def _is_count(value: Any, most: int) -> bool:
 def state_to_resume(
     plan: Plan, detector: Detector, train: CocoData, val: CocoData, marks: DataMarks
 ) -> dict[str, Any] | None:
-    """The state to resume a run from, which fits its configuration and data; None: to begin at the start.
+    """The state to resume a run from, which fits its configuration and data; None: no epoch was finished.
 
     Raises:
         UserError: the state is damaged, or the configuration, the data or the numbers are others now, or
             there is nothing left to do.
     """
     path = plan.out / RESUME
-    if not plan.resume or not path.exists():
+    if not path.exists():
         return None
     state = read_resume(path)
     _check_classes(plan, state, train)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from msefpn.config import Config, to_yaml
+from msefpn.config import AUTO_BATCH, Config, to_yaml
 from msefpn.data.coco import CocoData
 from msefpn.data.faults import FaultReport
 from msefpn.inference.detect import inputs_read
@@ -35,12 +35,13 @@ from msefpn.training.alike import check_alike
 from msefpn.training.anchors import resolve_anchors
 from msefpn.training.callbacks import Run, make_callbacks
 from msefpn.training.data import Early, read_data
+from msefpn.training.fingerprint import DataMarks
 from msefpn.training.largest import settle_batch
-from msefpn.training.launch import check_world, start_others
+from msefpn.training.launch import processes_of, start_others
 from msefpn.training.plan import Plan
 from msefpn.training.position import Position
 from msefpn.training.recorder import Recorder
-from msefpn.training.resume import DataMarks, change_of_processes, state_to_resume
+from msefpn.training.resume import change_of_processes, state_to_resume
 from msefpn.writing import working_in, write_text
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 def train(
     plan: Plan,
-    peers: Peers,
+    peers: Peers | None = None,
     callbacks: Iterable[Any] = (),
     early: Early = None,
     remote_run: RemoteRun | None = None,
@@ -58,7 +59,8 @@ def train(
 
     Args:
         plan: what is asked for.
-        peers: the other processes, where a launcher has started them; those of one machine are started here.
+        peers: the other processes, where a launcher has started them; None: this one trains alone, or starts
+            those of its machine.
         callbacks: objects like `msefpn.training.callbacks.Callback`, besides those of the configuration.
         early: what `read_early` gave.
         remote_run: uploads the run folder; None where that is on this machine.
@@ -68,25 +70,29 @@ def train(
             not finite, an image that has become unreadable, a full disk, or where another process has left.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the message says how to resume.
     """
-    peers.timeout = plan.config.timeout
-    check_world(plan.config, peers.world)
-    with interruptible() as stop, stop.heeding_requests(), contextlib.ExitStack() as alone:
-        if peers.first and plan.resume:
-            alone.enter_context(working_in(plan.out, TRAINING))
-        with peers.in_turn():
+    with interruptible() as stop, stop.heeding_requests(), contextlib.ExitStack() as around:
+        if peers is not None or plan.config.processes > 1:
+            peers = around.enter_context(processes_of(peers, plan))
+        first = peers is None or peers.first
+        if first and plan.resume:
+            around.enter_context(working_in(plan.out, TRAINING))
+        with contextlib.nullcontext() if peers is None else peers.in_turn():
             plan, files, training, told = _prepare(plan, peers, callbacks, early)
             if training.recorder is not None and remote_run is not None:
                 training.recorder.send = remote_run.send
         device = check_devices(plan.config)
-        start_others(plan.config, peers)
+        if peers is not None:
+            start_others(plan.config, peers)
         try:
-            check_alike(peers, plan, training.marks, training.state, device)
-            if peers.first:
-                alone.enter_context(_folder(plan, files, training.detector))
+            if peers is not None:
+                check_alike(peers, plan, training.marks, training.state, device)
+            if first:
+                around.enter_context(_folder(plan, files, training.detector))
                 if remote_run is not None:
                     remote_run.send()
                 say(*told)
-            peers.tell("folder")
+            if peers is not None:
+                peers.tell("folder")
             from msefpn.training.engine import fit  # noqa: PLC0415  slow to import: last
 
             fit(training, peers, device, pick_precision(plan.config.precision, device))
@@ -94,20 +100,20 @@ def train(
             raise KeyboardInterrupt(
                 f"interrupted: resume with msefpn train --resume --out {plan.out}"
             ) from None
-    if peers.first:
+    if first:
         _say_what_next(plan, files, training.recorder)
     return plan.out
 
 
 def _prepare(
-    plan: Plan, peers: Peers, callbacks: Iterable[Any], early: Early
+    plan: Plan, peers: Peers | None, callbacks: Iterable[Any], early: Early
 ) -> tuple[Plan, DataFiles, Training, list[str]]:
     """The plan with all choices made, its files, what is trained, and what the user is told of it.
 
     Nothing is written, but for data in other formats. Raises UserError.
     """
     config, adopted = (plan.config, []) if plan.resume else styled(plan.config)
-    plan, first = replace(plan, config=config), peers.first
+    plan, first = replace(plan, config=config), peers is None or peers.first
     device = check_devices(config)
     precision = pick_precision(config.precision, device)
     watching = make_callbacks(config, callbacks)
@@ -124,10 +130,13 @@ def _prepare(
     detector.convolution = config.convolution
     if config.grad_checkpoint:
         recompute(detector.backbone)
-    config, on_batch = settle_batch(config, detector, train_data, device, precision, peers)
-    plan, detector.config = replace(plan, config=config), replace(detector.config, batch=config.batch)
-    marks = DataMarks.of(train_data, val_data, pictures=peers.world.local_rank == 0)
-    state = state_to_resume(plan, detector, train_data, val_data, marks)
+    on_batch: list[str] = []
+    if config.batch == AUTO_BATCH:
+        config, line = settle_batch(config, detector, train_data, device, precision, peers)
+        plan, detector.config = replace(plan, config=config), replace(detector.config, batch=config.batch)
+        on_batch = [line]
+    marks = DataMarks.of(train_data, val_data, pictures=peers is None or peers.world.local_rank == 0)
+    state = state_to_resume(plan, detector, train_data, val_data, marks) if plan.resume else None
     told = [*_data_lines("train", train_data, train_report), *_data_lines("val", val_data, val_report)]
     run = Run(plan.out, config, train_data.classes)
     if state is not None:

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from msefpn.errors import UserError
-from msefpn.training.timetable import Every, Timetable, parse_every
+from msefpn.training.keeper import Timetable
+from msefpn.training.plan import Every, parse_every
 
 
 def test_steps_and_times_are_read() -> None:
