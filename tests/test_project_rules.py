@@ -30,8 +30,8 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"reading"},
     {"links", "options", "plugins", "pretrained", "static", "writing"},
-    {"config", "remote"},
-    {"checkpoint", "names"},
+    {"config", "places"},
+    {"checkpoint", "names", "remote"},
     {"data", "models", "metrics", "html"},
     {"runs"},
     {"inference"},
@@ -52,15 +52,15 @@ APART = {
     "structures": set[str](),
     "data": {"errors", "structures", "config", "links", "plugins", "reading", "writing"},
     "models": {
-        *("errors", "structures", "config", "plugins", "pretrained", "reading", "static", "checkpoint"),
-        *("necks", "plain", "writing"),
+        *("errors", "structures", "config", "plugins", "places", "pretrained", "reading", "static"),
+        *("checkpoint", "necks", "plain", "writing"),
     },
     "metrics": {"errors", "structures", "config", "reading"},
     "html": {"errors"},
 }
 """Parts that may import less than all below."""
 NO_HEAVY_IMPORT = {"__init__", "__main__", "checkpoint", "cli", "commands", "config", "errors", "plugins"}
-NO_HEAVY_IMPORT |= {"links", "plain", "pretrained", "reading", "remote"}
+NO_HEAVY_IMPORT |= {"links", "places", "plain", "pretrained", "reading", "remote"}
 HEAVY = {
     "torch",
     "torchvision",

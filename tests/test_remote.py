@@ -18,6 +18,7 @@ import msefpn
 from msefpn import remote
 from msefpn.cli import main
 from msefpn.errors import UserError
+from msefpn.places import as_address, is_address
 from msefpn.training import lightning as lit
 from tests.faults import runs
 
@@ -172,12 +173,12 @@ def test_a_training_on_a_server(
 
 
 def test_what_is_an_address() -> None:
-    assert remote.as_address(Path("s3://a/b")) == "s3://a/b"
-    assert remote.as_address(Path("file:///a/b")) == "file:///a/b"
-    assert (remote.as_address(Path("runs/a")), remote.as_address(None)) == (None, None)
-    assert all(map(remote.is_address, ("s3://a/b", "gs://a", "memory://", "file:///a", "s4://a/b")))
+    assert as_address(Path("s3://a/b")) == "s3://a/b"
+    assert as_address(Path("file:///a/b")) == "file:///a/b"
+    assert (as_address(Path("runs/a")), as_address(None)) == (None, None)
+    assert all(map(is_address, ("s3://a/b", "gs://a", "memory://", "file:///a", "s4://a/b")))
     others = ("http://a/b", "hf://a/b", "rtsp://a", "C:/a", "runs/a", Path("s3://a"), 0, None)
-    assert not any(map(remote.is_address, others))
+    assert not any(map(is_address, others))
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,13 @@ import safetensors
 
 from msefpn.config import Config, from_dict
 from msefpn.errors import UserError
+from msefpn.places import is_named, is_pretrained, on_hub
 from msefpn.pretrained import (
     HUB_FILE,
     PRETRAINED,
     check_hub_name,
     fetch_from_hub,
     fetch_pretrained,
-    is_named,
-    is_pretrained,
-    on_hub,
     published_weights,
     similar_name,
 )

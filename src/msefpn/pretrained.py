@@ -81,21 +81,6 @@ class PublishedWeights(NamedTuple):
         }
 
 
-def is_pretrained(source: str | Path) -> bool:
-    """Whether this names one of `PRETRAINED`; a file or folder of that name is meant first."""
-    return str(source) in PRETRAINED and not Path(source).exists()
-
-
-def is_named(source: str | Path) -> bool:
-    """Whether these weights have a name instead of a path."""
-    return is_pretrained(source) or on_hub(source)
-
-
-def on_hub(source: str | Path) -> bool:
-    """Whether this is of the Hugging Face hub; a Path has lost a slash."""
-    return str(source).startswith("hf:/")
-
-
 def check_hub_name(source: str | Path) -> tuple[str, str | None]:
     """Return the repository and revision of `hf://USER/NAME@REVISION`. Raises UserError."""
     found = re.fullmatch(r"hf:/{1,2}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", str(source))

@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from msefpn.errors import UserError, missing_extra
+from msefpn.places import ADDRESS
 from msefpn.writing import FULL, OTHER_PLACE, cannot_write, unique_part_of
 
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_OTHERS = frozenset(("http", "https", "hf", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp"))
-"""Protocols of what is read elsewhere in this package."""
 OBJECT_STORES = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss"))
 """Protocols of object stores: a file appears there only when all of it has arrived; renaming copies it."""
 _WITH_EXTRA = frozenset(("s3", "s3a", "gs", "gcs"))
@@ -38,21 +36,6 @@ class Listed(NamedTuple):
     """Bytes."""
     name: str
     """Its path below the folder that was listed, or its address without protocol where a pattern was."""
-
-
-def is_address(value: object) -> bool:
-    """Whether a value is a text PROTOCOL://... of a file system, even an unknown one."""
-    found = _ADDRESS.match(value) if isinstance(value, str) else None
-    return found is not None and found[1].lower() not in _OTHERS
-
-
-def as_address(value: object) -> str | None:
-    """The address in a text, or in a path, which has lost a slash; None: the value is not an address."""
-    if isinstance(value, Path):
-        found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", value.as_posix())
-        local = found is not None and found[1].lower() in ("file", "local")
-        value = value.as_posix().replace(":/", ":///" if local else "://", 1) if found else None
-    return str(value) if is_address(value) else None
 
 
 def address_name(address: str) -> str:
@@ -235,7 +218,7 @@ def remove_at(address: str) -> None:
 
 
 def _protocol(address: str) -> str:
-    found = _ADDRESS.match(address)
+    found = ADDRESS.match(address)
     if found is None:
         raise UserError(f"'{address}' is not an address: write PROTOCOL://PATH, such as s3://bucket/folder")
     return found[1].lower()

@@ -21,9 +21,10 @@ from tests.data.sets import assert_same, picture
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of a few records."""
+    """Pieces of a few records, of files of any size."""
     monkeypatch.setattr(pieces, "PIECE", 600)
     monkeypatch.setattr(pieces, "_LAST", 64)
+    monkeypatch.setattr(reader, "_LEAST", 0)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,8 @@ def test_a_file_too_large_to_be_read_at_once_is_named(
 ) -> None:
     file = tmp_path / "a.json"
     file.write_text(BROKEN["cut off"](sound()))
-    monkeypatch.setattr("msefpn.data.reader.MAX_JSON", 10)
+    monkeypatch.setattr(reader, "MAX_JSON", 10)
+    monkeypatch.setattr(reader, "_LEAST", 0)
     _, report = reader.scan_split(file, images)
     assert "is not a complete json, or has a large record, near byte " in str(report)
 

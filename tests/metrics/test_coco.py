@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from msefpn.data import synthetic
-from msefpn.data.ground_truth import truth_of
+from msefpn.data.coco import truth_of
 from msefpn.data.locate import find_split
 from msefpn.data.masks import decode_masks, encode_mask, run_lengths
 from msefpn.data.reader import read_coco

@@ -11,7 +11,7 @@ import pytest
 
 import msefpn
 from msefpn.config import load_recipe
-from msefpn.data.ground_truth import truth_of
+from msefpn.data.coco import truth_of
 from msefpn.data.reader import read_coco
 from msefpn.errors import UserError
 from msefpn.metrics.coco import evaluate_coco

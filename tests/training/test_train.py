@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import msefpn
 from msefpn.config import Config, load_recipe
-from msefpn.data.ground_truth import category_ids_for, truth_of
+from msefpn.data.coco import category_ids_for, truth_of
 from msefpn.data.loader import train_loader
 from msefpn.data.locate import find_split
 from msefpn.data.reader import read_coco

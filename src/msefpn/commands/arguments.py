@@ -17,7 +17,7 @@ from msefpn import plugins
 from msefpn.config import Config, parse_settings
 from msefpn.errors import UserError, unknown_name
 from msefpn.options import option
-from msefpn.remote import as_address
+from msefpn.places import as_address
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -17,7 +17,8 @@ from msefpn.errors import UserError
 from msefpn.exporting.options import ExportOptions
 from msefpn.inference.options import DetectionOptions
 from msefpn.names import check_name
-from msefpn.pretrained import LICENCE, PRETRAINED, is_named, published_weights
+from msefpn.places import is_named
+from msefpn.pretrained import LICENCE, PRETRAINED, published_weights
 from msefpn.runs.folder import CONFIG, DATA, check_file
 from msefpn.runs.imports import import_models
 

@@ -13,13 +13,13 @@ from msefpn.commands.arguments import as_path, as_text, at_hand, takes
 from msefpn.errors import UserError, missing_extra
 from msefpn.inference.options import DetectionOptions
 from msefpn.names import check_proposals_given, known_inputs
+from msefpn.places import is_address
 from msefpn.prediction.request import (
     PredictionOptions,
     ShardOptions,
     check_classes,
     check_kinds,
 )
-from msefpn.remote import is_address
 from msefpn.runs.folder import check_out, free_folder
 from msefpn.runs.imports import import_models
 

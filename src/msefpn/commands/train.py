@@ -11,7 +11,7 @@ from typing import Any
 
 from msefpn.commands.arguments import SplitFiles, as_text, configured, files_of, takes
 from msefpn.config import Config
-from msefpn.remote import as_address
+from msefpn.places import as_address
 
 
 @takes(SplitFiles, Config, without=("plugins",))

@@ -17,6 +17,8 @@ _QUICK = 1 << 24
 """Bytes of annotations that are read in about a second."""
 MANY = 5000
 """Images from which on data is cached."""
+_LEAST = 25
+"""Bytes of an image's shortest entry, with its comma: `{"id":1,"file_name":"a"},`."""
 
 
 def reads_quickly(*files: Path) -> bool:
@@ -61,15 +63,25 @@ def scan_split(
 ) -> tuple[CocoData | None, FaultReport]:
     """Like `read_coco`, but faults that only the user can fix are reported; the data is None then.
 
-    Large data is cached for the next time, see `msefpn.data.cache`.
+    Large data is read in pieces, and cached for the next time, see `msefpn.data.cache`.
     """
-    place = cache.EntryKey(file, folder, decode, masks)
+    how = Looking(decode, progress=progress)
+    if file.is_file() and file.stat().st_size < MANY * _LEAST:
+        scan = scan_coco(file, folder, how, masks=masks)
+        return scan.data, scan.report
+    return _scan_large(file, folder, how, masks=masks)
+
+
+def _scan_large(
+    file: Path, folder: Path, how: Looking, *, masks: bool
+) -> tuple[CocoData | None, FaultReport]:
+    place = cache.EntryKey(file, folder, how.decode, masks)
     before = cache.load(place)
     if before is not None and before.data is not None and cache.is_current(before):
         return before.data, before.report
     start = time.time_ns()
     known = None if before is None else before.pictures.known()
-    scan = _scan(file, folder, Looking(decode, progress=progress, known=known), masks=masks)
+    scan = _scan(file, folder, how._replace(known=known), masks=masks)
     if scan.looked is not None and scan.digest and (len(scan.names) >= MANY or not reads_quickly(file)):
         cache.store(place, cache.entry_of(scan, start))
     return scan.data, scan.report

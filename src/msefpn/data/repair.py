@@ -5,6 +5,7 @@ All of it is done to the json's content, so that what is read, converted and div
 
 from __future__ import annotations
 
+import functools
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Sequence
@@ -42,7 +43,6 @@ class PictureNames:
         self.root = file.parent if above else folder
         self.fixed: list[str] = []
         """Names that were corrected."""
-        self._similar = SimilarNames(self.root)
 
     def inside(self, name: str) -> str | None:
         """A name as a path from the image folder; None: it leads out of it, and out of the json's folder."""
@@ -57,11 +57,15 @@ class PictureNames:
                 return Path(os.path.relpath(target, os.path.abspath(base))).as_posix()
         return None
 
+    @functools.cached_property
+    def _pictures(self) -> SimilarNames:
+        return SimilarNames(self.root)
+
     def similar(self, name: str) -> list[str]:
         """Pictures that a name may mean, of the image folder, else of the json's; paths from the former."""
         found = [
             Path(os.path.relpath(file.absolute(), self.folder.absolute())).as_posix()
-            for file in self._similar.find(name)
+            for file in self._pictures.find(name)
         ]
         own = [path for path in found if not path.startswith("../")]
         return own or found

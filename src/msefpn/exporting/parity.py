@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from msefpn.config import parse_size
-from msefpn.data.coco import CocoData
-from msefpn.data.ground_truth import category_ids_for, truth_of
+from msefpn.data.coco import CocoData, category_ids_for, truth_of
 from msefpn.data.loader import eval_loader
 from msefpn.exporting.plan import ParityLimits
 from msefpn.inference.detect import Detects, Predictions, as_results, detect

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from msefpn.config import parse_size
-from msefpn.data.ground_truth import category_ids_for, truth_of
+from msefpn.data.coco import category_ids_for, truth_of
 from msefpn.data.loader import eval_loader
 from msefpn.inference.detect import (
     Predictions,
@@ -38,7 +38,7 @@ def evaluate(plan: EvaluationPlan) -> dict[str, Any]:
     detector, where = open_detector(run, plan.device, trust=options.trust)
     config = detector.config
     sides = plan.sides or parse_size(config.size)
-    merged = apply_options(detector, options, run, sides)
+    merged = apply_options(detector, options, run, sides) if options.flags() else None
     read = plan.read_data(inputs_read(detector))
     batch = plan.batch or max(1, config.per_pass)
     category_ids = category_ids_for(detector.classes, read, f"the run {run}")

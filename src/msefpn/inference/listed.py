@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, cast
 from msefpn import remote
 from msefpn.data.finding import UNREAD_SUFFIXES, is_image_name
 from msefpn.errors import UserError, missing_extra
+from msefpn.places import is_address
 from msefpn.reading import open_file, reason_of
 
 LIST_SUFFIXES = (".txt", ".parquet")
@@ -24,11 +25,6 @@ _REMOTE = remote.OBJECT_STORES | {"hdfs", "file", "memory"}
 _LONGEST = 8192
 """Bytes of the longest line."""
 _WEB = re.compile(r"https?://", re.IGNORECASE)
-
-
-def is_list(name: str) -> bool:
-    """Whether a file of that name is read as a list of images."""
-    return name.lower().endswith(LIST_SUFFIXES)
 
 
 def check_remote(address: str) -> str:
@@ -59,7 +55,7 @@ def names_in(place: str) -> Iterator[str]:
         UserError: it cannot be read, is not a list, or is empty.
     """
     read = _in_parquet if place.lower().endswith(".parquet") else _in_text
-    home = place.rpartition("/")[0] if remote.is_address(place) else str(Path(place).parent)
+    home = place.rpartition("/")[0] if is_address(place) else str(Path(place).parent)
     count = 0
     with _opened(place) as file:
         for where, name in read(file, place):
@@ -87,7 +83,7 @@ def _placed(name: str, home: str) -> str:
 
 @contextlib.contextmanager
 def _opened(place: str) -> Iterator[BinaryIO | io.BufferedReader]:
-    if remote.is_address(place):
+    if is_address(place):
         with remote.open_address(check_remote(place)) as file:
             yield io.BufferedReader(cast(io.RawIOBase, file))  # some have no bounded readline
         return

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from msefpn.checkpoint import DetectorInfo, place_beside
 from msefpn.config import parse_size
-from msefpn.data.coco import CocoData
+from msefpn.data.coco import CocoData, category_ids_for
 from msefpn.data.formats import needs_no_copy
 from msefpn.data.formats.write import as_coco, with_fixed_names
-from msefpn.data.ground_truth import category_ids_for
 from msefpn.data.locate import locate_split, refuse_unread
 from msefpn.data.proposals import with_proposals
 from msefpn.data.reader import read_coco, read_images_alone, reads_quickly
@@ -20,7 +19,7 @@ from msefpn.inference.options import DetectionOptions
 from msefpn.inference.submission import check_images, check_method, coco_split_of, has_truth
 from msefpn.links import check_links, roots_of
 from msefpn.names import DetectorInputs, check_proposals_given, known_inputs
-from msefpn.pretrained import is_named
+from msefpn.places import is_named
 from msefpn.runs.console import Bar, say
 from msefpn.runs.folder import check_out, free_folder, read_run
 

@@ -24,7 +24,7 @@ from msefpn.inference.views import MergedViews, apply_options
 from msefpn.models import load
 from msefpn.models.fold import fold_for_good
 from msefpn.models.select import selecting, selections_in
-from msefpn.pretrained import is_named
+from msefpn.places import is_named
 from msefpn.structures import Batch, Proposals, Targets
 
 
@@ -93,7 +93,8 @@ class Predictor:
                 raise UserError(f"{run} is an exported file, which runs as it is: leave out --compile")
             detector.compile()
         sides = parse_size(size or detector.config.size)
-        return cls(detector, sides, where, apply_options(detector, options, run, sides))
+        merged = apply_options(detector, options, run, sides) if options.flags() else None
+        return cls(detector, sides, where, merged)
 
     @torch.no_grad()
     def __call__(

@@ -21,8 +21,9 @@ from msefpn.data.finding import UNREAD_SUFFIXES, examples, files_in, is_image_na
 from msefpn.data.images import MAX_PICTURE, ImageFault, read_header, read_image
 from msefpn.errors import UserError, missing_extra
 from msefpn.inference.frames import VIDEO_SUFFIXES, Frame, InputSource, ReadFailure
-from msefpn.inference.listed import find_remote, is_list, names_in
+from msefpn.inference.listed import LIST_SUFFIXES, find_remote, names_in
 from msefpn.links import check_links
+from msefpn.places import is_address
 
 T = TypeVar("T")
 _AHEAD = {"image": 2, "remote": 8}
@@ -93,14 +94,14 @@ def source_of(name: str) -> InputSource:
             return InputSource("url", name) if urlsplit(name).hostname else _no_address(name)
         except ValueError:
             return _no_address(name)
-    return InputSource("remote", name) if remote.is_address(name) else _file(Path(name))
+    return InputSource("remote", name) if is_address(name) else _file(Path(name))
 
 
 def _find(item: str) -> Iterable[InputSource]:
     if re.match(r"https?://", item, re.IGNORECASE):
         return [source_of(item)]
     if re.match(r"[a-z][a-z0-9+.-]+://", item, re.IGNORECASE):
-        return map(source_of, names_in(item) if is_list(item) else find_remote(item))
+        return map(source_of, names_in(item) if _is_list(item) else find_remote(item))
     path = Path(item)
     try:
         if path.is_dir():
@@ -120,7 +121,12 @@ def _find(item: str) -> Iterable[InputSource]:
 
 
 def _named_by(file: str) -> Iterable[str]:
-    return names_in(file) if is_list(file) else [file]
+    return names_in(file) if _is_list(file) else [file]
+
+
+def _is_list(name: str) -> bool:
+    """Whether a file of that name is read as a list of images."""
+    return name.lower().endswith(LIST_SUFFIXES)
 
 
 def _no_address(item: str) -> NoReturn:

@@ -9,7 +9,7 @@ from msefpn.checkpoint import find_weights, is_ours, read_info
 from msefpn.config import Config
 from msefpn.errors import UserError
 from msefpn.models.importers import read_foreign
-from msefpn.pretrained import is_pretrained, on_hub
+from msefpn.places import is_pretrained, on_hub
 
 _DEFAULTS: Mapping[str, Any] = {"stride_in_1x1": False, "mean": None, "std": None}
 """Keys of `backbone_options` that weights decide, and what they are where nothing is said."""

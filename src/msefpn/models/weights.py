@@ -34,7 +34,7 @@ from msefpn.models.factory import build
 from msefpn.models.importers import read_foreign, read_safetensors
 from msefpn.models.pretrained import load_pretrained, read_pretrained
 from msefpn.models.style import check_style, style_in
-from msefpn.pretrained import is_pretrained, on_hub
+from msefpn.places import is_pretrained, on_hub
 from msefpn.writing import replacing
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from msefpn import remote
 from msefpn.errors import UserError
+from msefpn.places import as_address
 from msefpn.reading import parse_json
 from msefpn.runs.console import say, telling_as, told_as
 from msefpn.runs.folder import BEST, CONFIG, DATA, LAST, LOG, METRICS, PREDICTIONS, RESUME, STEPS
@@ -198,7 +199,7 @@ def working_folder(
     Raises:
         UserError: the address cannot be used.
     """
-    address = remote.as_address(out)
+    address = as_address(out)
     if peers is None or peers.first:
         if address is None:
             yield None if out is None else Path(out), None

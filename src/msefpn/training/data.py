@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msefpn.data.coco import CocoData
+from msefpn.data.coco import CocoData, category_ids_for
 from msefpn.data.datasets import materialise
 from msefpn.data.faults import FaultReport
 from msefpn.data.formats import ReadLog, needs_no_copy
 from msefpn.data.formats.write import as_coco, with_fixed_names
-from msefpn.data.ground_truth import category_ids_for
 from msefpn.data.locate import has_splits, locate_split, refuse_unread
 from msefpn.data.proposals import with_proposals
 from msefpn.data.reader import read_coco, reads_quickly
@@ -57,7 +56,9 @@ def read_early(plan: Plan) -> Early:
 
 def is_in_place(data: Any) -> bool:
     """Whether data is read where it is, and not written in another form."""
-    return data is None or (isinstance(data, (str, Path)) and needs_no_copy(Path(data)))
+    if not isinstance(data, (str, Path)):
+        return data is None
+    return has_splits(Path(data), ("train", "val")) or needs_no_copy(Path(data))
 
 
 def read_if_quick(files: DataFiles, *, masks: bool) -> SplitData | DataFiles:

@@ -16,8 +16,7 @@ from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from msefpn.config import parse_size
-from msefpn.data.coco import CocoData
-from msefpn.data.ground_truth import category_ids_for, truth_of
+from msefpn.data.coco import CocoData, category_ids_for, truth_of
 from msefpn.data.loader import eval_loader, mixed_seed, train_loader
 from msefpn.errors import UserError
 from msefpn.inference.detect import Predictions, as_results, detect

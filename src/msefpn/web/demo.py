@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msefpn.errors import UserError
 from msefpn.inference.predictor import Predictor
-from msefpn.pretrained import is_named
+from msefpn.places import is_named
 from msefpn.reading import real_path
 from msefpn.runs.console import say
 from msefpn.runs.folder import BEST

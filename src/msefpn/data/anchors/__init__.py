@@ -2,7 +2,7 @@
 
 from msefpn.data.anchors.advice import Chosen, advise_on_anchors, missed_share
 from msefpn.data.anchors.choice import AnchorChoice, choose_anchors, with_choice
-from msefpn.data.anchors.objects import Objects, resized_objects
+from msefpn.data.anchors.match import Objects, resized_objects
 from msefpn.data.anchors.rules import number, options_part, rule_for, without_anchors
 from msefpn.data.anchors.share import MANY_MISSED, AnchorShare, as_percent, measure_share
 

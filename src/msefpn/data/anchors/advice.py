@@ -10,7 +10,7 @@ import numpy as np
 
 from msefpn.data.advice import as_size
 from msefpn.data.anchors.choice import AnchorChoice, choose_anchors, options_text, with_choice
-from msefpn.data.anchors.objects import Objects, resized_objects
+from msefpn.data.anchors.match import Objects, resized_objects
 from msefpn.data.anchors.rules import rule_for, without_anchors
 from msefpn.data.anchors.share import MANY_MISSED, AnchorShare, as_percent, measure_share
 from msefpn.data.coco import CocoData

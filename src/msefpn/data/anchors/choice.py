@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msefpn.data.anchors.match import best_iou
-from msefpn.data.anchors.objects import Objects
+from msefpn.data.anchors.match import Objects, best_iou
 from msefpn.data.anchors.rules import ANCHORS, ShapeRule, options_part, rule_for
 from msefpn.data.anchors.share import AnchorShare, as_percent, measure_share
 

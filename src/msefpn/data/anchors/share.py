@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msefpn.data.advice import NARROW
-from msefpn.data.anchors.match import meet
-from msefpn.data.anchors.objects import Objects
+from msefpn.data.anchors.match import Objects, meet
 from msefpn.data.anchors.rules import BoxRule, PointRule, Rule
 
 MANY_MISSED = 0.05

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from msefpn import plugins, remote
+from msefpn import plugins
 from msefpn.errors import UserError
 from msefpn.inference.frames import InputSource
+from msefpn.places import is_address, is_named
 from msefpn.prediction.request import PredictionOptions, ShardOptions
 from msefpn.prediction.shards.job import ImageNames, Job, check_shard_options, mark_model, shard_size
 from msefpn.prediction.shards.journal import UNREADABLE, Journal, Totals, look_before, put_together
@@ -17,7 +18,6 @@ from msefpn.prediction.shards.on_ray import check_ray, on_ray
 from msefpn.prediction.shards.processes import Shards, in_processes, in_this_process
 from msefpn.prediction.shards.store import GO_ON, JOB, SHARDS, open_store
 from msefpn.prediction.shards.work import Report, shard_file
-from msefpn.pretrained import is_named
 from msefpn.runs.console import Bar, say, show_dropped
 
 _IN_MEMORY = "memory://"
@@ -62,7 +62,7 @@ def predict_in_shards(
     inputs.size = shard_size(len(inputs), options.batch, sharding.shard_size or before.shard_size)
     job = Job(
         run if is_named(run) else os.path.abspath(run),
-        out if remote.is_address(out) else os.path.abspath(out),
+        out if is_address(out) else os.path.abspath(out),
         options,
         inputs.size,
         len(inputs),

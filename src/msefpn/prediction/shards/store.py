@@ -11,6 +11,7 @@ from pathlib import Path
 from msefpn import remote
 from msefpn.errors import UserError
 from msefpn.inference.listed import check_remote
+from msefpn.places import is_address
 from msefpn.reading import read_bytes, unreadable
 from msefpn.runs.folder import check_out
 from msefpn.writing import cannot_write, missing_folders, remove_empty, replacing, working_in
@@ -194,7 +195,7 @@ class Address(Store):
 
 def open_store(out: str) -> Store:
     """The store of a path or an address. Raises UserError for an address that cannot be used."""
-    if not remote.is_address(out):
+    if not is_address(out):
         return Folder(out)
     remote.check_address(check_remote(out))
     return Address(out)
