@@ -66,20 +66,18 @@ def read_if_quick(files: DataFiles, *, masks: bool) -> SplitData | DataFiles:
     return read_splits(files, masks=masks) if reads_quickly(files.train_json, files.val_json) else files
 
 
-def read_data(plan: Plan, inputs: DetectorInputs, early: Early = None) -> SplitData:
+def read_data(plan: Plan, inputs: DetectorInputs, found: DataFiles | None = None) -> SplitData:
     """Files and content of both splits, as a training reads them.
 
     Args:
         plan: what is asked for.
         inputs: what its detector reads.
-        early: what `read_early` gave.
+        found: its files; None: they are looked for.
 
     Raises:
         UserError: the data cannot be found or used.
     """
-    if isinstance(early, SplitData):
-        return early
-    return read_splits(early or _files_of(plan, inputs), masks=inputs.masks)
+    return read_splits(found or _files_of(plan, inputs), masks=inputs.masks)
 
 
 def _files_of(plan: Plan, inputs: DetectorInputs) -> DataFiles:

@@ -34,7 +34,7 @@ from msefpn.runs.signals import interruptible
 from msefpn.training.alike import check_alike
 from msefpn.training.anchors import resolve_anchors
 from msefpn.training.callbacks import Run, make_callbacks
-from msefpn.training.data import Early, read_data
+from msefpn.training.data import Early, SplitData, read_data
 from msefpn.training.fingerprint import DataMarks
 from msefpn.training.largest import settle_batch
 from msefpn.training.launch import processes_of, start_others
@@ -113,18 +113,18 @@ def _prepare(
     Nothing is written, but for data in other formats. Raises UserError.
     """
     config, adopted = (plan.config, []) if plan.resume else styled(plan.config)
-    plan, first = replace(plan, config=config), peers is None or peers.first
+    first = peers is None or peers.first
     device = check_devices(config)
     precision = pick_precision(config.precision, device)
     watching = make_callbacks(config, callbacks)
     probed = probe(config)
-    read = read_data(plan, inputs_read(probed), early)
+    read = early if isinstance(early, SplitData) else read_data(plan, inputs_read(probed), early)
     files, (train_data, train_report), (val_data, val_report) = read
+    told = [*_data_lines("train", train_data, train_report), *_data_lines("val", val_data, val_report)]
     on_anchors: list[str] = []
     if not plan.resume:
         strides = getattr(getattr(probed, "neck", None), "out_strides", ())
         config, on_anchors = resolve_anchors(config, train_data, strides)
-        plan = replace(plan, config=config)
     torch.manual_seed(config.seed)
     detector = build(config, train_data.classes, train_data.category_ids)
     detector.convolution = config.convolution
@@ -133,20 +133,12 @@ def _prepare(
     on_batch: list[str] = []
     if config.batch == AUTO_BATCH:
         config, line = settle_batch(config, detector, train_data, device, precision, peers)
-        plan, detector.config = replace(plan, config=config), replace(detector.config, batch=config.batch)
+        detector.config = replace(detector.config, batch=config.batch)
         on_batch = [line]
+    plan = replace(plan, config=config)
     marks = DataMarks.of(train_data, val_data, pictures=peers is None or peers.world.local_rank == 0)
     state = state_to_resume(plan, detector, train_data, val_data, marks) if plan.resume else None
-    told = [*_data_lines("train", train_data, train_report), *_data_lines("val", val_data, val_report)]
-    run = Run(plan.out, config, train_data.classes)
-    if state is not None:
-        detector.load_state_dict(state["detector"])
-        run = replace(run, epoch=state["epoch"], step=state["step"], best=state["best"] or None)
-    else:
-        report = init_weights(detector, config.init)
-        check_initial_weights(detector, report)
-        told += ["initial weights: random"] if config.init == "none" else str(report).splitlines()
-        told += adopted
+    run, on_weights = _begin(detector, Run(plan.out, config, train_data.classes), state)
     from msefpn.training.lightning import Training  # noqa: PLC0415  slow to import: last
 
     training = Training(
@@ -160,10 +152,20 @@ def _prepare(
         callbacks=watching if first else None,
         steps=plan.steps,
     )
-    told += [*on_anchors, *on_batch, *_plan_lines(plan, run, device, precision)]
+    told += [*on_weights, *adopted, *on_anchors, *on_batch, *_plan_lines(plan, run, device, precision)]
     if plan.resume:
         told += _resumed_lines(state, config)
     return plan, files, training, told
+
+
+def _begin(detector: Detector, run: Run, state: dict[str, Any] | None) -> tuple[Run, list[str]]:
+    """Give a detector its first weights, or those of a state; how far the run is, and what they are."""
+    if state is not None:
+        detector.load_state_dict(state["detector"])
+        return replace(run, epoch=state["epoch"], step=state["step"], best=state["best"] or None), []
+    report = init_weights(detector, run.config.init)
+    check_initial_weights(detector, report)
+    return run, ["initial weights: random"] if run.config.init == "none" else str(report).splitlines()
 
 
 @contextlib.contextmanager
