@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from msefpn.commands.arguments import SplitFiles, as_text, configured, files_of, takes
+from msefpn.commands.arguments import SplitFiles, as_path, as_text, configured, files_of, takes
 from msefpn.config import Config
 from msefpn.places import as_address
 
@@ -61,7 +61,7 @@ def train(
     from msefpn.training.plan import plan_training
 
     world, peers, remote_run = launched(os.environ), None, None
-    folder = None if out is None else Path(out)
+    folder = as_path(out)
     with contextlib.ExitStack() as around:
         if world.size > 1:
             from msefpn.runs.meeting import meeting
