@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from msefpn import plugins
+from msefpn.necks import FPN
 from tests import ROOT, TINY
 
 
@@ -264,3 +266,33 @@ def test_scale(
         assert tables["share"]["faster_rcnn"][-1].endswith(" %")
     assert "A list of 1000 names" in printed
     assert "A shard of 1000 images" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "starts_as_fpn"),
+    [
+        ({}, True),
+        ({"context": True, "upsample": "bilinear"}, True),
+        ({"batch_norm": True, "activation": True}, False),
+        ({"norm_sums": True, "norm_outputs": True}, False),
+        ({"above": 0.5}, False),
+    ],
+)
+def test_designs_change_what_they_name(
+    options: dict[str, Any],
+    starts_as_fpn: bool,
+    module: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plugins, "_TABLES", {kind: dict(table) for kind, table in plugins._TABLES.items()})
+    kind = module("designs").Trial
+    channels, strides = [8, 16, 24, 32], [4, 8, 16, 32]
+    torch.manual_seed(0)
+    maps = [torch.randn(2, c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)]
+    trial = kind(channels, strides, 16, **options)
+    fpn = FPN(channels, strides, 16, norm="gn", upsample=options.get("upsample", "nearest"))
+    fpn.load_state_dict({name: x for name, x in trial.state_dict().items() if name in fpn.state_dict()})
+    made = trial(maps)
+    assert all(torch.equal(x, y) for x, y in zip(made, fpn(maps), strict=True)) is starts_as_fpn
+    torch.stack([x.sum() for x in made]).sum().backward()
+    assert all(parameter.grad is not None for parameter in trial.parameters())
