@@ -13,8 +13,7 @@ import pytest
 
 from msefpn import plugins
 from msefpn.data import synthetic
-from tests import ROOT
-from tests.processes import WarmPython
+from tests import ROOT, processes
 
 # Tracing makes millions of small objects and formulas: looking for garbage takes 6 %, forgetting them more.
 gc.set_threshold(100_000, 50, 100)
@@ -35,6 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.mkdtemp(prefix="msefpn-")
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Have the nursery of a process of pytest-xdist before pytest changes warnings, logging and output."""
+    if hasattr(config, "workerinput") and sys.platform == "linux":
+        processes.fork_nursery()
 
 
 @pytest.fixture(scope="session")
@@ -69,4 +75,4 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def warm_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start processes of Python from one that has imported torch and the rest; on Linux, else as ever."""
     if sys.platform == "linux":
-        monkeypatch.setattr(subprocess, "Popen", WarmPython)
+        monkeypatch.setattr(subprocess, "Popen", processes.WarmPython)

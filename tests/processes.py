@@ -2,12 +2,15 @@
 
 A nursery is a process that has imported them and has done nothing else: what has computed has threads and
 locks that a fork breaks. It forks for its parent, to which it hands each child; that has a nursery again.
+A process of pytest-xdist, which imports the same for its tests, forks one before it collects them.
 """
 
 import atexit
+import contextlib
 import ctypes
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import runpy
@@ -24,6 +27,8 @@ from tests import ROOT
 
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 NURSERY = b"nursery"
+MODULES = ("ablation.worker", "cli", "reporting.report", "training.lightning", "training.loggers")
+"""Of the package: together they import all that is heavy."""
 _begin = subprocess.Popen
 _nursery: socket.socket | None = None
 
@@ -70,6 +75,47 @@ def _ask_nursery(
     return int.from_bytes(_read(nursery, 8), "big")
 
 
+def fork_nursery() -> None:
+    """Import what is heavy, and fork this process's nursery: only for a process that has not computed yet."""
+    _import_in_turn()
+    # of pytest-xdist, which waits until nobody holds its pipes
+    _fork_nursery([int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2])
+
+
+def _import_in_turn() -> None:
+    """Import what is heavy; where it is not compiled yet, in turn: the first process compiles it."""
+    import fcntl  # noqa: PLC0415  not on Windows
+
+    spec = importlib.util.find_spec("pytorch_lightning")  # which imports torch first
+    compiled = spec is not None and spec.cached is not None and os.path.exists(spec.cached)
+    turn = os.open(ROOT, os.O_RDONLY)
+    try:
+        if not compiled:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+        _import()
+    finally:
+        os.close(turn)
+
+
+def _import() -> None:
+    for name in MODULES:
+        importlib.import_module(f"msefpn.{name}")
+
+
+def _fork_nursery(ends: Sequence[int]) -> None:
+    """Fork this process's nursery, which ends with it and does not hold `ends`."""
+    global _nursery
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    _nursery, other = socket.socketpair()
+    if os.fork() == 0:
+        _nursery.close()
+        for end in ends:
+            with contextlib.suppress(OSError):  # the folder of descriptors itself had one
+                os.close(end)
+        _serve(other)
+    other.close()
+
+
 def _open_nursery() -> socket.socket:
     """Start this process's nursery, which ends with it."""
     global _nursery
@@ -93,6 +139,7 @@ def _read(connection: socket.socket, count: int) -> bytes:
 
 def _serve(connection: socket.socket) -> NoReturn:
     """Fork on request, until the parent ends."""
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_NAME, NURSERY, 0, 0, 0)
     while True:
@@ -120,21 +167,13 @@ def _serve(connection: socket.socket) -> NoReturn:
 
 def _become(task: dict[str, Any], ends: Sequence[int], served: socket.socket) -> NoReturn:
     """Run Python's command line in this forked process, and end it."""
-    global _nursery
     while os.getppid() != task["parent"]:
         time.sleep(0.001)
     if task["own_session"]:
         os.setsid()
     ctypes.CDLL(None).prctl(PR_SET_NAME, b"python", 0, 0, 0)
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     served.close()
-    _nursery, other = socket.socketpair()
-    if os.fork() == 0:
-        _nursery.close()
-        for end in ends:
-            os.close(end)
-        _serve(other)
-    other.close()
+    _fork_nursery(ends)
     code = 1
     try:
         for place, end in enumerate(ends):
@@ -165,8 +204,6 @@ def _become(task: dict[str, Any], ends: Sequence[int], served: socket.socket) ->
 
 
 if __name__ == "__main__":
-    for name in ("ablation.worker", "cli", "reporting.report", "training.lightning", "training.loggers"):
-        importlib.import_module(f"msefpn.{name}")
-    gc.freeze()
+    _import()
     # by the module's name: what `__main__` holds is replaced in a child
     importlib.import_module("tests.processes")._serve(socket.socket(fileno=int(sys.argv[1])))

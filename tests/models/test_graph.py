@@ -1,7 +1,7 @@
 """Every detector on every neck: a step of training, and one graph from padded batch to detections.
 
-The sample that a plain run tries has each detector once, whose graph is traced on an FPN: the battery of necks
-traces each neck by itself, a third of a detector's graph. `pytest --whole-grid` tries all pairs.
+The sample that a plain run tries has each detector once, whose graph is traced on an FPN: the battery of
+necks traces each neck by itself, a third of a detector's graph. `pytest --whole-grid` tries all pairs.
 """
 
 import itertools
