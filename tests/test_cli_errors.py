@@ -27,7 +27,9 @@ AS_PROCESS = {
     "resume from half a state",
     "predict without sources",
 }
-"""Cases that run as a process of their own; the others call what it calls, here. One loads torch."""
+"""Cases that run as a process of their own; the others call what it calls, here."""
+FORKED = "resume from half a state"
+"""The one of them that loads torch: its process has it from the start."""
 
 
 @dataclass
@@ -340,7 +342,10 @@ def test_a_user_error_is_one_line_and_changes_nothing(
     places: dict[str, Place],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
+    if name == FORKED:
+        request.getfixturevalue("warm_processes")
     if name in AS_PROCESS:
         outcome = observe(name, places[name], partial(run_command, places[name]))
     else:
