@@ -6,6 +6,7 @@ none, and over small trees with one planted violation, where it must find that.
 
 import ast
 import dataclasses
+import functools
 import graphlib
 import inspect
 import subprocess
@@ -122,12 +123,15 @@ class Import(NamedTuple):
     """Runs when the file is imported: neither inside a function nor for type checkers only."""
 
 
+parsed: Callable[[str], ast.Module] = functools.cache(ast.parse)  # several rules walk a file's tree
+
+
 def imports(source: Path) -> Iterator[Import]:
     """Yield every import in every file of a package."""
     for path in sorted(source.rglob("*.py")):
         file = path.relative_to(source)
         part = file.parts[0].removesuffix(".py")
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parsed(path.read_text(encoding="utf-8"))
         lazy = {id(inner) for node in ast.walk(tree) if _is_lazy(node) for inner in ast.walk(node)}
         for node in ast.walk(tree):
             for module in _targets(node, source):
@@ -210,7 +214,7 @@ def config_takers(source: Path) -> list[str]:
         file = path.relative_to(source)
         if file.parts[0] not in ("necks", "data", "models", "metrics"):
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parsed(path.read_text(encoding="utf-8"))
         allowed = [node for node in tree.body if file.parts[0] == "models"]
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and node not in allowed:
@@ -237,7 +241,7 @@ def oversized(source: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
         if (lines := len(text.splitlines())) > 400:
             found.append(f"{path.name} has {lines} lines")
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(text)):
             if isinstance(node, ast.FunctionDef) and _body_lines(node) > 60:
                 found.append(f"{path.name}:{node.lineno} {node.name} is too long")
     for path in sorted(source.rglob("recipes/*.yaml")):
@@ -254,7 +258,7 @@ def same_names(source: Path) -> list[str]:
     """A public class, function or constant has one meaning: no two modules define the same name."""
     homes: dict[str, list[str]] = {}
     for path in sorted(source.rglob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in parsed(path.read_text(encoding="utf-8")).body:
             names = [node.name] if isinstance(node, (ast.ClassDef, ast.FunctionDef)) else []
             if isinstance(node, (ast.Assign, ast.AnnAssign)):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]

@@ -19,8 +19,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
     "fpn-carafe": ("fpn", {"norm": "gn", "upsample": "carafe"}),
     "mse_fpn-split": ("mse_fpn", {"preset": "split"}),
     "mse_fpn-lean": ("mse_fpn", {"preset": "lean"}),
-    "mse_fpn-identity": ("mse_fpn", {"start": "identity"}),
-    "mse_fpn-retina": ("mse_fpn", {"start_level": 1, "extra_levels": "conv_c5", "sim": "wide"}),
+    "mse_fpn-retina": (
+        "mse_fpn",
+        {"start_level": 1, "extra_levels": "conv_c5", "sim": "wide", "start": "identity"},
+    ),
     "mse_fpn-mix": (
         "mse_fpn",
         {"attention": "mix", "gate_at": "after", "norm": "gn", "upsample": "dysample"},
