@@ -58,13 +58,10 @@ def test_backbone(examples: ModuleType) -> None:
     check_backbone(importlib.import_module("backbone").resnet18)
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "export"), [("head", "points", False), ("msefpn_example", "squares", True)]
-)
-def test_detectors(
-    module: str, name: str, export: bool, examples: ModuleType, pytestconfig: pytest.Config
-) -> None:
-    export = export or pytestconfig.getoption("--whole-grid")  # it is most of the time
+@pytest.mark.parametrize(("module", "name"), [("head", "points"), ("msefpn_example", "squares")])
+def test_detectors(module: str, name: str, examples: ModuleType, pytestconfig: pytest.Config) -> None:
+    # most of the time; .ci/run exports squares by the command, and test_plugins.py a head by its check
+    export = pytestconfig.getoption("--whole-grid")
     check_detector(getattr(importlib.import_module(module), name), export=export)
 
 
