@@ -30,7 +30,7 @@ from msefpn.models import Detector, graph, load, save
 from msefpn.runs.folder import DataFiles, write_run
 from msefpn.structures import Detections
 from tests import ROOT
-from tests.models.test_graph import THREE_LEVELS, UNSEEN, batch, make
+from tests.models.test_graph import TWO_LEVELS, UNSEEN, batch, make
 
 
 def copied(model: Any) -> Any:
@@ -51,7 +51,7 @@ def assert_alike(found: Detections, expected: Detections, atol: float = 1e-4) ->
 def make_run(folder: Path, data: Path) -> Path:
     """A run of a small detector that detects, with random weights; its classes are the data's."""
     heads: dict[str, Any] = {"rpn": {"proposals": (50, 50)}, "roi": {"hidden": 256}}
-    detector = make("faster_rcnn", "mse_fpn", levels=THREE_LEVELS, **heads)
+    detector = make("faster_rcnn", "mse_fpn", levels=TWO_LEVELS, **heads)
     detector.config = replace(detector.config, size="192", batch=2)
     for file in data.glob("*.json"):  # of as many classes as the detector has
         content = json.loads(file.read_text())
