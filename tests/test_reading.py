@@ -193,6 +193,7 @@ def test_every_reader_uses_these() -> None:
         "ablation/worker.py": "what the grid's own process sends",
         "ablation/cost.py": "likewise",
         "exporting/export.py": "what this process wrote",
+        "training/fingerprint.py": "the configuration as this process wrote it down",
         "training/resume.py": "likewise",
         "training/alike.py": "the package's own",
         "prediction/shards/pipes.py": "what the command's own process sends",
