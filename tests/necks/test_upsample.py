@@ -15,7 +15,6 @@ from msefpn.necks.upsample import UPSAMPLERS, make_upsampler, reassembled, sampl
 SIZES = {
     "nearest": 0,
     "bilinear": 0,
-    "cross": 256 * 16 + 16,
     "carafe": 64 * 256 + 64 + 100 * 64 * 9 + 100,
     "dysample": 32 * 256 + 32,
     "dysample_plus": 2 * 32 * 256 + 32,
@@ -81,19 +80,6 @@ def test_dysample_begins_as_bilinear_and_moves(name: str) -> None:
         torch.nn.init.zeros_(dysample.scope.weight)
     moved = dysample(x, like)
     torch.testing.assert_close(moved[:, :, 1:5, 1:9], bilinear[:, :, 3:7, 3:11])  # by a cell
-
-
-def test_cross_begins_as_nearest_and_moves_to_neighbours() -> None:
-    x, like = given()
-    cross: Any = make_upsampler("cross", 16)
-    with torch.no_grad():
-        for parameter in cross.parameters():
-            parameter.zero_()
-        nearest = F.interpolate(x, scale_factor=2)[:, :, :9]
-        assert torch.equal(cross(x, like), nearest)
-        cross.weigh.bias.zero_()[4:8] = 100.0  # half of the cell below
-    below = torch.cat([x[:, :, 1:], x[:, :, -1:]], dim=2)
-    torch.testing.assert_close(cross(x, like), F.interpolate((x + below) / 2, scale_factor=2)[:, :, :9])
 
 
 def test_reassembling_looks_as_far_as_it_is_told() -> None:

@@ -20,8 +20,8 @@ class FPN(Neck):
         extra_levels: coarser levels on top: `none`, `pool` (P6 for two-stage heads), `conv_c5` (P6 and P7
             of RetinaNet), `conv_c5_relu` (detectron2's RetinaNet) or `conv_p5_relu` (torchvision's).
         norm: of the laterals: `none`, as published, or `gn`, group normalisation.
-        upsample: of the top-down path: `nearest`, as published, `bilinear`, `cross`, `carafe`,
-            `dysample`, `dysample_plus`, `dysample_s` or `dysample_s_plus`, see `msefpn.necks.upsample`.
+        upsample: of the top-down path: `nearest`, as published, `bilinear`, `carafe`, `dysample`,
+            `dysample_plus`, `dysample_s` or `dysample_s_plus`, see `msefpn.necks.upsample`.
     """
 
     def __init__(

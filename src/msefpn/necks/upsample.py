@@ -51,36 +51,6 @@ class Bilinear(Upsampler):
         return resize_bilinear(x, like)
 
 
-class Cross(OwnStart, Upsampler):
-    """The nearest cell x, moved towards its four neighbours x_k: x + sum of w_k (x_k - x); ours.
-
-    w = tanh(conv1x1(X)) / 2, four numbers for each of the 2 x 2 cells that a coarse one becomes; zero at the
-    start, so that it begins as the nearest. Beyond the map lie copies of its edge.
-
-    Args:
-        channels: channels of the map.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.weigh = nn.Conv2d(channels, 16, 1)
-
-    def start(self, generator: torch.Generator | None) -> None:
-        """Begin as the nearest."""
-        nn.init.zeros_(self.weigh.weight)
-
-    def forward(self, x: Tensor, like: Tensor) -> Tensor:
-        """See `Upsampler.forward`."""
-        weights = (self.weigh(x).tanh() / 2).to(x.dtype).unflatten(1, (4, 1, 4))  # (B, 4, 1, 4, h, w)
-        beside = F.pad(x, [1, 1, 0, 0], mode="replicate")
-        beyond = F.pad(x, [0, 0, 1, 1], mode="replicate")
-        fine = x.unsqueeze(2)
-        neighbours = beyond[..., :-2, :], beyond[..., 2:, :], beside[..., :-2], beside[..., 2:]
-        for k, neighbour in enumerate(neighbours):
-            fine = fine + (neighbour - x).unsqueeze(2) * weights[:, k]
-        return sized(F.pixel_shuffle(fine.flatten(1, 2), 2), like)
-
-
 class CARAFE(OwnStart, Upsampler):
     """Content-aware reassembly: Wang et al., ICCV 2019, arXiv 1905.02188, section 3.
 
@@ -207,7 +177,6 @@ def sized(x: Tensor, like: Tensor) -> Tensor:
 _KINDS: dict[str, tuple[Callable[..., Upsampler], dict[str, Any]]] = {
     "nearest": (Nearest, {}),
     "bilinear": (Bilinear, {}),
-    "cross": (Cross, {}),
     "carafe": (CARAFE, {}),
     "dysample": (DySample, {}),
     "dysample_plus": (DySample, {"dynamic": True}),
