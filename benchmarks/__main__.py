@@ -77,7 +77,8 @@ def _larger(pair: tuple[Any, Outcome | str]) -> str:
 
 def necks(args: Any) -> None:
     """Print what each neck costs in FPN's place, of the whole prediction, eager and compiled."""
-    names = ["fpn", *(f"fpn+{name}" if neck.on_top else name for name, neck in NECKS.items()), "mse_fpn lean"]
+    names = ["fpn", *(f"fpn+{name}" if neck.on_top else name for name, neck in NECKS.items())]
+    names += ["fpn norm=gn", "mse_fpn preset=lean"]
     names = list(dict.fromkeys(names)) if args.necks is None else ["fpn", *args.necks]
     sides = args.sides or ("ours", "ours+compiled")
     columns, titles = [], []
@@ -159,7 +160,7 @@ def main() -> None:
     parser.add_argument("--train-sizes", nargs="+", type=sizes_of, default=[(480, 640)])
     parser.add_argument("--train-batches", nargs="+", type=int, default=[2])
     parser.add_argument("--sides", nargs="+", choices=SIDES, help="the first is what the others are held to")
-    parser.add_argument("--necks", nargs="+", help="beside fpn; none: all")
+    parser.add_argument("--necks", nargs="+", help="beside fpn, such as 'fpn norm=gn'; none: all")
     parser.add_argument("--matrix", type=int, default=4096, help="side of the matrices of the peak (4096)")
     parser.add_argument("--images", help="photographs for the loader (.jpg); else they are made up")
     parser.add_argument("--folder", help="where data's sets are made and stay; else they are removed")

@@ -22,6 +22,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from benchmarks.exported import exported_call
+from msefpn.config import parse_settings
 from msefpn.models import Detector, build, from_torchvision
 from msefpn.models.fold import folded
 from msefpn.runs.memory import keep_freed_memory
@@ -48,7 +49,7 @@ class Case:
     """A training step without the optimizer, else a prediction."""
     device: str = "cpu"
     neck: str = "fpn"
-    """Of our side; after a space MSE-FPN's preset."""
+    """Of our side; then its options, such as `fpn norm=gn`."""
     processor: bool = False
     """Count the processor's seconds, of all threads, not the clock's: a busy machine changes them less."""
 
@@ -154,9 +155,9 @@ def our_model(case: Case) -> Detector:
     """Ours: with FPN it has torchvision's weights, with another neck what of them fits."""
     detector = from_torchvision(their_model(case).state_dict(), NAMES, LABELS, norm_eps=1e-5)
     if case.neck != "fpn":
-        name, _, preset = case.neck.partition(" ")
-        options = {"preset": preset} if preset else {}
-        config = dataclasses.replace(detector.config, neck=name, neck_options=options)
+        name, *options = case.neck.split()
+        own = parse_settings([f"neck_options.{option}" for option in options])
+        config = dataclasses.replace(detector.config, neck=name, **own)
         other = build(config, NAMES, LABELS)
         state = {name: x for name, x in detector.state_dict().items() if not name.startswith("neck.")}
         other.load_state_dict(state, strict=False)
