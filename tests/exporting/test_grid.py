@@ -42,11 +42,15 @@ MSE_FPN: tuple[dict[str, Any], ...] = (
     {"sem": "channel", "gate_at": "lateral"},
     {"sem": "spatial", "sim": "wide"},
     {"sem": "conv", "sim": "add"},
+    {"attention": "mix", "gate_at": "after"},
+    {"attention": "sigmoid", "gate_at": "above"},
 )
+UPSAMPLE = ("bilinear", "carafe", "dysample_plus", "dysample_s_plus")
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     *((row, levels) for row in ROWS for levels in (TWO_STAGE, ONE_STAGE)),
     ("ac_fpn", ONE_STAGE | {"deformable": True}),
     *(("mse_fpn", TWO_STAGE | options) for options in MSE_FPN),
+    *(("fpn", TWO_STAGE | {"norm": "gn", "upsample": name}) for name in UPSAMPLE),
 )
 
 
@@ -62,6 +66,8 @@ Maps = namedtuple("Maps", "p0 p1 p2 p3 p4")
 
 class Pyramid(nn.Module):
     """Four strided convolutions and a neck, in the place of a detector: the graph's outputs are the maps."""
+
+    takes_proposals = False
 
     def __init__(self, neck: Neck) -> None:
         super().__init__()
