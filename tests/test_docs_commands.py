@@ -82,14 +82,11 @@ LONG = "docs/results/"
 ROWS = {
     "bifpn_norm_momentum.yaml": "neck: bifpn\nneck_options: {norm_momentum: 0.1}\n",
     "mse_fpn_lean.yaml": "neck: mse_fpn\nneck_options: {preset: lean}\n",
-    "fpn_gn.yaml": "neck: fpn\nneck_options: {norm: gn}\n",
-    "gn_bilinear.yaml": "neck: fpn\nneck_options: {norm: gn, upsample: bilinear}\n",
     "trial.yaml": "neck: trial\nneck_options: {context: true}\n",
 }
 """Files that the pages of measurements describe in a comment."""
 
-PLAIN = {item.name for item in dataclasses.fields(Config) if not item.metadata["plugin"]} - {"init"}
-PLAIN |= {"set"}
+PLAIN = {item.name for item in dataclasses.fields(Config) if not item.metadata["plugin"]} - {"init"} | {"set"}
 """Options of a training that name nothing."""
 
 
