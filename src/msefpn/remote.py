@@ -100,7 +100,7 @@ def _listed(address: str, how: str) -> list[Listed]:
         system.invalidate_cache()
         found = getattr(system, how)(path, detail=True)
         if not found and how == "find":
-            system.info(path)  # raises if there is no such folder
+            system.info(path)  # raises if the folder is missing
         entries = [
             Listed(
                 str(system.unstrip_protocol(name)),

@@ -66,7 +66,7 @@ def takes(*records: type[Any], without: Collection[str] = (), only: Collection[s
             for item in chosen
         ]
         function.__signature__ = own.replace(parameters=[*first, *more])  # type: ignore[attr-defined]  # a function takes any
-        function.__options__ = {item.name: item for item in chosen}  # type: ignore[attr-defined]  # likewise
+        function.__options__ = {item.name: item for item in chosen}  # type: ignore[attr-defined]  # a function takes any
         lines = "".join(f"    {item.name}: {item.metadata['text']}\n" for item in chosen)
         text = inspect.getdoc(function) or ""
         function.__doc__ = (

@@ -38,7 +38,7 @@ def evaluate(plan: EvaluationPlan) -> dict[str, Any]:
     detector, where = open_detector(run, plan.device, trust=options.trust)
     config = detector.config
     sides = plan.sides or parse_size(config.size)
-    merged = apply_options(detector, options, run, sides) if options.flags() else None
+    merged = apply_options(detector, options, run, sides)
     read = plan.read_data(inputs_read(detector))
     batch = plan.batch or max(1, config.per_pass)
     category_ids = category_ids_for(detector.classes, read, f"the run {run}")

@@ -93,8 +93,7 @@ class Predictor:
                 raise UserError(f"{run} is an exported file, which runs as it is: leave out --compile")
             detector.compile()
         sides = parse_size(size or detector.config.size)
-        merged = apply_options(detector, options, run, sides) if options.flags() else None
-        return cls(detector, sides, where, merged)
+        return cls(detector, sides, where, apply_options(detector, options, run, sides))
 
     @torch.no_grad()
     def __call__(

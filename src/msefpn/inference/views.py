@@ -129,7 +129,7 @@ def apply_options(
 
     Args:
         detector: of a run.
-        options: how; with one set at least.
+        options: how.
         run: its name, for messages.
         size: longest and shortest side, pixels, that images are resized to where no scales are given.
 
@@ -139,6 +139,8 @@ def apply_options(
     Raises:
         UserError: the detector cannot do it.
     """
+    if not options.flags():
+        return None
     if not isinstance(detector, Detector):
         raise UserError(
             f"{run} is an exported file, whose graph ends in NMS: leave out {options.flags()}, or give the "

@@ -56,9 +56,7 @@ def read_early(plan: Plan) -> Early:
 
 def is_in_place(data: Any) -> bool:
     """Whether data is read where it is, and not written in another form."""
-    if not isinstance(data, (str, Path)):
-        return data is None
-    return has_splits(Path(data), ("train", "val")) or needs_no_copy(Path(data))
+    return data is None or (isinstance(data, (str, Path)) and needs_no_copy(Path(data)))
 
 
 def read_if_quick(files: DataFiles, *, masks: bool) -> SplitData | DataFiles:

@@ -21,7 +21,7 @@ State = dict[str, Any]
 
 
 class Wishes(NamedTuple):
-    """What a process wants after the step that it does now."""
+    """What a process asks for at the end of the current step."""
 
     fail: bool = False
     """One of its losses is not finite."""
@@ -78,7 +78,7 @@ class Keeper:
         self.wishes = Wishes()
 
     def agree(self, step: int, *, fail: bool = False) -> Wishes:
-        """What the processes want after the step that they do now; called in all of them.
+        """What the processes ask for at the end of the current step; called in all of them.
 
         Args:
             step: steps that will be done.

@@ -75,13 +75,16 @@ class Plan:
     """Take the picture of a similar name where one is missing."""
     follow_links: bool = False
     """Follow symbolic links that lead out of the data folder."""
-    builtin: bool = False
-    """Train on the built-in set."""
 
     @property
     def resume(self) -> bool:
-        """Whether a run goes on."""
+        """Whether a run is continued."""
         return self.run_files is not None
+
+    @property
+    def builtin(self) -> bool:
+        """Whether the built-in set is trained on."""
+        return takes_builtin(self.data, self.given) and not self.resume
 
 
 def plan_training(
@@ -116,15 +119,15 @@ def plan_training(
     """
     if steps is not None and steps < 1:
         raise UserError(f"steps is {steps}: it must be at least 1")
-    files, builtin = None, not resume and takes_builtin(data, given)
+    files = None
     if resume:
         config, files, folder = _resumed(recipe, out, options)
     else:
-        config = load_recipe(recipe or default_recipe(builtin=builtin), **options)
+        config = load_recipe(recipe or default_recipe(builtin=takes_builtin(data, given)), **options)
         folder = out or free_folder(Path("runs/train"))
         if first:
             check_out(folder)
-    plan = Plan(config, data, dict(given), folder, files, steps, fix_names, follow_links, builtin)
+    plan = Plan(config, data, dict(given), folder, files, steps, fix_names, follow_links)
     check_names(plan.config)
     parse_every(plan.config.checkpoint_every)
     _check_files(plan)

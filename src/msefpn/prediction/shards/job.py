@@ -41,7 +41,7 @@ class ImageNames:
         size: images of a shard, to be set before shards are asked for.
 
     Raises:
-        UserError: one is a video or a camera, or there are no images.
+        UserError: one is a video or a camera, or no image was found.
     """
 
     def __init__(self, sources: Iterable[InputSource]) -> None:

@@ -108,7 +108,7 @@ class Journal:
         self.store.clear(BEGUN)
 
     def undo(self) -> None:
-        """Remove what `begin` wrote if there are no shards."""
+        """Remove what `begin` wrote, unless a shard was finished."""
         with contextlib.suppress(UserError):
             if not self.store.names(SHARDS):
                 self.store.clear(BEGUN, files=(JOB,))

@@ -119,7 +119,7 @@ class _Pool:
         return process
 
     def _end(self, number: int) -> int:
-        """End the process of a thread; return its exit code, 0 if there is no process."""
+        """End the process of a thread; return its exit code, 0 if none was started."""
         with self.lock:
             process = self.processes.pop(number, None)
         return 0 if process is None else end(process)
