@@ -26,8 +26,7 @@ def check_links(*roots: Path | None, follow: bool = False) -> None:
             if os.path.exists(target) and not any(_is_below(target, other) for other in homes):
                 raise UserError(
                     f"'{link}' is a link that leads out of '{home}', to '{target}': put the files there, or, "
-                    "where you trust the data, give --follow-links to check, convert, split, train, evaluate "
-                    "or predict"
+                    "where you trust the data, give --follow-links"
                 )
 
 

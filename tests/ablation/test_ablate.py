@@ -41,8 +41,15 @@ def weights_of(out: Path) -> dict[Path, float]:
 def test_grid(tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, explodes = tmp_path / "grid", tmp_path / "explodes.yaml"
     explodes.write_text("lr: 1.0e+30\ngrad_clip: 0.0\nwarmup: 0\n")
-    common = ["--data", str(tiny_set), "--recipe", str(TINY), "--epochs", "1", "--workers", "0"]
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for part in tiny_set.iterdir():
+        (linked / part.name).symlink_to(part)
+    common = ["--data", str(linked), "--recipe", str(TINY), "--epochs", "1", "--workers", "0"]
     common += ["--rounds", "1", "--out", str(out)]
+    assert main(["ablate", "fpn", *common]) == 2
+    assert "where you trust the data, give --follow-links" in capsys.readouterr().err
+    common.append("--follow-links")
     assert main(["ablate", "fpn", str(explodes), *common, "--seeds", "1", "--jobs", "2"]) == 1
     told = capsys.readouterr().out
     assert "2 trainings, 0 of them finished before, 2 at a time" in told
@@ -79,10 +86,11 @@ def test_grid(tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     )
     assert gcg["published"]["gain"] == 0.012
     assert (fpn["baseline"], gcg["baseline"]) == (True, False)
+    assert fpn["command"].endswith(" --follow-links")
     assert gcg["parameters"] - fpn["parameters"] == 4 * 2 * (32 * 32 + 32)
 
     with pytest.raises(UserError, match=r"was trained with size 96, not 64"):
-        msefpn.ablate(["fpn"], data=tiny_set, out=out, **BUDGET, size=64)
+        msefpn.ablate(["fpn"], data=linked, follow_links=True, out=out, **BUDGET, size=64)
 
 
 def test_a_killed_grid_goes_on_where_it_was(tiny_set: Path, tmp_path: Path) -> None:

@@ -167,10 +167,17 @@ def test_openvino_is_eager_and_its_fp16_smaller(traced: None, run: Path, tmp_pat
 def test_fp16_and_int8_are_smaller_and_int8_is_calibrated(
     traced: None, run: Path, onnx_file: Path, tmp_path: Path
 ) -> None:
-    photos = run.parent / "set" / "train"
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for photo in (run.parent / "set" / "train").iterdir():
+        (photos / photo.name).symlink_to(photo)
+    calibrated: dict[str, Any] = {"calibrate": photos, "samples": 3}
+    with pytest.raises(UserError, match="give --follow-links"):
+        msefpn.export(run, precision="int8", out=tmp_path / "x.onnx", **calibrated)
+    calibrated["follow_links"] = True
     made = {}
     for precision in ("fp16", "int8"):
-        more: dict[str, Any] = {"calibrate": photos, "samples": 3} if precision == "int8" else {}
+        more = calibrated if precision == "int8" else {}
         out = tmp_path / f"{precision}.onnx"
         report = msefpn.export(run, precision=precision, out=out, compare=2, matched=0, ap_drop=100, **more)
         assert report.parity is not None

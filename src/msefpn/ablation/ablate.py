@@ -33,7 +33,7 @@ from msefpn.models import check_initial_weights, init_weights, probe, styled
 from msefpn.names import DetectorInputs
 from msefpn.runs.console import Bar, duration, percent, say, show_table
 from msefpn.runs.folder import DataFiles
-from msefpn.training.data import SplitData, check_proposals, find_files, read_splits
+from msefpn.training.data import SplitData, check_proposals, read_splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Ablation:
 
 def run_grid(plan: GridPlan) -> Ablation:
     """Train and compare; see `msefpn.commands.compare.ablate`."""
-    configs, given, out, seeds, rounds = plan.configs, plan.given, plan.out, plan.seeds, plan.rounds
+    configs, out, seeds, rounds = plan.configs, plan.out, plan.seeds, plan.rounds
     for config in configs.values():
         check_devices(config)
     inputs = {name: inputs_read(probe(config)) for name, config in configs.items()}
     masks = any(one.masks for one in inputs.values())
-    early = plan.early or find_files(plan.data, given, out.parent, builtin=plan.builtin)
+    early = plan.early or plan.find_files()
     files = early.files if isinstance(early, SplitData) else early
     own = {name: _files_of(one, files) for name, one in inputs.items()}
     if (files.train_proposals or files.val_proposals) and files not in own.values():

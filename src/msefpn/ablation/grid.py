@@ -63,6 +63,7 @@ class Variant:
         """What trains its first trial by hand."""
         files = self.files.given().items()
         words = [word for key, path in files for word in (f"--{key.replace('_', '-')}", str(path))]
+        words += ["--follow-links"] * self.files.follow_links
         return shlex.join(["msefpn", "train", "--recipe", str(self.recipe), "--seed", "0", *words])
 
 
@@ -265,8 +266,7 @@ class _Running:
         trial.variant.folder.mkdir(parents=True, exist_ok=True)
         write_text(trial.variant.recipe, to_yaml(config), AGAIN)
         changed: dict[str, str | int] = {"device": config.device, "workers": config.workers}
-        files = trial.variant.files.given()
-        words = command(trial.variant.recipe, trial.seed, trial.folder, files, changed)
+        words = command(trial.variant.recipe, trial.seed, trial.folder, trial.variant.files, changed)
         self.trial, self.began = trial, time.monotonic()
         with trial.log.open("ab") as log:
             self.log_begins = log.tell()

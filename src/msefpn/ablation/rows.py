@@ -12,7 +12,7 @@ from msefpn.ablation.grid import check_grid_folder, check_twice, short_name
 from msefpn.config import AUTO_BATCH, Config, is_recipe, load_recipe, load_row
 from msefpn.errors import UserError
 from msefpn.names import check_names, check_rows, known_inputs
-from msefpn.runs.folder import default_recipe
+from msefpn.runs.folder import DataFiles, default_recipe
 from msefpn.training.anchors import settle_anchors
 from msefpn.training.data import Early, find_files, is_in_place, read_if_quick
 from msefpn.training.plan import takes_builtin
@@ -67,8 +67,23 @@ class GridPlan:
     jobs: int
     rounds: int
     out: Path
+    fix_names: bool = False
+    """Whether pictures of similar names are taken where one is missing."""
+    follow_links: bool = False
+    """Whether links that lead out of the data are followed."""
     early: Early = None
     """The data, or its files, where they were read or found already."""
+
+    def find_files(self) -> DataFiles:
+        """The files of both splits. Raises UserError."""
+        return find_files(
+            self.data,
+            self.given,
+            self.out.parent,
+            builtin=self.builtin,
+            fix_names=self.fix_names,
+            follow_links=self.follow_links,
+        )
 
     @property
     def builtin(self) -> bool:
@@ -88,6 +103,8 @@ def plan_grid(
     rounds: int,
     out: Path,
     options: Mapping[str, Any],
+    fix_names: bool = False,
+    follow_links: bool = False,
 ) -> GridPlan:
     """Check a request; see `msefpn.commands.compare.ablate`. Raises UserError."""
     check_counts(seeds=seeds, jobs=jobs, rounds=rounds)
@@ -106,9 +123,9 @@ def plan_grid(
             raise UserError(
                 f"row '{short_name(name)}' takes {config.devices} devices itself: leave out --jobs {jobs}"
             )
-    plan = GridPlan(configs, data, given, seeds, epochs, jobs, rounds, out)
+    plan = GridPlan(configs, data, given, seeds, epochs, jobs, rounds, out, fix_names, follow_links)
     inputs = [known_inputs(config.detector) for config in configs.values()]
-    if builtin or None in inputs or not is_in_place(data):
+    if builtin or fix_names or None in inputs or not is_in_place(data):
         return plan
     masks = any(one.masks for one in inputs if one is not None)
-    return dataclasses.replace(plan, early=read_if_quick(find_files(data, given, out.parent), masks=masks))
+    return dataclasses.replace(plan, early=read_if_quick(plan.find_files(), masks=masks))

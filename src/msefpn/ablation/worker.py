@@ -15,7 +15,7 @@ from typing import Any
 from msefpn import plugins
 from msefpn.errors import UserError
 from msefpn.plain import one_line
-from msefpn.runs.folder import RESUME, TO_RESUME, TRAINING
+from msefpn.runs.folder import RESUME, TO_RESUME, TRAINING, DataFiles
 from msefpn.runs.meeting import meeting
 from msefpn.runs.memory import keep_freed_memory
 from msefpn.runs.signals import interruptible
@@ -28,16 +28,14 @@ AGAIN = "then run the same command again"
 PR_SET_PDEATHSIG = 1
 
 
-def command(
-    recipe: Path, seed: int, out: Path, files: dict[str, Path], changed: dict[str, str | int]
-) -> list[str]:
+def command(recipe: Path, seed: int, out: Path, files: DataFiles, changed: dict[str, str | int]) -> list[str]:
     """The command line of a trial.
 
     Args:
         recipe: YAML file of the row.
         seed: of this trial.
         out: its run folder. A run that is there is resumed, unless it has not finished an epoch.
-        files: the fields of `DataFiles`.
+        files: what it reads.
         changed: device and workers, which a resumed run may do differently.
     """
     task = {
@@ -45,7 +43,8 @@ def command(
         "recipe": str(recipe),
         "seed": seed,
         "out": str(out),
-        "files": {key: str(path) for key, path in files.items()},
+        "files": {key: str(path) for key, path in files.given().items()},
+        "follow_links": files.follow_links,
         "changed": changed,
         "plugins": plugins.loaded(),
     }
@@ -100,6 +99,7 @@ def _plan(task: dict[str, Any], *, first: bool) -> Plan:
         resume=resume,
         steps=None,
         options={key: value for key, value in options.items() if value is not None},
+        follow_links=task["follow_links"],
         first=first,
     )
 

@@ -79,6 +79,8 @@ def ablate(
     jobs: int = 1,
     rounds: int = 5,
     out: str | Path = "runs/ablate",
+    fix_names: bool = False,
+    follow_links: bool = False,
     **options: Any,
 ) -> Ablation:
     """Train rows of detectors with the same seeds and compare them: accuracy, cost, difference to the first.
@@ -99,6 +101,8 @@ def ablate(
         jobs: number of trainings at a time
         rounds: number of timed predictions of each row
         out: folder of the grid
+        fix_names: where a picture is missing, take the one of a similar name (other case, slashes, folders)
+        follow_links: follow symbolic links that lead out of the data folder
 
     Returns:
         `rows`: an entry per row and budget, as in results.json: costs, mean and spread of AP, the paired
@@ -127,6 +131,8 @@ def ablate(
         rounds=rounds,
         out=Path(out),
         options=values,
+        fix_names=fix_names,
+        follow_links=follow_links,
     )
 
     from msefpn.ablation.ablate import run_grid

@@ -25,6 +25,7 @@ def explain(
     size: str | int | None = None,
     device: str = "auto",
     out: str | Path | None = None,
+    follow_links: bool = False,
 ) -> dict[str, Any]:
     """Show what a neck does to an image: one HTML page with the maps, gates and attention of each level.
 
@@ -41,6 +42,7 @@ def explain(
         size: as in training; each run's own
         device: auto, cpu or gpu
         out: the page, a new .html file; the first free one of explain-1.html, explain-2.html, ...
+        follow_links: follow symbolic links that lead out of a given folder
 
     Returns:
         The numbers, as in the json file: neck, levels and detections of each run, and CKA at each stage, with
@@ -56,7 +58,9 @@ def explain(
     from msefpn.explaining.plan import plan_explanation
 
     given = [images] if isinstance(images, (str, Path)) else list(images or [])
-    plan = plan_explanation(runs, Path(image), given, out=as_path(out), score=score)
+    plan = plan_explanation(
+        runs, Path(image), given, out=as_path(out), score=score, follow_links=follow_links
+    )
 
     import_models()
 

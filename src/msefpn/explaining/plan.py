@@ -35,7 +35,13 @@ class ExplanationPlan:
 
 
 def plan_explanation(
-    runs: Sequence[Path], image: Path, images: Sequence[str | Path], *, out: Path | None, score: float
+    runs: Sequence[Path],
+    image: Path,
+    images: Sequence[str | Path],
+    *,
+    out: Path | None,
+    score: float,
+    follow_links: bool = False,
 ) -> ExplanationPlan:
     """Check a request and read its image; arguments as of `msefpn.commands.inspect.explain`.
 
@@ -51,7 +57,7 @@ def plan_explanation(
     pixels = pixels_or_reason(image)
     if isinstance(pixels, str):
         raise UserError(f"{pixels}: give another image")
-    files = find_images(images) if images else []
+    files = find_images(images, follow_links=follow_links) if images else []
     return ExplanationPlan(runs, _names(runs), image, pixels, files, out, numbers, score)
 
 

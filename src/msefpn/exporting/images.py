@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,7 +106,7 @@ def _read(plan: ExportPlan, inputs: DetectorInputs, splits: dict[str, _Split]) -
         return ExportImages(images.get("val"), images.get("train", []))
     if inputs.proposals:
         raise UserError(f"{inputs.detector} is calibrated on images with proposals: leave out --calibrate")
-    files = find_images(options.calibrate)
+    files = find_images(options.calibrate, follow_links=options.follow_links)
     return ExportImages(images.get("val"), [files[i] for i in _spread(len(files), options.samples)])
 
 
@@ -116,15 +116,16 @@ def _find_split(
     """A split of the given data, or of the run's own. Raises UserError."""
     run, data = place_beside(plan.run), plan.options.data
     if data is not None:
-        check_links(data)
-        data, log = as_coco(data, run / "converted", [split])
+        follow = plan.options.follow_links
+        check_links(data, follow=follow)
+        data, log = as_coco(data, run / "converted", [split], follow_links=follow)
         say(*log.lines())
     place = locate_split(data, split, None, None)
     if place is not None and not inputs.proposals:
         return _Split(*place, None, wanted, what, instead)
     try:
         named = read_run(run)[1]
-        named.check_links()
+        replace(named, follow_links=named.follow_links or plan.options.follow_links).check_links()
         files = named.given()
     except UserError as error:
         raise UserError(f"no images to {what}: give --data, or {instead} ({error})") from None

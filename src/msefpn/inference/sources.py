@@ -74,13 +74,17 @@ def describe_left_out(given: Paths) -> str:
     )
 
 
-def find_images(given: Paths) -> list[Path]:
+def find_images(given: Paths, *, follow_links: bool = False) -> list[Path]:
     """Find image files, all images in folders, and matches of globs, each once.
+
+    Args:
+        given: files, folders or globs.
+        follow_links: follow symbolic links that lead out of a given folder.
 
     Raises:
         UserError: something given leads to nothing, or not to an image file.
     """
-    found = find_sources(given)
+    found = find_sources(given, follow_links=follow_links)
     other = next((source.name for source in found if source.kind != "image"), None)
     if other is not None:
         raise UserError(f"'{other}' is not an image file: give files, folders or globs like 'photos/*.jpg'")
