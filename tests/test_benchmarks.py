@@ -296,3 +296,33 @@ def test_designs_change_what_they_name(
     assert all(torch.equal(x, y) for x, y in zip(made, fpn(maps), strict=True)) is starts_as_fpn
     torch.stack([x.sum() for x in made]).sum().backward()
     assert all(parameter.grad is not None for parameter in trial.parameters())
+
+
+def test_gap_beside_gain(
+    module: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gap = module("gap")
+    values = {"fpn": 0.4, "near": 0.6, "far": 0.2, "middle": 0.5}
+    gains = {"near": 0.03, "far": -0.02, "middle": 0.01}
+    rows = [
+        {"row": name, "epochs": 5, "trials": [{"seed": 0}, {"seed": 1}], "baseline": name == "fpn"}
+        | ({"difference": {"mean": gains[name]}} if name in gains else {})
+        for name in values
+    ]
+    (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+
+    def similarity(run: Path, images: list[Path]) -> tuple[float, float]:
+        assert images == [tmp_path / "photo.png"]
+        row, epochs, seed = run.relative_to(tmp_path).parts
+        assert epochs == "epochs-5"
+        return values[row] + {"seed-0": -0.1, "seed-1": 0.1}[seed], 0.25
+
+    monkeypatch.setattr(gap, "similarity", similarity)
+    gap.main([str(tmp_path), str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert rows_of(printed)["near"] == ["5", "+3.0", "0.60 ± 0.14", "+0.25", "+0.20"]
+    assert printed.splitlines()[-1] == "rank correlation over 3 rows: +1.00"
