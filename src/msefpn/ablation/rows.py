@@ -29,10 +29,12 @@ def row_configs(names: Sequence[str], recipe: str | None, default: str, **option
         options: values that are put over all, where not None.
 
     Raises:
-        UserError: there is none, or a neck that does not exist.
+        UserError: there is none, or a neck that does not exist, or one neck for all.
     """
     if not names:
         raise UserError("rows is empty: name necks or recipes")
+    if options.get("neck") is not None:
+        raise UserError(f"neck {options['neck']} for all rows: leave it out, and name necks as rows")
     rows = {}
     for name in names:
         if is_recipe(name):
@@ -108,6 +110,8 @@ def plan_grid(
 ) -> GridPlan:
     """Check a request; see `msefpn.commands.compare.ablate`. Raises UserError."""
     check_counts(seeds=seeds, jobs=jobs, rounds=rounds)
+    if options.get("seed") is not None:
+        raise UserError(f"seed {options['seed']} for all trainings: leave it out, --seeds is their number")
     check_twice("row", [short_name(name) for name in names])
     check_twice("epochs", epochs)
     check_grid_folder(out)
