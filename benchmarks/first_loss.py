@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from msefpn.config import Config, load_recipe, parse_size
+from msefpn.config import Config, load_recipe, parse_settings, parse_size
 from msefpn.data.coco import CocoData
 from msefpn.data.loader import train_loader
 from msefpn.data.locate import find_split
@@ -69,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "backbones", nargs="+", help="timm's name, = and a file of its ImageNet weights; else random"
     )
-    parser.add_argument("--necks", nargs="+", default=["fpn", "mse_fpn"])
+    parser.add_argument("--necks", nargs="+", default=["fpn norm=none", "fpn norm=gn", "mse_fpn"])
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--size", default="320")
     parser.add_argument(
@@ -82,9 +82,10 @@ def main(words: Sequence[str] | None = None) -> None:
     for given in args.backbones:
         name, _, weights = given.partition("=")
         for neck in args.necks:
-            config = load_recipe(
-                "small_data", backbone=name, neck=neck, init=weights or "none", size=args.size
-            )
+            kind, *options = neck.split()
+            own = parse_settings([f"neck_options.{option}" for option in options])
+            changed = {"backbone": name, "init": weights or "none", "size": args.size}
+            config = load_recipe("small_data", neck=kind, **own, **changed)
             config = replace(config, backbone_options={"train_norm": args.train_norm})
             deviations, losses = first_losses(config, data, args.seeds)
             cells = [" ".join(f"{value:.2g}" for value in values) for values in deviations]

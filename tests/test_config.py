@@ -22,6 +22,14 @@ def test_another_detector_begins_without_options() -> None:
     assert load_recipe("small_data_retinanet").detector_options == {"head": head}
 
 
+def test_another_neck_begins_with_the_options_of_all_necks() -> None:
+    assert load_recipe("small_data").neck_options == {"out_channels": 128, "norm": "gn"}
+    assert load_recipe("small_data", neck="bifpn").neck_options == {"out_channels": 128}
+    given = {"neck": "pafpn", "neck_options": {"upsample": "bilinear"}}
+    assert load_recipe("small_data", **given).neck_options == {"out_channels": 128, "upsample": "bilinear"}
+    assert load_recipe("small_data", neck="fpn") == load_recipe("small_data")
+
+
 def test_recipes_of_the_paper_train_as_mmdetection() -> None:
     for name in ("faster_rcnn_r50_mse_fpn_1x", "retinanet_r50_mse_fpn_1x"):
         config = load_recipe(name)

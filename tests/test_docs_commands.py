@@ -31,11 +31,10 @@ from safetensors.torch import save_file
 import msefpn
 from msefpn import plugins
 from msefpn.ablation.rows import row_configs
-from msefpn.checkpoint import read_info
 from msefpn.cli import COMMANDS, command_parser, main
 from msefpn.config import Config, load_recipe, parse_settings
 from msefpn.data import datasets, synthetic
-from msefpn.models import build, check_neck_name, save
+from msefpn.models import check_neck_name
 from msefpn.names import check_rows
 from msefpn.plugins import known
 from msefpn.reporting import report
@@ -209,14 +208,6 @@ def film(path: Path, photo: Path) -> None:
         container.mux(stream.encode())
 
 
-def put_fpn(run: Path) -> None:
-    """Give a run the weights of an FPN detector, untrained."""
-    config, classes, category_ids = read_info(run)
-    detector = build(dataclasses.replace(config, neck="fpn"), classes, category_ids)
-    for name in ("best", "last"):
-        save(detector, run / f"{name}.safetensors")
-
-
 def narrow(name: str, **given: Any) -> Config:
     """A recipe whose heads on regions are narrow, for most of the time would go into their weights."""
     config = load_recipe(name, **given)
@@ -258,7 +249,6 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
         patch.setattr(plan, "load_recipe", narrow)
         msefpn.train(folder / "my_data", recipe="small_data", out=folder / "runs/mine", **given)
     shutil.copytree(folder / "runs/mine", folder / "runs/fpn")
-    put_fpn(folder / "runs/fpn")
     trained = {("train", frozenset(options)) for options in (("data", "out"), ("data", "recipe", "out"))}
     yield Sandbox(folder, trained)
     for kind, table in plugins._TABLES.items():

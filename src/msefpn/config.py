@@ -212,6 +212,8 @@ class Published:
 _TYPES = typing.get_type_hints(Config)
 _ABOUT = ("parent", "published")
 """Keys of a recipe that are not settings."""
+_OF_ALL_NECKS = ("out_channels", "start_level", "extra_levels")
+"""Options of a neck that stay when a recipe's neck is replaced."""
 
 
 def parse_size(size: str) -> tuple[int, int]:
@@ -299,9 +301,7 @@ def published(name: str) -> Published | None:
 
 def from_dict(values: Mapping[str, Any], source: str) -> Config:
     """Build a Config from plain values, as read from YAML. Raises UserError naming `source` and the key."""
-    if not all(isinstance(key, str) for key in values) or not all(
-        _has_names(value) for value in values.values() if isinstance(value, dict)
-    ):
+    if not _has_names(values):
         raise UserError(f"{source} must hold 'key: value' lines, each key a name")
     return Config(**{key: _coerce(key, value, source) for key, value in values.items()})
 
@@ -333,10 +333,13 @@ def _read_chain(name: str) -> dict[str, Any]:
 
 
 def _override(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Put values over those of a parent; the options of another detector are not this one's."""
-    before = base.get("detector", Config.detector)
-    if values.get("detector", before) != before:
+    """Put values over those of a parent; options of another detector or neck are not this one's."""
+    before = {key: base.get(key, getattr(Config, key)) for key in ("detector", "neck")}
+    other = [key for key, name in before.items() if values.get(key, name) != name]
+    if "detector" in other:
         base = {key: value for key, value in base.items() if key != "detector_options"}
+    if "neck" in other and isinstance(options := base.get("neck_options"), dict):
+        base = base | {"neck_options": {key: options[key] for key in _OF_ALL_NECKS if key in options}}
     return _merged(base, values)
 
 
@@ -367,7 +370,7 @@ def _read_yaml(name: str) -> dict[str, Any]:
     return values
 
 
-def _has_names(values: dict[Any, Any]) -> bool:
+def _has_names(values: Mapping[Any, Any]) -> bool:
     """Whether all keys are strings, also of the dictionaries inside."""
     inner = (value for value in values.values() if isinstance(value, dict))
     return all(isinstance(key, str) for key in values) and all(map(_has_names, inner))

@@ -169,7 +169,7 @@ def test_one_grid_at_a_time(tiny_set: Path, tmp_path: Path) -> None:
         (["fpn"], {"seeds": 0}, "seeds is 0"),
         (["fpn"], {"jobs": 0}, "jobs is 0"),
         (["fpn"], {"epochs": 0}, "epochs is 0"),
-        (["fpn"], {"set": ["neck=pafpn"]}, "neck pafpn for all rows: leave it out"),
+        (["fpn"], {"set": ["neck=pafpn"]}, "neck pafpn for all rows, and row 'fpn' is a neck"),
         (["fpn"], {"set": ["seed=3"]}, "seed 3 for all trainings: leave it out"),
         (["fpn"], {"init": "none", "recipe": "light"}, "would leave .* fixed tensors"),
     ],

@@ -29,17 +29,17 @@ def row_configs(names: Sequence[str], recipe: str | None, default: str, **option
         options: values that are put over all, where not None.
 
     Raises:
-        UserError: there is none, or a neck that does not exist, or one neck for all.
+        UserError: there is none, or a neck that does not exist, or one neck is given for rows that are necks.
     """
     if not names:
         raise UserError("rows is empty: name necks or recipes")
-    if options.get("neck") is not None:
-        raise UserError(f"neck {options['neck']} for all rows: leave it out, and name necks as rows")
     rows = {}
     for name in names:
         if is_recipe(name):
             rows[name] = load_row(name, recipe, **options)
         else:
+            if (neck := options.get("neck")) is not None:
+                raise UserError(f"neck {neck} for all rows, and row '{name}' is a neck: leave one out")
             check_rows([name])
             rows[name] = load_recipe(recipe or default, **options, neck=name)
     return {

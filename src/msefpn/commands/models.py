@@ -289,4 +289,6 @@ def upgrade(
         f"{model}: fpn to {neck}, {before:,} to {after:,} parameters of the neck; "
         f"the pyramid differs by {difference:.1e} at most: {file}"
     )
+    settings = " ".join(f"neck_options.{key}={value}" for key, value in new.config.neck_options.items())
+    say(f"train on with --init {file} --neck {neck}" + (f" --set {settings}" if settings else ""))
     return Upgrade(file, (before, after), difference)
