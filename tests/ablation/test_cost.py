@@ -95,6 +95,6 @@ def test_a_row_keeps_what_the_recipe_says() -> None:
     rows = row_configs(["pafpn", "small_data"], "small_data", "quickstart", backbone="resnet18")
     assert [(row.neck, row.backbone) for row in rows.values()] == [
         ("pafpn", "resnet18"),
-        ("mse_fpn", "resnet18"),
+        ("fpn", "resnet18"),
     ]
     assert rows["pafpn"].neck_options == {"out_channels": 128}

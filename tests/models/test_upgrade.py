@@ -59,7 +59,7 @@ def test_command(
     assert main([*words, "--out", str(out)]) == 0
     told = capsys.readouterr().out
     assert "fpn to mse_fpn" in told
-    assert f"train on with --init {out} --neck mse_fpn --set neck_options.out_channels=32" in told
+    assert f"train on with --init {out} --neck mse_fpn --set neck_options.start=identity" in told
     same_detections(run, out, tiny_set / "val" / "000001.jpg")
     info = read_info(out)
     assert (info.classes, info.category_ids) == (("circle", "square"), (3, 7))
