@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from msefpn.config import parse_settings
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -16,6 +18,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a Markdown table."""
     print(*(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)), sep="\n")
     print(flush=True)
+
+
+def neck_settings(text: str) -> dict[str, Any]:
+    """The settings of a neck that is given with options, such as `fpn norm=gn`."""
+    neck, *options = text.split()
+    return {"neck": neck} | parse_settings([f"neck_options.{option}" for option in options])
 
 
 def in_two(module: str, arguments: Sequence[str]) -> Any:

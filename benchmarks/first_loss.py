@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from msefpn.config import Config, load_recipe, parse_settings, parse_size
+from benchmarks.common import neck_settings
+from msefpn.config import Config, load_recipe, parse_size
 from msefpn.data.coco import CocoData
 from msefpn.data.loader import train_loader
 from msefpn.data.locate import find_split
@@ -82,10 +83,8 @@ def main(words: Sequence[str] | None = None) -> None:
     for given in args.backbones:
         name, _, weights = given.partition("=")
         for neck in args.necks:
-            kind, *options = neck.split()
-            own = parse_settings([f"neck_options.{option}" for option in options])
             changed = {"backbone": name, "init": weights or "none", "size": args.size}
-            config = load_recipe("small_data", neck=kind, **own, **changed)
+            config = load_recipe("small_data", **changed, **neck_settings(neck))
             config = replace(config, backbone_options={"train_norm": args.train_norm})
             deviations, losses = first_losses(config, data, args.seeds)
             cells = [" ".join(f"{value:.2g}" for value in values) for values in deviations]

@@ -21,8 +21,8 @@ from torchvision.models.detection.retinanet import _default_anchorgen
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from benchmarks.common import neck_settings
 from benchmarks.exported import exported_call
-from msefpn.config import parse_settings
 from msefpn.models import Detector, build, from_torchvision
 from msefpn.models.fold import folded
 from msefpn.runs.memory import keep_freed_memory
@@ -155,9 +155,7 @@ def our_model(case: Case) -> Detector:
     """Ours: with FPN it has torchvision's weights, with another neck what of them fits."""
     detector = from_torchvision(their_model(case).state_dict(), NAMES, LABELS, norm_eps=1e-5)
     if case.neck != "fpn":
-        name, *options = case.neck.split()
-        own = parse_settings([f"neck_options.{option}" for option in options])
-        config = dataclasses.replace(detector.config, neck=name, **own)
+        config = dataclasses.replace(detector.config, **neck_settings(case.neck))
         other = build(config, NAMES, LABELS)
         state = {name: x for name, x in detector.state_dict().items() if not name.startswith("neck.")}
         other.load_state_dict(state, strict=False)

@@ -66,8 +66,15 @@ def test_two_runs_over_images(
     torn.write_bytes(b"no image")
     out = tmp_path / "page.html"
     fpn, mse = run("fpn"), run("mse_fpn", classes=["one"])
-    images = [tiny_set / "val", tiny_set / "train", torn]
-    result = msefpn.explain(fpn, photo, against=mse, images=images, score=0.0, device="cpu", out=out)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for image in (tiny_set / "train").iterdir():
+        (linked / image.name).symlink_to(image)
+    images = [tiny_set / "val", linked, torn]
+    given: dict[str, Any] = {"against": mse, "images": images, "score": 0.0, "device": "cpu", "out": out}
+    with pytest.raises(UserError, match="give --follow-links"):
+        msefpn.explain(fpn, photo, **given)
+    result = msefpn.explain(fpn, photo, **given, follow_links=True)
 
     assert json.loads(out.with_suffix(".json").read_text()) == result
     assert [about["neck"] for about in result["runs"]] == ["fpn", "mse_fpn"]

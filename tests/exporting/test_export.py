@@ -171,13 +171,17 @@ def test_fp16_and_int8_are_smaller_and_int8_is_calibrated(
     photos.mkdir()
     for photo in (run.parent / "set" / "train").iterdir():
         (photos / photo.name).symlink_to(photo)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for part in (run.parent / "set").iterdir():
+        (linked / part.name).symlink_to(part)
     calibrated: dict[str, Any] = {"calibrate": photos, "samples": 3}
-    with pytest.raises(UserError, match="give --follow-links"):
-        msefpn.export(run, precision="int8", out=tmp_path / "x.onnx", **calibrated)
-    calibrated["follow_links"] = True
+    for given in (calibrated, {"data": linked}):
+        with pytest.raises(UserError, match="give --follow-links"):
+            msefpn.export(run, precision="int8", out=tmp_path / "x.onnx", **given)
     made = {}
     for precision in ("fp16", "int8"):
-        more = calibrated if precision == "int8" else {}
+        more = {"data": linked, "follow_links": True} | (calibrated if precision == "int8" else {})
         out = tmp_path / f"{precision}.onnx"
         report = msefpn.export(run, precision=precision, out=out, compare=2, matched=0, ap_drop=100, **more)
         assert report.parity is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,9 +114,8 @@ def _find_split(
     plan: ExportPlan, inputs: DetectorInputs, split: str, wanted: int, what: str, instead: str
 ) -> _Split:
     """A split of the given data, or of the run's own. Raises UserError."""
-    run, data = place_beside(plan.run), plan.options.data
+    run, data, follow = place_beside(plan.run), plan.options.data, plan.options.follow_links
     if data is not None:
-        follow = plan.options.follow_links
         check_links(data, follow=follow)
         data, log = as_coco(data, run / "converted", [split], follow_links=follow)
         say(*log.lines())
@@ -125,7 +124,7 @@ def _find_split(
         return _Split(*place, None, wanted, what, instead)
     try:
         named = read_run(run)[1]
-        replace(named, follow_links=named.follow_links or plan.options.follow_links).check_links()
+        named.check_links(follow=follow)
         files = named.given()
     except UserError as error:
         raise UserError(f"no images to {what}: give --data, or {instead} ({error})") from None

@@ -32,7 +32,7 @@ class ExportOptions:
         None, "for int8, a folder of images to calibrate on (default: the training images)"
     )
     samples: int = option(100, "images to calibrate on", low=1)
-    follow_links: bool = option(False, "follow symbolic links that lead out of the data folder")
+    follow_links: bool = option(False, "follow symbolic links that lead out of a given folder")
     size: str | None = option(
         None,
         "longest x shortest side, pixels, that images are resized to fit into, with the file too "

@@ -67,7 +67,7 @@ class EvaluationPlan:
         place = locate_split(data, self.split, self.file, self.images)
         if place is None:
             named = read_run(place_beside(self.run))[1]
-            replace(named, follow_links=named.follow_links or self.follow_links).check_links()
+            named.check_links(follow=self.follow_links)
             files = named.given()
             own = files[f"{self.split}_json"], files[f"{self.split}_images"]
             return own, self.proposals or files.get(f"{self.split}_proposals")

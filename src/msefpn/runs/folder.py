@@ -65,10 +65,11 @@ class DataFiles:
         """Those that there are, by name."""
         return {key: path for key, path in vars(self).items() if isinstance(path, Path)}
 
-    def check_links(self) -> None:
-        """Raise UserError where a link leads out of the folders of the images, unless it may."""
+    def check_links(self, *, follow: bool = False) -> None:
+        """Raise UserError where a link leads out of the images' folders, unless that is allowed."""
         places = (self.train_json, self.train_images), (self.val_json, self.val_images)
-        check_links(*(root for place in places for root in roots_of(*place)), follow=self.follow_links)
+        roots = (root for place in places for root in roots_of(*place))
+        check_links(*roots, follow=follow or self.follow_links)
 
     def resolved(self) -> dict[str, Path]:
         """Those that there are, without links and relative parts."""
