@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from msefpn.necks import ACFPN, BFP, CEFPN, FPN, GATES, NECKS, PAFPN, AugFPN, BiFPN
+from msefpn.necks import ACFPN, AFPN, BFP, CEFPN, FPN, GATES, NECKS, PAFPN, AugFPN, BiFPN
 from msefpn.necks.ac_fpn import CEM
 from msefpn.necks.aug_fpn import AdaptiveSpatialFusion
 from msefpn.necks.bifpn import BiFPNCell, WeightedFusion
+from msefpn.necks.freq_fusion import FrequencyFusion, _similarities
 from msefpn.necks.layers import max_down
+from msefpn.necks.upsample import sample_at
 
 R50, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]
 CHANNELS = [16, 24, 40, 64]
@@ -44,6 +46,8 @@ def up(x: Tensor, like: Tensor) -> Tensor:
         ("pafpn", FPN_SIZE + 3_540_480, FPN_GMAC + 24.8),
         ("aug_fpn", FPN_SIZE + 1_777_411, FPN_GMAC + 0.27),
         ("ce_fpn", 28_580_864, 30.0),
+        ("afpn", FPN_SIZE + 7_952_261, 53.5),
+        ("freq_fusion", FPN_SIZE + 188_694, FPN_GMAC + 4.65),
     ],
 )
 def test_published_costs(name: str, parameters: int, gmac: float) -> None:
@@ -161,6 +165,71 @@ def test_bfp() -> None:
     expected.append(features[3] + F.adaptive_max_pool2d(refined, features[3].shape[2:]))
     for x, y in zip(neck(features), expected, strict=True):
         torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
+
+
+def test_afpn() -> None:
+    neck = make(AFPN)
+    for norm in (module for module in neck.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_mean, -0.1, 0.1)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    assert [reduce[0].out_channels for reduce in neck.reduce] == [8, 8, 8, 8]  # an eighth, but not below 8
+    assert [reduce[0].out_channels for reduce in make(AFPN, reduction=2).reduce] == [8, 12, 20, 32]
+    with pytest.raises(ValueError, match="reduction 0 must be at least 1"):
+        make(AFPN, reduction=0)
+    features = maps()
+    levels = [reduce(x) for reduce, x in zip(neck.reduce, features, strict=True)]
+    for count, stage in zip((2, 3, 4), neck.stages, strict=True):
+        mixed = []
+        for i, fuse in enumerate(stage.fuse):
+            height, width = levels[i].shape[2:]
+            brought = []
+            for j, x in enumerate(levels[:count]):
+                if j < i:  # finer: no overlap, the last cells filled up with zeros
+                    side = 2 ** (i - j)
+                    filled = torch.zeros(2, x.shape[1], height * side, width * side)
+                    filled[:, :, : x.shape[2], : x.shape[3]] = x
+                    brought.append(stage.bring[i][j].conv(filled))
+                elif j > i:
+                    x = stage.bring[i][j].conv(x)
+                    brought.append(F.interpolate(x, size=(height, width), mode="bilinear"))
+                else:
+                    brought.append(x)
+            small = torch.cat([part(x) for part, x in zip(fuse.compress, brought, strict=True)], dim=1)
+            shares = torch.einsum("lc,bchw->blhw", fuse.weigh.weight[:, :, 0, 0], small)
+            shares = (shares + fuse.weigh.bias[None, :, None, None]).softmax(dim=1)
+            x = fuse.conv(torch.einsum("blhw,lbchw->bchw", shares, torch.stack(brought)))
+            for unit in stage.units[i]:
+                x = F.relu(x + unit.second(unit.first(x)))
+            mixed.append(x)
+        levels[:count] = mixed
+    expected = [conv(x) for conv, x in zip(neck.outputs, levels, strict=True)]
+    for x, y in zip(neck(features), expected, strict=True):
+        torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
+
+
+def test_frequency_fusion() -> None:
+    torch.manual_seed(0)
+    fusion = FrequencyFusion(8).eval()  # its layers as torch starts them, so that the kernels differ
+    fine, coarse = torch.randn(1, 8, 6, 8), torch.randn(1, 8, 3, 4)
+    z_fine, z_wide = fusion.compress_fine(fine), up(fusion.compress_coarse(coarse), fine)
+    low = (fusion.low(z_fine) + up(fusion.low(fusion.compress_coarse(coarse)), fine)).softmax(dim=1)
+    high = (fusion.high(z_fine) + up(fusion.high(fusion.compress_coarse(coarse)), fine)).softmax(dim=1)
+    smooth, blurred = torch.zeros_like(fine), torch.zeros_like(fine)
+    for row in range(6):
+        for column in range(8):
+            for k, (dy, dx) in enumerate((a, b) for a in range(-2, 3) for b in range(-2, 3)):
+                y, x = row // 2 + dy, column // 2 + dx
+                if 0 <= y < 3 and 0 <= x < 4:
+                    smooth[..., row, column] += low[:, k, row, column] * coarse[..., y, x]
+            for k, (dy, dx) in enumerate((a, b) for a in range(-1, 2) for b in range(-1, 2)):
+                y, x = row + dy, column + dx
+                if 0 <= y < 6 and 0 <= x < 8:
+                    blurred[..., row, column] += high[:, k, row, column] * fine[..., y, x]
+    z = z_fine + z_wide
+    read = torch.cat([z, _similarities(z)], dim=1)
+    offset = fusion.direction(read) * fusion.size(read).sigmoid()
+    moved = sample_at(smooth, offset.unflatten(1, (4, 2)))
+    torch.testing.assert_close(fusion(fine, coarse), 2 * fine - blurred + moved, atol=1e-5, rtol=1e-5)
 
 
 def test_aug_fpn() -> None:

@@ -127,9 +127,9 @@ class Stage(nn.Module):
 class AFPN(Neck):
     """Asymptotic pyramid: the two finest levels are fused first, then with the next coarser, and so on.
 
-    The backbone's levels are reduced to an eighth of their channels, but not to fewer than 8; in the end a
-    1x1 convolution brings each to the pyramid's width. Batch normalisation and ReLU follow every convolution
-    but that one, and that of the weights.
+    The backbone's levels are first reduced, as published to an eighth of their channels, but not to fewer
+    than 8; in the end a 1x1 convolution brings each to the pyramid's width. Batch normalisation and ReLU
+    follow every convolution but that one, and that of the weights.
 
     Args:
         in_channels: channels of the input maps, finest first.
@@ -137,9 +137,10 @@ class AFPN(Neck):
         out_channels: channels of every output map.
         start_level: first input level that becomes an output (0 for two-stage heads, 1 for RetinaNet).
         extra_levels: coarser levels on top, as in `FPN`.
+        reduction: what the channels of the backbone's levels are divided by.
 
     Raises:
-        ValueError: fewer than two levels.
+        ValueError: fewer than two levels, or a reduction below 1.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class AFPN(Neck):
         *,
         start_level: int = 0,
         extra_levels: str = "none",
+        reduction: int = 8,
     ) -> None:
         super().__init__(
             in_channels, in_strides, out_channels, start_level=start_level, extra_levels=extra_levels
@@ -157,7 +159,9 @@ class AFPN(Neck):
         inputs = self.in_channels[start_level:]
         if len(inputs) < 2:
             raise ValueError("afpn fuses at least two levels: lower start_level")
-        widths = [max(COMPRESSED, channels // 8) for channels in inputs]
+        if reduction < 1:
+            raise ValueError(f"reduction {reduction} must be at least 1")
+        widths = [max(COMPRESSED, channels // reduction) for channels in inputs]
         self.reduce = nn.ModuleList(_block(*pair, 1) for pair in zip(inputs, widths, strict=True))
         self.stages = nn.ModuleList(Stage(widths[:count]) for count in range(2, len(widths) + 1))
         self.outputs = nn.ModuleList(nn.Conv2d(width, out_channels, 1) for width in widths)
