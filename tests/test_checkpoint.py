@@ -1,5 +1,6 @@
 """What a file of weights says of itself: read by this version, and told apart from a later one's."""
 
+import importlib.metadata
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+import msefpn
 from msefpn.checkpoint import KEY, VERSION, read_info, upgrade_config, write_info
 from msefpn.config import Config
 from msefpn.errors import UserError
@@ -28,6 +30,14 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert (info.classes, info.category_ids) == (("a", "b"), (3, 4))
     assert info.config.neck == "fpn"
     assert info.config.init == "weights.pth"
+
+
+def test_a_source_tree_without_metadata_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert write_info(Config(), ["a"], [1])["made_with"] == {"msefpn": msefpn.__version__}
 
 
 OLD = {

@@ -159,6 +159,7 @@ def _targets(node: ast.AST, source: Path) -> list[str]:
     return [
         f"{base}.{alias.name}" if _is_module(inner / alias.name) and base.startswith("msefpn") else base
         for alias in node.names
+        if alias.name != "__version__"
     ]
 
 
@@ -179,8 +180,7 @@ def wrong_directions(source: Path) -> list[str]:
             found.append(f"{where}: write the absolute name")
         elif top == "msefpn":
             target = rest[0] if rest else "__init__"
-            front = target == "__init__" and item.part == "cli"  # for the version
-            if target != item.part and target not in allowed and not front:
+            if target != item.part and target not in allowed:
                 found.append(f"{where}: {item.part} may import {sorted(allowed)}")
         elif top in LIGHTNING and item.file not in ENGINE:
             found.append(f"{where}: only {ENGINE[0]} and {ENGINE[1]} may")

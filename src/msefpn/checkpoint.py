@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
 
+from msefpn import __version__
 from msefpn.config import Config, from_dict
 from msefpn.errors import UserError
 from msefpn.places import is_named, is_pretrained, on_hub
@@ -197,7 +197,7 @@ def write_info(config: Config, classes: Sequence[str], category_ids: Sequence[in
     init = config.init if is_named(config.init) else Path(config.init).name  # the file's folder is private
     return {
         "version": VERSION,
-        "made_with": {"msefpn": importlib.metadata.version("msefpn")},
+        "made_with": {"msefpn": __version__},
         "config": vars(config) | {"init": init},
         "classes": classes,
         "category_ids": category_ids,
@@ -231,7 +231,7 @@ def parse_info(values: Any, file: Path, *, fix: str, oldest: int = 1) -> Detecto
     if version > VERSION or unknown:
         what = f", with a setting '{unknown[0]}' that is unknown here" if unknown else ""
         by = "a newer" if version > VERSION else "another"
-        own = importlib.metadata.version("msefpn")
+        own = __version__
         raise UserError(
             f"{file} was written by {by} version of msefpn ({made}, this is {own}){what}: "
             "install that version, or update this one with pip install --upgrade msefpn"

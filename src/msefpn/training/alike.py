@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msefpn import __version__
 from msefpn.errors import UserError
 from msefpn.runs.peers import Peers
 from msefpn.training.fingerprint import DataMarks, settings_of
@@ -72,7 +72,7 @@ def _own_version() -> str:
     value = 0
     for file in sorted(package.rglob("*.py")):
         value = zlib.crc32(file.read_bytes(), value)
-    return f"{sys.modules['msefpn'].__version__} (code {value:08x})"
+    return f"{__version__} (code {value:08x})"
 
 
 def _mark(tensors: Any) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from msefpn import __version__
 from msefpn.checkpoint import VERSION
 from msefpn.config import Config, parse_size
 
@@ -86,9 +87,8 @@ def describe(detector: Detector, size: str, precision: str, packages: Iterable[s
 
     info = {
         "version": VERSION,
-        "made_with": {
-            name: importlib.metadata.version(name) for name in ("msefpn", "torch", "torchvision", *packages)
-        },
+        "made_with": {"msefpn": __version__}
+        | {name: importlib.metadata.version(name) for name in ("torch", "torchvision", *packages)},
         "classes": detector.classes,
         "category_ids": detector.category_ids,
         "size": parse_size(size),
