@@ -88,19 +88,22 @@ def test_whole_shards_are_kept_and_damaged_ones_made_again(
 
 
 def test_a_job_that_is_interrupted_goes_on(
-    given: Given, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Path, given: Given, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(bar: Bar, count: int) -> None:
         raise KeyboardInterrupt
 
+    out = copied(done, tmp_path)
+    for path in sorted((out / "shards").iterdir())[1:]:
+        path.write_bytes(path.read_bytes()[:-9])
     with monkeypatch.context() as patch:
         patch.setattr(Bar, "seen", interrupt)
-        code, said = predict(tmp_path / "out", *JOBS, "--save", "json")
+        code, said = predict(out, *JOBS, "--save", "json")
     assert code == 130
-    assert "interrupted: 1 of 3 shards are whole" in said
-    code, said = predict(tmp_path / "out", "--jobs", 1, "--save", "json")
-    assert "1 of 3 shards are whole" in said
-    assert entries(tmp_path / "out") == given.found
+    assert "interrupted: 2 of 3 shards are whole" in said  # one found whole, one made
+    code, said = predict(out, "--jobs", 1, "--save", "json")
+    assert "2 of 3 shards are whole" in said
+    assert entries(out) == given.found
 
 
 def test_another_model_or_other_options_are_refused(

@@ -92,7 +92,7 @@ def _work(journal: Journal, sharding: ShardOptions, kinds: Sequence[str]) -> lis
     """Make the missing shards, and put all together."""
     inputs, store = journal.inputs, journal.store
     journal.begin()
-    whole, made = list[int](), list[Report]()
+    whole, wrong, made = list[int](), dict[int, str](), list[Report]()
     try:
         whole, wrong = journal.check()
         todo = sorted(set(range(inputs.shards)) - set(whole))
@@ -106,7 +106,8 @@ def _work(journal: Journal, sharding: ShardOptions, kinds: Sequence[str]) -> lis
         there = sorted({*whole, *(report.shard for report in made)})
         totals = put_together(journal, there, kinds if len(there) == inputs.shards else ())
     except KeyboardInterrupt:
-        count = len(store.names(SHARDS))
+        damaged = wrong.keys() - {report.shard for report in made}
+        count = len(store.names(SHARDS)) - len(damaged)
         raise KeyboardInterrupt(
             f"interrupted: {count} of {inputs.shards} shards are whole in {store.shown()}: run the same "
             "command again to go on"
