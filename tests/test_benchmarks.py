@@ -326,3 +326,28 @@ def test_gap_beside_gain(
     printed = capsys.readouterr().out
     assert rows_of(printed)["near"] == ["5", "+3.0", "0.60 ± 0.14", "+0.25", "+0.20"]
     assert printed.splitlines()[-1] == "rank correlation over 3 rows: +1.00"
+
+
+def test_gains_across_settings(
+    module: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    across = module("across")
+    gains = [{"a": 0.01, "b": 0.02, "alone": 0.5}, {"a": 0.03, "b": -0.02}]
+    for number, grid in enumerate(gains):
+        rows: list[dict[str, Any]] = [{"row": "fpn", "epochs": 5}, {"row": "a", "epochs": 18}]
+        rows[1]["difference"] = {"mean": 0.9, "pairs": 3}
+        rows += [
+            {"row": name, "epochs": 5, "difference": {"mean": gain, "pairs": 3}}
+            for name, gain in grid.items()
+        ]
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "results.json").write_text(json.dumps({"rows": rows}))
+    across.main([str(tmp_path / "0"), str(tmp_path / "1" / "results.json")])
+    printed = rows_of(capsys.readouterr().out)
+    assert printed["a"][:2] == ["+1.0 (3)", "+3.0 (3)"]
+    # Student's t of 97.5 % with one degree of freedom, after Holm: neither row is told from zero at 5 % / 2
+    assert printed["a"][2] == "+2.0 (-23.5 to +27.5)"
+    assert printed["b"][2].startswith("+0.0 (")
+    assert "alone" not in printed
+    with pytest.raises(SystemExit):
+        across.main([str(tmp_path / "0")])
