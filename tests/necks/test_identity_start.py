@@ -46,8 +46,6 @@ def maps(height: int = 75, width: int = 101) -> list[Tensor]:
 
 def upgraded(kind: type[MSEFPN | ResMSEFPN], options: dict[str, Any]) -> tuple[FPN, MSEFPN | ResMSEFPN]:
     torch.manual_seed(0)
-    if kind is ResMSEFPN:
-        options = {"norm": "none", **options}
     fpn = FPN(CHANNELS, STRIDES, 32, **{key: options[key] for key in FPNS if key in options})
     for parameter in fpn.parameters():
         torch.nn.init.normal_(parameter, std=0.2)  # a trained one's biases are not zero

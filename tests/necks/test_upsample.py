@@ -110,9 +110,7 @@ def test_similarities_are_cosines() -> None:
     assert not found[0, 0, 0].any()
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NECKS if name not in ("bfp", "bifpn", "afpn", "res_mse_fpn")]
-)
+@pytest.mark.parametrize("name", [name for name in NECKS if name not in ("bfp", "bifpn", "afpn")])
 def test_a_norm_stands_on_the_laterals(name: str) -> None:
     torch.manual_seed(0)
     options = {"sem": "none", "gate": "none"} if name == "mse_fpn" else {}

@@ -162,7 +162,7 @@ class ResMSEFPN(FPN):
         *,
         start_level: int = 0,
         extra_levels: str = "none",
-        norm: str = "gn",
+        norm: str = "none",
         semantics: int = 128,
         gates: bool = True,
         upsample: str = "nearest",
