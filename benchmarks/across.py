@@ -1,6 +1,6 @@
 """Each row's gain in AP over several settings: python -m benchmarks.across GRID GRID ...
 
-A GRID is a folder of `msefpn ablate`, or its results.json: one data set and one backbone. A row counts that
+A GRID is a folder of `msefpn ablate`: one data set and one backbone. A row counts that
 all of them have, at each one's smallest budget. Its gain in a setting is the mean of the pairs of seeds; the
 last column is the mean over the settings with Student's 95 % interval, settings as the units, corrected for
 the number of rows by Holm's method.
@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import table
+from msefpn.ablation.tables import difference_text
 from msefpn.metrics.paired import paired_differences
 
 
 def gains(grid: Path) -> dict[str, tuple[float, int]]:
     """The gain over the baseline of each row of a grid's smallest budget, and the number of its pairs."""
-    rows = json.loads((grid / "results.json" if grid.is_dir() else grid).read_text())["rows"]
+    rows = json.loads((grid / "results.json").read_text())["rows"]
     least = min(row["epochs"] for row in rows)
     return {
         row["row"]: (row["difference"]["mean"], row["difference"]["pairs"])
@@ -44,10 +45,7 @@ def main(words: Sequence[str] | None = None) -> None:
     over = paired_differences([(own, [0.0] * len(own)) for own in values])
     for name, own, gain in zip(names, values, over, strict=True):
         cells = [f"{100 * x:+.1f} ({grid[name][1]})" for x, grid in zip(own, found, strict=True)]
-        assert gain.low is not None  # two settings or more
-        assert gain.high is not None
-        between = f"{100 * gain.mean:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
-        lines.append([name, *cells, between])
+        lines.append([name, *cells, difference_text(gain.mean, gain.low, gain.high)])
     table(["row", *(f"{grid} (seeds)" for grid in args.grids), "over settings"], lines)
 
 

@@ -342,7 +342,7 @@ def test_gains_across_settings(
         ]
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "results.json").write_text(json.dumps({"rows": rows}))
-    across.main([str(tmp_path / "0"), str(tmp_path / "1" / "results.json")])
+    across.main([str(tmp_path / "0"), str(tmp_path / "1")])
     printed = rows_of(capsys.readouterr().out)
     assert printed["a"][:2] == ["+1.0 (3)", "+3.0 (3)"]
     # Student's t of 97.5 % with one degree of freedom, after Holm: neither row is told from zero at 5 % / 2

@@ -27,7 +27,7 @@ from tests import ROOT
 SOURCE = ROOT / "src" / "msefpn"
 
 FLOORS: list[set[str]] = [
-    {"plain", "structures", "necks"},
+    {"plain", "structures", "necks", "version"},
     {"errors"},
     {"reading"},
     {"links", "options", "plugins", "pretrained", "static", "writing"},
@@ -159,7 +159,6 @@ def _targets(node: ast.AST, source: Path) -> list[str]:
     return [
         f"{base}.{alias.name}" if _is_module(inner / alias.name) and base.startswith("msefpn") else base
         for alias in node.names
-        if alias.name != "__version__"
     ]
 
 

@@ -8,6 +8,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from msefpn.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from msefpn.commands.compare import ablate, cost
     from msefpn.commands.data import check, convert, split
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from msefpn.errors import UserError
     from msefpn.necks import FPN, GCG, MSEFPN, SEM, SIM
 
-__version__ = "0.2.0.dev0"
 _HOMES = {
     "errors": ("UserError",),
     "necks": ("FPN", "GCG", "MSEFPN", "SEM", "SIM"),

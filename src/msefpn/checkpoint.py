@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import safetensors
 
-from msefpn import __version__
 from msefpn.config import Config, from_dict
 from msefpn.errors import UserError
 from msefpn.places import is_named, is_pretrained, on_hub
@@ -23,6 +22,7 @@ from msefpn.pretrained import (
     similar_name,
 )
 from msefpn.reading import Record, parse_json
+from msefpn.version import __version__
 from msefpn.writing import settle
 
 CHECKPOINTS = (".pth", ".pt", ".pkl", ".pickle", ".ckpt")
@@ -231,9 +231,8 @@ def parse_info(values: Any, file: Path, *, fix: str, oldest: int = 1) -> Detecto
     if version > VERSION or unknown:
         what = f", with a setting '{unknown[0]}' that is unknown here" if unknown else ""
         by = "a newer" if version > VERSION else "another"
-        own = __version__
         raise UserError(
-            f"{file} was written by {by} version of msefpn ({made}, this is {own}){what}: "
+            f"{file} was written by {by} version of msefpn ({made}, this is {__version__}){what}: "
             "install that version, or update this one with pip install --upgrade msefpn"
         )
     return DetectorInfo(from_dict(settings, source=str(file)), names, ids)

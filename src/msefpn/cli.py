@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from msefpn import __version__, plugins
+from msefpn import plugins
 from msefpn.commands import compare, data, models, predict, train
 from msefpn.commands import inspect as looking
 from msefpn.commands import plugins as plugin_commands
@@ -27,6 +27,7 @@ from msefpn.runs.folder import default_recipe
 from msefpn.runs.memory import keep_freed_memory
 from msefpn.runs.signals import interruptible
 from msefpn.runs.world import tells_mistakes
+from msefpn.version import __version__
 from msefpn.writing import FULL
 
 COMMANDS: dict[str, Callable[..., Any]] = {

@@ -248,7 +248,8 @@ def test_backbones_that_do_not_fit(name: str, reason: str) -> None:
         ({"neck_options": {"preset": "none"}}, "neck_options of mse_fpn: preset 'none' is unknown"),
         (
             {"neck": "afpn", "neck_options": {"upsample": "carafe"}},
-            "unknown key in neck_options of afpn 'upsample': known: extra_levels, out_channels, reduction, ",
+            "unknown key in neck_options of afpn 'upsample': known: "
+            "extra_levels, out_channels, reduction, start_level",
         ),
         ({"detector_options": {"rpn": {"anchors": 1}}}, "unknown key in rpn 'anchors'"),
         ({"detector_options": {"preset": "detectron"}}, "unknown preset 'detectron'"),

@@ -211,9 +211,9 @@ def test_frequency_fusion() -> None:
     torch.manual_seed(0)
     fusion = FrequencyFusion(8).eval()  # its layers as torch starts them, so that the kernels differ
     fine, coarse = torch.randn(1, 8, 6, 8), torch.randn(1, 8, 3, 4)
-    z_fine, z_wide = fusion.compress_fine(fine), up(fusion.compress_coarse(coarse), fine)
-    low = (fusion.low(z_fine) + up(fusion.low(fusion.compress_coarse(coarse)), fine)).softmax(dim=1)
-    high = (fusion.high(z_fine) + up(fusion.high(fusion.compress_coarse(coarse)), fine)).softmax(dim=1)
+    z_fine, z_coarse = fusion.compress_fine(fine), fusion.compress_coarse(coarse)
+    low = (fusion.low(z_fine) + up(fusion.low(z_coarse), fine)).softmax(dim=1)
+    high = (fusion.high(z_fine) + up(fusion.high(z_coarse), fine)).softmax(dim=1)
     smooth, blurred = torch.zeros_like(fine), torch.zeros_like(fine)
     for row in range(6):
         for column in range(8):
@@ -225,7 +225,7 @@ def test_frequency_fusion() -> None:
                 y, x = row + dy, column + dx
                 if 0 <= y < 6 and 0 <= x < 8:
                     blurred[..., row, column] += high[:, k, row, column] * fine[..., y, x]
-    z = z_fine + z_wide
+    z = z_fine + up(z_coarse, fine)
     read = torch.cat([z, _similarities(z)], dim=1)
     offset = fusion.direction(read) * fusion.size(read).sigmoid()
     moved = sample_at(smooth, offset.unflatten(1, (4, 2)))

@@ -64,9 +64,13 @@ def _accuracy(row: ResultRow) -> list[str]:
     found = [f"{100 * row['mean']:.1f}{spread}{note}", f"{100 * row['mean50']:.1f}"]
     if "difference" not in row:
         return [*found, ""]
-    mean, low, high = (row["difference"][key] for key in ("mean", "low", "high"))
-    interval = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
-    return [*found, f"{100 * mean:+.1f}{interval}"]
+    return [*found, difference_text(*(row["difference"][key] for key in ("mean", "low", "high")))]
+
+
+def difference_text(mean: float, low: float | None, high: float | None) -> str:
+    """A difference in AP and its interval, in percent."""
+    interval = "" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * mean:+.1f}{interval}"
 
 
 def _cost(row: ResultRow) -> list[str]:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msefpn import __version__
 from msefpn.errors import UserError
 from msefpn.runs.peers import Peers
 from msefpn.training.fingerprint import DataMarks, settings_of
 from msefpn.training.plan import Plan
+from msefpn.version import __version__
 
 _OF_THE_FIRST = ("logger", "callback", "plugins", "workers")
 """Settings that may differ: only the first process uses them, or they change nothing of the result."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from msefpn import __version__
 from msefpn.checkpoint import VERSION
 from msefpn.config import Config, parse_size
+from msefpn.version import __version__
 
 if TYPE_CHECKING:
     from msefpn.models import Detector
