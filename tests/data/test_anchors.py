@@ -215,6 +215,20 @@ def test_a_few_objects_do_not_outweigh_the_overlap_of_all_others() -> None:
     assert other.iou < choice.share.iou - 0.1
 
 
+def test_small_objects_get_more_than_their_best_anchor() -> None:
+    """RetinaNet's own scale has the larger mean, but the small ones, a tenth, under 0.5."""
+    objects = resized_objects(squares([18.0] * 80 + [42.0] * 720), (400, 400))
+    choice = choose_anchors(objects, "retinanet", {"head": {"ratios": [0.5, 1.0, 2.0]}})
+    assert choice is not None
+    assert choice.options == {"anchor_scale": 3.0}
+    assert choice.share.missed == choice.before.missed == 0
+    assert choice.before.weak == 80
+    assert choice.share.weak <= 1
+    assert choice.share.iou < choice.before.iou
+    assert "0.1 % none but a weak one" in str(choice)
+    assert "(its own anchors: 0.0 %, 10.0 %," in str(choice)
+
+
 def test_what_is_set_stays_and_what_fits_already_is_written_down() -> None:
     objects = resized_objects(squares([10.0] * 32), (400, 400))
     choice = choose_anchors(objects, "faster_rcnn", {"rpn": {"anchor_scale": 4.0}})

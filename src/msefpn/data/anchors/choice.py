@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msefpn.data.anchors.match import Objects, best_iou
-from msefpn.data.anchors.rules import ANCHORS, ShapeRule, options_part, rule_for
+from msefpn.data.anchors.rules import ANCHORS, BoxRule, ShapeRule, options_part, rule_for
 from msefpn.data.anchors.share import AnchorShare, as_percent, measure_share
 
 _SCALES = {
@@ -26,9 +26,9 @@ _LOOKED_AT = 3000
 _FINALISTS = 6
 """Candidates, best by their overlap, whose assignment is computed."""
 _STEP = 0.005
-"""Shares of missed objects that differ by no more from the least are taken as equal; then the IoU decides."""
+"""Shares of objects, missed or weak, that differ by no more from the least are taken as equal."""
 _WORTH = 0.01
-"""Mean IoU that a change from the detector's own anchors must bring where it misses no fewer objects."""
+"""Mean IoU that a change from the detector's own anchors must bring where the shares are equal."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class AnchorChoice:
         own, new = self.before, self.share
         return (
             f"{options_text(self.options)}: {as_percent(new.share)} of {new.objects} objects get no positive "
-            f"anchor, mean best IoU {new.iou:.2f} (its own anchors: {as_percent(own.share)}, {own.iou:.2f})"
+            f"anchor, {as_percent(new.weak_share)} none but a weak one, mean best IoU {new.iou:.2f} "
+            f"(its own anchors: {as_percent(own.share)}, {as_percent(own.weak_share)}, {own.iou:.2f})"
         )
 
 
@@ -81,7 +82,10 @@ def choose_anchors(
     *,
     strides: Sequence[int] | None = None,
 ) -> AnchorChoice | None:
-    """Choose anchors that meet the objects: fewest missed first, then the largest mean of the best IoU.
+    """Choose anchors that meet the objects.
+
+    Fewest missed first, then fewest weak ones: beside objects with dozens of positive anchors, those with
+    a single one are hardly learned. Then the largest mean of the best IoU.
 
     What `options` sets stays as it is. The number of anchors in a cell stays the same, so weights of a head
     fit whatever is chosen.
@@ -121,26 +125,55 @@ def choose_anchors(
         finalists = [candidates[at] for at in _best_first(overlaps)[:_FINALISTS]]
     before = measure_share(few, own)
     shares = [measure_share(few, rule(one)) for one in finalists]
-    first = _best_first([(one.share, one.iou) for one in shares])[0]
+    first = _best_first([_meeting(one) for one in shares])[0]
     best, found = finalists[first], shares[first]
-    fewer, more = before.share - found.share, found.iou - before.iou
-    if fewer < -_STEP or (fewer <= _STEP and more < _WORTH):
+    if not _better(_meeting(found), _meeting(before)):
         best, found = {}, before
     # written down also where they are the detector's own, so that the run says which anchors it has
     own_values = ANCHORS[detector if part[0] == "head" else part[0]]
     return AnchorChoice(best or {key: own_values[key] for key in open_keys}, found, before)
 
 
-def _best_first(found: Sequence[tuple[float, float]]) -> list[int]:
-    """The order of candidates, of each the share of missed objects and the mean of the best IoU."""
-    least = min(share for share, _ in found) + _STEP
-    return sorted(range(len(found)), key=lambda at: (max(least, found[at][0]), -found[at][1]))
+class _Met(NamedTuple):
+    """How objects meet a candidate's anchors."""
+
+    missed: float
+    """Share of the objects."""
+    weak: float
+    """Likewise, see `AnchorShare.weak`."""
+    iou: float
+    """Mean of the best."""
 
 
-def _overlap(objects: Objects, rule: Any) -> tuple[float, float]:
-    """Share of missed objects, whatever others take, and the mean of the best IoU."""
+def _meeting(share: AnchorShare) -> _Met:
+    return _Met(share.share, share.weak_share, share.iou)
+
+
+def _best_first(found: Sequence[_Met]) -> list[int]:
+    """The order of candidates."""
+    missed = min(one.missed for one in found) + _STEP
+    weak = min(one.weak for one in found if one.missed <= missed) + _STEP
+
+    def key(at: int) -> tuple[float, float, float]:
+        one = found[at]
+        return max(missed, one.missed), max(weak, one.weak), -one.iou
+
+    return sorted(range(len(found)), key=key)
+
+
+def _better(new: _Met, old: _Met) -> bool:
+    """Whether a change is worth it."""
+    for fewer in (old.missed - new.missed, old.weak - new.weak):
+        if abs(fewer) > _STEP:
+            return fewer > 0
+    return new.iou - old.iou >= _WORTH
+
+
+def _overlap(objects: Objects, rule: BoxRule) -> _Met:
+    """Whatever others take."""
     best = best_iou(objects, rule)
-    return float((best < rule.least_iou).mean()), float(best.mean())
+    missed, weak = (float((best < least).mean()) for least in (rule.least_iou, rule.positive_iou))
+    return _Met(missed, weak, float(best.mean()))
 
 
 def _candidates(

@@ -34,6 +34,9 @@ class AnchorShare:
     """Objects without a positive anchor."""
     taken: int
     """Of these, how many overlap an anchor enough, but it went to another object."""
+    weak: int
+    """Objects whose best anchor overlaps them by less than what makes an anchor positive: they get that one
+    alone, or none."""
     iou: float
     """Mean of the largest IoU with an anchor."""
     points: bool = False
@@ -46,6 +49,11 @@ class AnchorShare:
     def share(self) -> float:
         """Of the objects without a positive anchor, 0..1."""
         return self.missed / self.objects if self.objects else 0.0
+
+    @property
+    def weak_share(self) -> float:
+        """Of the weak ones, 0..1."""
+        return self.weak / self.objects if self.objects else 0.0
 
     def lines(self) -> list[str]:
         """As text: the share, and where it is not zero which objects it hits."""
@@ -72,6 +80,7 @@ def measure_share(objects: Objects, rule: Rule) -> AnchorShare:
     found = meet(objects, rule)
     missed = ~found.met
     enough = found.iou >= np.float32(rule.least_iou) if isinstance(rule, BoxRule) else found.iou > 0
+    weak = found.iou < np.float32(rule.positive_iou) if isinstance(rule, BoxRule) else ~enough
     extent = (objects.boxes[:, 2:] - objects.boxes[:, :2]).astype(np.float64)
     ratio = extent.max(axis=1) / np.maximum(extent.min(axis=1), 1e-9)
     bins = np.searchsorted(_SIDES, objects.sides, side="right")
@@ -82,6 +91,7 @@ def measure_share(objects: Objects, rule: Rule) -> AnchorShare:
         missed=int(missed.sum()),
         taken=int((missed & enough).sum()),
         points=isinstance(rule, PointRule),
+        weak=int(weak.sum()),
         iou=float(found.iou.mean()) if len(objects) else 0.0,
         by_size=_counts([*ends, f"over {_SIDES[-1]} px"], bins, missed),
         by_shape=_counts([f"up to {NARROW:g}:1", f"longer than {NARROW:g}:1"], ratio > NARROW, missed),
