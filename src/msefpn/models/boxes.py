@@ -15,6 +15,15 @@ MAX_LOG_RATIO = math.log(1000 / 16)
 COLUMNS = 32
 """Of the grid on which groups are laid apart for suppression: near its corner, offsets are small."""
 
+_PAIRS = 2**22
+"""Whose IoU is held at a time on a GPU, where eight times as many may wait to be settled."""
+
+_ROUNDS = 4
+"""Of suppression on a GPU before it asks whether anything has changed, for which Python waits."""
+
+_LONGEST = 2048
+"""Boxes of a part up to which a GPU suppresses those of several images in rounds."""
+
 PAD_SCORE = -1e4
 """Score of a place that holds no candidate. A finite value: exported graphs compare with it."""
 
@@ -95,12 +104,21 @@ def top_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values, index.clamp(max=scores.shape[1] - 1)
 
 
-def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:
+def nms(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    valid: Tensor,
+    iou: float,
+    parts: Sequence[int] | None = None,
+) -> Tensor:
     """Greedy non-maximum suppression within each group of each image.
 
-    The cost is quadratic: there is one suppression per group on the CPU, and on a GPU one per image, its
-    groups shifted apart; an exported graph makes one call. The shift is in float64, as large offsets eat
-    float32's fraction; in ONNX, whose suppression knows float32 only, it is exact to about 0.01 pixels.
+    The cost is quadratic: there is one suppression per group on the CPU. On a GPU there is one per part, of
+    all images together, or, of a single image and of long parts, one per image, whichever was faster on an
+    H200. An exported graph makes one call. Where groups share a call they are shifted apart, in float64, as
+    large offsets eat float32's fraction; in ONNX, whose suppression knows float32 only, this is exact to
+    about 0.01 pixels.
 
     Args:
         boxes: (B, N, 4), clipped to the image.
@@ -108,37 +126,81 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float
         groups: (B, N) int64, level or class of each box.
         valid: (B, N) bool; other boxes neither suppress nor stay.
         iou: boxes that overlap a better one by more than this go.
+        parts: lengths of pieces of the N boxes, in order, where no group is in two; None: one piece.
 
     Returns:
         (B, N) bool, the boxes that stay.
     """
     if is_exporting():
         return _nms_at_once(boxes, scores, groups, valid, iou)
+    parts = [boxes.shape[1]] if parts is None else list(parts)
     if torch.compiler.is_compiling():
-        kept: Tensor = _nms_apart(boxes, scores, groups, valid, iou)
+        kept: Tensor = _nms_apart(boxes, scores, groups, valid, iou, parts)
         return kept
-    return _nms_in_turns(boxes, scores, groups, valid, iou)
+    return _nms_eagerly(boxes, scores, groups, valid, iou, parts)
 
 
 @torch.library.custom_op("msefpn::nms", mutates_args=())
-def _nms_apart(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:
+def _nms_apart(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float, parts: Sequence[int]
+) -> Tensor:
     """As one operator, so that a compiled graph need not look into its loops."""
-    return _nms_in_turns(boxes, scores, groups, valid, iou)
-
-
-def _nms_in_turns(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:
-    if boxes.is_cpu:
-        images = torch.arange(boxes.shape[0])[:, None]
-        group = groups + images * (groups.max() + 1)
-        kept = _nms_by_group(boxes.flatten(0, 1), scores.flatten(), group.flatten(), valid.flatten(), iou)
-        return kept.view_as(valid)
-    rows = [slice(i, i + 1) for i in range(len(boxes))]
-    return torch.cat([_nms_at_once(boxes[i], scores[i], groups[i], valid[i], iou) for i in rows])
+    return _nms_eagerly(boxes, scores, groups, valid, iou, parts)
 
 
 @_nms_apart.register_fake
-def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:
+def _(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float, parts: Sequence[int]
+) -> Tensor:
     return torch.empty_like(valid)
+
+
+def _nms_eagerly(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float, parts: Sequence[int]
+) -> Tensor:
+    if boxes.is_cpu:
+        images = torch.arange(boxes.shape[0])[:, None]
+        group = groups + images * (groups.max() + 1)
+        flat = _nms_by_group(boxes.flatten(0, 1), scores.flatten(), group.flatten(), valid.flatten(), iou)
+        return flat.view_as(valid)
+    if len(boxes) == 1 or max(parts) > _LONGEST:
+        rows = [slice(i, i + 1) for i in range(len(boxes))]
+        return torch.cat([_nms_at_once(boxes[i], scores[i], groups[i], valid[i], iou) for i in rows])
+    pieces = [x.split(list(parts), dim=1) for x in (boxes, scores, groups, valid)]
+    kept = [nms_in_rounds(box, score, group, of, iou) for box, score, group, of in zip(*pieces, strict=True)]
+    return torch.cat(kept, dim=1)
+
+
+def nms_in_rounds(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:
+    """`nms` of all images together, for a GPU, which would wait for each box of a loop.
+
+    In each round those go that overlap a better box that stayed in the round before. A box is settled one
+    round after all better ones that it overlaps, so that in the end nothing changes: the greedy result.
+    """
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    box = boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    group, candidate = groups.gather(1, order), valid.gather(1, order)
+    images = max(1, 8 * _PAIRS // max(1, order.shape[1]) ** 2)
+    pieces = [slice(start, start + images) for start in range(0, len(order), images)]
+    kept = torch.cat([_settled(box[piece], group[piece], candidate[piece], iou) for piece in pieces])
+    return torch.empty_like(valid).scatter_(1, order, kept)
+
+
+def _settled(boxes: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:
+    """Those (B, N) that stay of boxes in the order of their scores."""
+    rows = max(1, _PAIRS // max(1, groups.numel()))
+    overlap = [
+        (pairwise_iou(box, boxes) > iou) & (group[..., None] == groups[:, None])
+        for box, group in zip(boxes.split(rows, dim=1), groups.split(rows, dim=1), strict=True)
+    ]
+    better = torch.cat(overlap, dim=1).tril_(-1)  # (B, N, N): of a row's box, the better ones it overlaps
+    kept = valid
+    while True:
+        before = kept
+        for _ in range(_ROUNDS):
+            kept = valid & ~(better & kept[:, None]).any(dim=2)
+        if torch.equal(kept, before):
+            return kept
 
 
 def _nms_at_once(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou: float) -> Tensor:

@@ -165,7 +165,8 @@ class RPN(nn.Module):
             levels.append(torch.full_like(index, level))
         box, score = clip_to_images(torch.cat(boxes, 1), sizes), torch.cat(scores, 1)
         valid = larger_than(box, self.min_size) & (score > PAD_SCORE)
-        keep = nms(box, score, torch.cat(levels, 1), valid, self.nms_iou)
+        parts = [x.shape[1] for x in scores]
+        keep = nms(box, score, torch.cat(levels, 1), valid, self.nms_iou, parts)
         best, index = top_candidates(score.masked_fill(~keep, PAD_SCORE), self.proposals[phase])
         if best.is_cpu and not torch.compiler.is_compiling():  # padding costs the head as much as regions do
             most = max(1, int((best > PAD_SCORE).sum(dim=1).max()))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Ema:
@@ -26,13 +27,12 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights as they are after `step` steps."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in self.module.state_dict().items():
-            average = self.weights[name]
-            if average.is_floating_point():
-                average.lerp_(value, 1 - decay)
-            else:
-                average.copy_(value)
+        average = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+        current = self.module.state_dict()
+        floating = [name for name, value in current.items() if value.is_floating_point()]
+        average([self.weights[name] for name in floating], [current[name] for name in floating], step)
+        for name in current.keys() - set(floating):
+            self.weights[name].copy_(current[name])
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Take over the averages of an earlier run, on the module's device."""

@@ -207,8 +207,8 @@ class Training(pl.LightningModule):
         if self.group is not None:
             self.group.check()
         losses = self.losses(batch.images, batch.sizes, batch.targets, batch.proposals)
-        total = torch.stack(list(losses.values())).sum()
-        values = {name: float(value.detach()) for name, value in losses.items()}
+        each = torch.stack(list(losses.values()))
+        values = dict(zip(losses, each.tolist(), strict=True))
         infinite = [name for name, value in values.items() if not math.isfinite(value)]
         if self.keeper.agree(self.step + 1, fail=bool(infinite)).fail:
             self._refuse(infinite, batch)
@@ -219,7 +219,7 @@ class Training(pl.LightningModule):
             self.progress.step({"loss": values["loss"], "lr": self.lr, **values}, self.clock)
         if self.callbacks is not None and batch_idx % self.config.accumulate == 0:
             self.callbacks.step(self.step, values | {"lr": self.lr})
-        return total
+        return each.sum()
 
     def _refuse(self, infinite: list[str], batch: Batch) -> None:
         """Raise for losses that are not finite in one of the processes; called in all of them.
