@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms, sigmoid_focal_loss
 
 from msefpn.models.anchors import AnchorGenerator
-from msefpn.models.boxes import decode, encode, nms, nms_in_rounds, pairwise_iou
+from msefpn.models.boxes import decode, encode, nms, nms_on_gpu, pairwise_iou
 from msefpn.models.losses import balanced_l1, focal, make_box_loss, weighted_sum
 from msefpn.models.matching import BalancedSampler, Match, MaxIoUMatcher, RandomSampler
 from msefpn.models.select import Selection
@@ -60,31 +60,39 @@ def test_nms_equals_torchvision_by_image_and_group() -> None:
 
 @given(
     seed=st.integers(0, 2**31),
+    images=st.sampled_from([1, 3]),
     side=st.sampled_from([20.0, 100.0, 1000.0]),
     pairs=st.sampled_from([1, 300, 2**22]),
-    levels=st.integers(0, 7),
+    longest=st.sampled_from([49, 50]),
+    steps=st.integers(0, 7),
 )
-@settings(max_examples=40, deadline=None)
-def test_nms_in_rounds_is_greedy(seed: int, side: float, pairs: int, levels: int) -> None:
-    """Scores that are the same, dense boxes, and pairs that are worked through piece by piece."""
+@settings(max_examples=30, deadline=None)
+def test_nms_on_a_gpu_is_greedy(
+    seed: int, images: int, side: float, pairs: int, longest: int, steps: int
+) -> None:
+    """In rounds and image by image; scores that are the same, dense boxes, pairs worked through in pieces."""
     torch.manual_seed(seed)
-    boxes = random_boxes(3, 80) * side / 100
-    scores = torch.randint(0, levels + 1, (3, 80)) / 7 if levels else torch.rand(3, 80)
-    given = boxes, scores, torch.randint(0, 2, (3, 80)), torch.rand(3, 80) > 0.2, 0.4
+    boxes = random_boxes(images, 80) * side / 100
+    scores = torch.rand(images, 80)
+    if steps:
+        scores = (scores * steps).round() / steps
+    groups = torch.cat([torch.randint(0, 2, (images, 50)), torch.randint(2, 5, (images, 30))], dim=1)
+    given = boxes, scores, groups, torch.rand(images, 80) > 0.2, 0.4
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("msefpn.models.boxes._PAIRS", pairs)
-        assert torch.equal(nms_in_rounds(*given), nms(*given))
+        patch.setattr("msefpn.models.boxes._LONGEST", longest)
+        assert torch.equal(nms_on_gpu(*given, [50, 30]), nms(*given))
 
 
-def test_nms_in_rounds_of_a_chain_and_of_nothing() -> None:
+def test_nms_on_a_gpu_of_a_chain_and_of_nothing() -> None:
     """Each box overlaps the next: every other one stays, the last of them settled in the last round."""
     left = torch.arange(60.0) * 5
-    boxes = torch.stack([left, torch.zeros(60), left + 9, torch.full((60,), 10.0)], dim=1)[None]
-    groups, valid = torch.zeros(1, 60, dtype=torch.long), torch.ones(1, 60, dtype=torch.bool)
-    kept = nms_in_rounds(boxes, -left[None], groups, valid, 0.2)
-    assert kept[0].tolist() == [True, False] * 30
-    nothing = nms_in_rounds(boxes[:, :0], left[None, :0], groups[:, :0], valid[:, :0], 0.2)
-    assert nothing.shape == (1, 0)
+    box = torch.stack([left, torch.zeros(60), left + 9, torch.full((60,), 10.0)], dim=1)
+    boxes, scores = box.expand(2, -1, -1), -left.expand(2, -1)
+    groups, valid = torch.zeros(2, 60, dtype=torch.long), torch.ones(2, 60, dtype=torch.bool)
+    assert nms_on_gpu(boxes, scores, groups, valid, 0.2, [60]).tolist() == [[True, False] * 30] * 2
+    nothing = nms_on_gpu(boxes[:, :0], scores[:, :0], groups[:, :0], valid[:, :0], 0.2, [0])
+    assert nothing.shape == (2, 0)
 
 
 def test_nms_in_onnx_keeps_the_same_of_many_groups(monkeypatch: pytest.MonkeyPatch) -> None:
