@@ -225,7 +225,7 @@ def test_small_objects_get_more_than_their_best_anchor() -> None:
     assert choice.before.weak == 80
     assert choice.share.weak <= 1
     assert choice.share.iou < choice.before.iou
-    assert "0.1 % none but a weak one" in str(choice)
+    assert "0.1 % at best one of low IoU" in str(choice)
     assert "(its own anchors: 0.0 %, 10.0 %," in str(choice)
 
 

@@ -46,7 +46,7 @@ class AnchorChoice:
         own, new = self.before, self.share
         return (
             f"{options_text(self.options)}: {as_percent(new.share)} of {new.objects} objects get no positive "
-            f"anchor, {as_percent(new.weak_share)} none but a weak one, mean best IoU {new.iou:.2f} "
+            f"anchor, {as_percent(new.weak_share)} at best one of low IoU, mean best IoU {new.iou:.2f} "
             f"(its own anchors: {as_percent(own.share)}, {as_percent(own.weak_share)}, {own.iou:.2f})"
         )
 
@@ -150,7 +150,7 @@ def _meeting(share: AnchorShare) -> _Met:
 
 
 def _best_first(found: Sequence[_Met]) -> list[int]:
-    """The order of candidates."""
+    """Indices of the candidates, in the order that `choose_anchors` gives."""
     missed = min(one.missed for one in found) + _STEP
     weak = min(one.weak for one in found if one.missed <= missed) + _STEP
 
@@ -162,7 +162,7 @@ def _best_first(found: Sequence[_Met]) -> list[int]:
 
 
 def _better(new: _Met, old: _Met) -> bool:
-    """Whether a change is worth it."""
+    """Whether to change from the detector's own anchors."""
     for fewer in (old.missed - new.missed, old.weak - new.weak):
         if abs(fewer) > _STEP:
             return fewer > 0
@@ -170,7 +170,7 @@ def _better(new: _Met, old: _Met) -> bool:
 
 
 def _overlap(objects: Objects, rule: BoxRule) -> _Met:
-    """Whatever others take."""
+    """As if no object took an anchor from another."""
     best = best_iou(objects, rule)
     missed, weak = (float((best < least).mean()) for least in (rule.least_iou, rule.positive_iou))
     return _Met(missed, weak, float(best.mean()))

@@ -35,8 +35,7 @@ class AnchorShare:
     taken: int
     """Of these, how many overlap an anchor enough, but it went to another object."""
     weak: int
-    """Objects whose best anchor overlaps them by less than what makes an anchor positive: they get that one
-    alone, or none."""
+    """Objects whose best anchor has less IoU than a positive one needs: they get that one alone, or none."""
     iou: float
     """Mean of the largest IoU with an anchor."""
     points: bool = False
@@ -52,7 +51,7 @@ class AnchorShare:
 
     @property
     def weak_share(self) -> float:
-        """Of the weak ones, 0..1."""
+        """Of the objects whose best anchor is weak, 0..1."""
         return self.weak / self.objects if self.objects else 0.0
 
     def lines(self) -> list[str]:
@@ -79,8 +78,11 @@ def measure_share(objects: Objects, rule: Rule) -> AnchorShare:
     """Run a detector's rule over objects."""
     found = meet(objects, rule)
     missed = ~found.met
-    enough = found.iou >= np.float32(rule.least_iou) if isinstance(rule, BoxRule) else found.iou > 0
-    weak = found.iou < np.float32(rule.positive_iou) if isinstance(rule, BoxRule) else ~enough
+    enough = found.iou > 0
+    weak = ~enough
+    if isinstance(rule, BoxRule):
+        enough = found.iou >= np.float32(rule.least_iou)
+        weak = found.iou < np.float32(rule.positive_iou)
     extent = (objects.boxes[:, 2:] - objects.boxes[:, :2]).astype(np.float64)
     ratio = extent.max(axis=1) / np.maximum(extent.min(axis=1), 1e-9)
     bins = np.searchsorted(_SIDES, objects.sides, side="right")
